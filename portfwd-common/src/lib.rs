@@ -1,2 +1,74 @@
-//! Shared types.
-#![no_std]
+//! What portfwd's eBPF programs and its loader share: the types that lie in maps, and every rule that
+//! can be stated without a map, a packet buffer or a clock.
+//!
+//! Byte order is in the type ([`net::NetPort`] and the [`net::Address`] types hold network order);
+//! plain integers are in host order. No type here has hidden padding: each is [`bytemuck::Pod`] and
+//! asserts its size.
+#![cfg_attr(not(test), no_std)]
+
+pub mod checksum;
+pub mod flow;
+pub mod forward;
+pub mod host;
+pub mod net;
+pub mod verdict;
+
+/// Version of everything that is pinned: names, types and meaning of maps. A loader refuses an instance
+/// with another number.
+pub const LAYOUT: u32 = 1;
+
+/// Names of the maps, which are also the names of their pins.
+pub mod maps {
+    /// Array of [`crate::forward::PortSlot`], [`crate::forward::PORT_SLOTS`] long, mmapped.
+    pub const PORTS: &str = "ports";
+    /// Hash [`crate::forward::AddressPort`] to [`crate::forward::PortSlot`]: forwards of one host address.
+    pub const ADDRESS_PORTS: &str = "address_ports";
+    /// Array of [`crate::forward::Forward`], [`crate::forward::MAX_FORWARDS`] long, mmapped.
+    pub const FORWARDS: &str = "forwards";
+    /// Array of one [`crate::forward::Journal`], mmapped: holds the commit point.
+    pub const JOURNAL: &str = "journal";
+    /// Hash [`crate::host::Label`] to [`crate::host::Attachment`].
+    pub const ATTACHMENTS: &str = "attachments";
+    /// Hash of the interface index (u32) of an attached container's host-side link to [`crate::host::Link`].
+    pub const LINKS: &str = "links";
+    /// Hash [`crate::host::LinkSource`] to attachment ID (u32): addresses that a container may send from.
+    pub const LINK_SOURCES: &str = "link_sources";
+    /// Hash [`crate::net::Ip`] to u32 (1): the host's own addresses.
+    pub const HOST_ADDRESSES: &str = "host_addresses";
+    /// LRU hash [`crate::flow::FlowKey`] to [`crate::flow::Flow`] of IPv4.
+    pub const FLOWS_V4: &str = "flows_v4";
+    /// LRU hash [`crate::flow::FlowKey`] to [`crate::flow::Flow`] of IPv6.
+    pub const FLOWS_V6: &str = "flows_v6";
+    /// Per-CPU array of [`crate::forward::Counters`], by index of the forward.
+    pub const COUNTERS: &str = "counters";
+    /// Per-CPU array of u64, by number of the reason ([`crate::verdict`]).
+    pub const REASONS: &str = "reasons";
+    /// LRU hash [`crate::host::SocketKey`] to [`crate::host::SocketOrigin`].
+    pub const HOST_SOCKETS: &str = "host_sockets";
+    /// LRU hash [`crate::host::HostDatagram`] to u32 (seconds): remote addresses that unconnected UDP
+    /// sockets of the host talk to from a published port number.
+    pub const HOST_DATAGRAMS: &str = "host_datagrams";
+}
+
+/// Names of the programs, which are also the names of their pins.
+pub mod programs {
+    /// TC ingress of a device on which the host owns an address.
+    pub const TC_DEVICE: &str = "tc_device";
+    /// TC ingress of an attached container's host-side link.
+    pub const TC_LINK: &str = "tc_link";
+    /// TC egress of a device: replies of flows that go through the stack.
+    pub const TC_EGRESS: &str = "tc_egress";
+    /// XDP of a device.
+    pub const XDP_DEVICE: &str = "xdp_device";
+    /// The socket programs of the root cgroup.
+    pub const SOCKET: [&str; 8] = [
+        "connect4",
+        "connect6",
+        "sendmsg4",
+        "sendmsg6",
+        "recvmsg4",
+        "recvmsg6",
+        "getpeername4",
+        "getpeername6",
+    ];
+}

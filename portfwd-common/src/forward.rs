@@ -1,0 +1,315 @@
+//! Published ports: who owns a host port and where it leads.
+//!
+//! A packet finds a [`PortSlot`] by its destination port, the slot names a [`Forward`] by index and
+//! generation, and the forward counts only while it is visible at the transaction that the
+//! [`Journal`] last committed. One store to [`Journal::committed`] therefore publishes or withdraws
+//! any number of forwards at one instant; whatever an unfinished transaction wrote stays invisible.
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::net::{Ip, NetPort, Protocol};
+
+/// Length of the table of forwards. Index 0 is never used, so that an all-zero slot means nothing.
+pub const MAX_FORWARDS: u32 = 65_536;
+/// Planes of the port table: three protocols in each of two families.
+pub const PLANES: u32 = 6;
+/// Length of the port table.
+pub const PORT_SLOTS: u32 = PLANES << 16;
+
+/// Index into the port table. `family` as in [`crate::net::Address::FAMILY`].
+#[inline(always)]
+pub const fn port_index(family: u32, protocol: Protocol, port: NetPort) -> u32 {
+    (family * 3 + protocol.plane()) << 16 | port.get() as u32
+}
+
+/// What one port of one protocol and family is to the datapath. Eight bytes, always stored as one.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Pod, Zeroable)]
+pub struct PortSlot {
+    /// Bits 0 to 23: index of the forward that owns the port on every host address, 0 for none.
+    /// Bits 30 and 31: [`Self::CONTAINER_SIDE`], [`Self::BY_ADDRESS`].
+    bits: u32,
+    /// Generation of that forward; with another one in the record the slot is void.
+    pub generation: u32,
+}
+
+impl PortSlot {
+    /// Some forward of a single host address has this port: look in `address_ports` as well.
+    pub const BY_ADDRESS: u32 = 1 << 31;
+    /// Some forward leads to this port of a container: a packet from this port can be a reply.
+    pub const CONTAINER_SIDE: u32 = 1 << 30;
+    const INDEX: u32 = (1 << 24) - 1;
+
+    /// A slot owned by `index` (0: nobody) with `flags` out of the constants above.
+    #[inline(always)]
+    pub const fn new(index: u32, generation: u32, flags: u32) -> Self {
+        Self {
+            bits: index & Self::INDEX | flags & !Self::INDEX,
+            generation,
+        }
+    }
+    /// As the eight bytes that are stored at once.
+    #[inline(always)]
+    pub const fn from_bits(bits: u64) -> Self {
+        Self {
+            bits: bits as u32,
+            generation: (bits >> 32) as u32,
+        }
+    }
+    /// The other way.
+    #[inline(always)]
+    pub const fn to_bits(self) -> u64 {
+        self.bits as u64 | (self.generation as u64) << 32
+    }
+    /// Index of the owner, 0 for none.
+    #[inline(always)]
+    pub const fn index(self) -> u32 {
+        self.bits & Self::INDEX
+    }
+    /// Whether one of `flags` is set.
+    #[inline(always)]
+    pub const fn has(self, flags: u32) -> bool {
+        self.bits & flags != 0
+    }
+    /// All flags of the slot.
+    #[inline(always)]
+    pub const fn flags(self) -> u32 {
+        self.bits & !Self::INDEX
+    }
+}
+
+/// Key of a forward that is bound to one host address.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Pod, Zeroable)]
+pub struct AddressPort {
+    /// Host address.
+    pub address: Ip,
+    /// Host port.
+    pub port: NetPort,
+    /// IP protocol number.
+    pub protocol: u8,
+    padding: [u8; 5],
+}
+
+impl AddressPort {
+    /// The key.
+    #[inline(always)]
+    pub const fn new(address: Ip, port: NetPort, protocol: Protocol) -> Self {
+        Self {
+            address,
+            port,
+            protocol: protocol.number(),
+            padding: [0; 5],
+        }
+    }
+}
+
+/// How packets get to the container and back.
+#[repr(u8)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Delivery {
+    /// `bpf_redirect_peer` through the host-side link in, `bpf_redirect_neigh` out.
+    Redirect = 0,
+    /// Translated and handed to the stack; replies are translated back where they leave the host.
+    Stack = 1,
+}
+
+/// One published port or range of ports, in one family.
+///
+/// Written by the loader alone. The first cache line is what packets need; the second describes it to
+/// people.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+pub struct Forward {
+    /// First transaction that sees it.
+    pub since: u64,
+    /// First transaction that no longer sees it; [`Self::FOREVER`] while nobody withdraws it, 0 in a
+    /// free record.
+    pub until: u64,
+    /// Address of the container.
+    pub target: Ip,
+    /// Changes each time the record is taken anew.
+    pub generation: u32,
+    /// [`crate::host::Attachment::id`] of the owner.
+    pub attachment: u32,
+    /// Interface index of the container's host-side link; 0 with [`Delivery::Stack`].
+    pub link: u32,
+    /// First host port.
+    pub host_port: NetPort,
+    /// First container port.
+    pub target_port: NetPort,
+    /// Number of ports.
+    pub count: u16,
+    /// [`Delivery`].
+    pub delivery: u8,
+    /// IP protocol number.
+    pub protocol: u8,
+    padding: [u8; 12],
+    /// Host address it is bound to; `0.0.0.0` or `::` for all.
+    pub host: Ip,
+    reserved: [u64; 6],
+}
+
+impl Forward {
+    /// `until` of a forward that nobody withdraws.
+    pub const FOREVER: u64 = u64::MAX;
+    /// A free record.
+    pub const FREE: Self = Self {
+        since: 0,
+        until: 0,
+        target: Ip::NONE,
+        generation: 0,
+        attachment: 0,
+        link: 0,
+        host_port: NetPort::new(0),
+        target_port: NetPort::new(0),
+        count: 0,
+        delivery: 0,
+        protocol: 0,
+        padding: [0; 12],
+        host: Ip::NONE,
+        reserved: [0; 6],
+    };
+
+    /// The container port that `host_port` leads to, given that it lies in the range.
+    #[inline(always)]
+    pub const fn target_port_of(&self, host_port: NetPort) -> NetPort {
+        let offset = host_port.get().wrapping_sub(self.host_port.get());
+        NetPort::new(self.target_port.get().wrapping_add(offset))
+    }
+    /// Whether packets see it when `committed` is the last transaction.
+    #[inline(always)]
+    pub const fn is_visible(&self, committed: u64) -> bool {
+        is_visible(self.since, self.until, committed)
+    }
+    /// Whether the record describes nothing that any later transaction could see.
+    #[inline(always)]
+    pub const fn is_free(&self, committed: u64) -> bool {
+        self.until <= committed
+    }
+}
+
+/// The rule behind [`Forward::is_visible`].
+#[inline(always)]
+pub const fn is_visible(since: u64, until: u64, committed: u64) -> bool {
+    since <= committed && committed < until
+}
+
+/// The instance's transactions. Written by the loader alone, under its lock.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
+pub struct Journal {
+    /// Number of the last transaction that took place: the commit point.
+    pub committed: u64,
+    /// Not 0 while a transaction writes: its number. Found by the next command after a crash.
+    pub open: u64,
+    /// One more than the highest index of a forward ever used.
+    pub forwards_used: u32,
+    /// Index after which the search for a free record starts, so that a record rests long before it is
+    /// taken again.
+    pub cursor: u32,
+    /// ID of the next attachment.
+    pub next_attachment: u32,
+    padding: u32,
+    /// Cookie of the namespace that plays the host.
+    pub host_netns: u64,
+    /// Device and inode of that namespace's file.
+    pub host_netns_file: [u64; 2],
+}
+
+/// Traffic of one forward, as one CPU counted it. `rx` is client to container.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Pod, Zeroable, PartialEq, Eq)]
+pub struct Counters {
+    /// Packets to the container; a GSO packet counts as one.
+    pub rx_packets: u64,
+    /// Bytes to the container, from the IP header on.
+    pub rx_bytes: u64,
+    /// Packets from the container.
+    pub tx_packets: u64,
+    /// Bytes from the container, from the IP header on.
+    pub tx_bytes: u64,
+    /// Flows opened, those of the socket programs included.
+    pub connections: u64,
+    /// Packets dropped on account of this forward.
+    pub drops: u64,
+}
+
+const _: () = {
+    assert!(size_of::<PortSlot>() == 8);
+    assert!(size_of::<AddressPort>() == 24);
+    assert!(size_of::<Forward>() == 128);
+    assert!(core::mem::offset_of!(Forward, host) == 64);
+    assert!(size_of::<Journal>() == 56);
+    assert!(size_of::<Counters>() == 48);
+};
+
+#[cfg(feature = "user")]
+mod user {
+    // SAFETY: each is `bytemuck::Pod`: plain bytes without padding.
+    unsafe impl aya::Pod for super::PortSlot {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::AddressPort {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Forward {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Journal {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Counters {}
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_slot_survives_the_way_through_its_bits(index in 0u32..1 << 24, generation: u32, flags in 0u32..4) {
+            let slot = PortSlot::new(index, generation, flags << 30);
+            let back = PortSlot::from_bits(slot.to_bits());
+            prop_assert_eq!(back, slot);
+            prop_assert_eq!((back.index(), back.generation, back.flags()), (index, generation, flags << 30));
+        }
+
+        #[test]
+        fn every_port_of_a_range_leads_to_its_neighbour(first in 1u16..60000, target in 1u16..60000, offset in 0u16..5000) {
+            let forward = Forward {
+                host_port: NetPort::new(first),
+                target_port: NetPort::new(target),
+                count: 5000,
+                ..Forward::FREE
+            };
+            let host = NetPort::new(first + offset);
+            prop_assert_eq!(forward.target_port_of(host).get(), target + offset);
+        }
+
+        #[test]
+        fn ports_of_different_protocols_families_or_numbers_have_different_slots(
+            a in (0u32..2, 0usize..3, any::<u16>()), b in (0u32..2, 0usize..3, any::<u16>()),
+        ) {
+            let protocols = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
+            let index = |(family, protocol, port): (u32, usize, u16)| port_index(family, protocols[protocol], NetPort::new(port));
+            prop_assert_eq!(index(a) == index(b), a == b);
+            prop_assert!(index(a) < PORT_SLOTS);
+        }
+    }
+
+    #[test]
+    fn a_transaction_is_seen_from_its_commit_on_and_not_before() {
+        let published = Forward {
+            since: 5,
+            until: Forward::FOREVER,
+            ..Forward::FREE
+        };
+        assert!(!published.is_visible(4) && published.is_visible(5) && published.is_visible(6));
+        let withdrawn = Forward {
+            until: 7,
+            ..published
+        };
+        assert!(withdrawn.is_visible(6) && !withdrawn.is_visible(7));
+        assert!(!withdrawn.is_free(6) && withdrawn.is_free(7));
+        assert!(!Forward::FREE.is_visible(0) && Forward::FREE.is_free(0));
+    }
+}

@@ -1,0 +1,212 @@
+//! What the loader knows of containers and of the host, and what the socket programs remember.
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::net::{Ip, NetPort, Protocol};
+
+/// Longest label of a container, in bytes.
+pub const LABEL_MAX: usize = 127;
+
+/// A container's name or label: key of the attachments.
+#[repr(transparent)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Pod, Zeroable)]
+pub struct Label([u8; LABEL_MAX + 1]);
+
+impl Label {
+    /// From text of at most [`LABEL_MAX`] bytes without a zero byte.
+    pub fn new(text: &str) -> Option<Self> {
+        let mut bytes = [0; LABEL_MAX + 1];
+        if text.is_empty() || text.len() > LABEL_MAX || text.bytes().any(|b| b == 0) {
+            return None;
+        }
+        bytes[..text.len()].copy_from_slice(text.as_bytes());
+        Some(Self(bytes))
+    }
+    /// The text; empty if the bytes are no UTF-8, which the loader never writes.
+    pub fn as_str(&self) -> &str {
+        let end = self.0.iter().position(|b| *b == 0).unwrap_or(LABEL_MAX);
+        core::str::from_utf8(&self.0[..end]).unwrap_or_default()
+    }
+}
+
+impl core::fmt::Debug for Label {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// A container with published ports. It makes nothing visible to packets: its forwards do.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Pod, Zeroable)]
+pub struct Attachment {
+    /// Never used twice within an instance.
+    pub id: u32,
+    /// Interface index of the host-side link, 0 if there is none.
+    pub link: u32,
+    /// IPv4 address, or [`Ip::NONE`].
+    pub v4: Ip,
+    /// IPv6 address, or [`Ip::NONE`].
+    pub v6: Ip,
+    /// Cookie of its network namespace, 0 when it was attached by address.
+    pub netns: u64,
+    /// Unix time of the first attach, in seconds.
+    pub created: u64,
+}
+
+/// An attached container's host-side link.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Pod, Zeroable)]
+pub struct Link {
+    /// [`Attachment::id`].
+    pub attachment: u32,
+    /// Interface index of the device that routes for it: its bridge, or the link itself.
+    pub l3_device: u32,
+}
+
+/// An address that a container may send from through its link.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Pod, Zeroable)]
+pub struct LinkSource {
+    /// Source address.
+    pub address: Ip,
+    /// Interface index of the host-side link.
+    pub link: u32,
+    padding: u32,
+}
+
+impl LinkSource {
+    /// The key.
+    #[inline(always)]
+    pub const fn new(link: u32, address: Ip) -> Self {
+        Self {
+            address,
+            link,
+            padding: 0,
+        }
+    }
+}
+
+/// A host socket and the container that it was sent to.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Pod, Zeroable)]
+pub struct SocketKey {
+    /// Socket cookie, never used twice (`sock_gen_cookie`).
+    pub cookie: u64,
+    /// Address of the container.
+    pub peer: Ip,
+    /// Port of the container.
+    pub port: NetPort,
+    padding: [u8; 6],
+}
+
+impl SocketKey {
+    /// The key.
+    #[inline(always)]
+    pub const fn new(cookie: u64, peer: Ip, port: NetPort) -> Self {
+        Self {
+            cookie,
+            peer,
+            port,
+            padding: [0; 6],
+        }
+    }
+}
+
+/// What the process that owns a rewritten socket asked for.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Pod, Zeroable)]
+pub struct SocketOrigin {
+    /// Host address; unspecified if the process asked for that.
+    pub address: Ip,
+    /// Host port.
+    pub port: NetPort,
+    /// IP protocol number.
+    pub protocol: u8,
+    padding: u8,
+    /// Index of the forward.
+    pub forward: u32,
+    /// Its generation.
+    pub generation: u32,
+    padding2: u32,
+}
+
+impl SocketOrigin {
+    /// The record.
+    #[inline(always)]
+    pub const fn new(
+        address: Ip,
+        port: NetPort,
+        protocol: Protocol,
+        forward: u32,
+        generation: u32,
+    ) -> Self {
+        Self {
+            address,
+            port,
+            protocol: protocol.number(),
+            padding: 0,
+            forward,
+            generation,
+            padding2: 0,
+        }
+    }
+}
+
+/// A remote address that an unconnected UDP socket of the host has sent to from a port number that is
+/// published: what comes back is the socket's, not the container's.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Pod, Zeroable)]
+pub struct HostDatagram {
+    /// Remote address.
+    pub remote: Ip,
+    /// Remote port.
+    pub remote_port: NetPort,
+    /// Port of the host's socket.
+    pub local_port: NetPort,
+    padding: u32,
+}
+
+impl HostDatagram {
+    /// The key.
+    #[inline(always)]
+    pub const fn new(remote: Ip, remote_port: NetPort, local_port: NetPort) -> Self {
+        Self {
+            remote,
+            remote_port,
+            local_port,
+            padding: 0,
+        }
+    }
+}
+
+/// Seconds for which a [`HostDatagram`] keeps a remote address for the host's socket: the UDP lifetime
+/// of RFC 4787, REQ-5.
+pub const HOST_DATAGRAM_LIFETIME: u32 = 300;
+
+const _: () = {
+    assert!(size_of::<Label>() == 128);
+    assert!(size_of::<Attachment>() == 56);
+    assert!(size_of::<Link>() == 8);
+    assert!(size_of::<LinkSource>() == 24);
+    assert!(size_of::<SocketKey>() == 32);
+    assert!(size_of::<SocketOrigin>() == 32);
+    assert!(size_of::<HostDatagram>() == 24);
+};
+
+#[cfg(feature = "user")]
+mod user {
+    // SAFETY: each is `bytemuck::Pod`: plain bytes without padding.
+    unsafe impl aya::Pod for super::Label {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Attachment {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Link {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::LinkSource {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::SocketKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::SocketOrigin {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::HostDatagram {}
+}

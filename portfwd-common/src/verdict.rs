@@ -1,0 +1,87 @@
+//! Why a packet was dropped, or left alone although its port is published.
+
+/// A numbered reason. Numbers are metric labels and are never used again for something else: 1 to 31
+/// are drops, 32 to 63 packets that went on unchanged.
+#[repr(u32)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Reason {
+    /// A container sent from an address that is not its own.
+    ForeignSource = 1,
+    /// The container already talks with this client port under another host address or port, so the
+    /// replies could not be told apart.
+    TupleTaken = 2,
+    /// The flow table took no further entry.
+    FlowTableFull = 3,
+    /// The kernel refused a step of the translation; what was left is not let out.
+    RewriteFailed = 4,
+    /// A fragment, whose ports cannot be told.
+    Fragment = 32,
+    /// The packet ends before its headers do, or they contradict each other.
+    Malformed = 33,
+    /// Not addressed to the host: another destination, a broadcast, loopback from outside.
+    NotForHost = 34,
+    /// A socket of the host owns the connection.
+    HostSocket = 35,
+    /// A TCP segment of no known flow that opens none.
+    NoFlow = 36,
+    /// Its time to live ends here.
+    Expired = 37,
+    /// Larger than the device it would leave by.
+    TooBig = 38,
+}
+
+/// Length of the table of reasons.
+pub const MAX_REASONS: u32 = 64;
+
+impl Reason {
+    /// Every reason.
+    pub const ALL: [Self; 11] = [
+        Self::ForeignSource,
+        Self::TupleTaken,
+        Self::FlowTableFull,
+        Self::RewriteFailed,
+        Self::Fragment,
+        Self::Malformed,
+        Self::NotForHost,
+        Self::HostSocket,
+        Self::NoFlow,
+        Self::Expired,
+        Self::TooBig,
+    ];
+
+    /// The label.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::ForeignSource => "foreign-source",
+            Self::TupleTaken => "tuple-taken",
+            Self::FlowTableFull => "flow-table-full",
+            Self::RewriteFailed => "rewrite-failed",
+            Self::Fragment => "fragment",
+            Self::Malformed => "malformed",
+            Self::NotForHost => "not-for-host",
+            Self::HostSocket => "host-socket",
+            Self::NoFlow => "no-flow",
+            Self::Expired => "expired",
+            Self::TooBig => "too-big",
+        }
+    }
+    /// Whether the packet was dropped; else it went on unchanged.
+    pub const fn is_drop(self) -> bool {
+        (self as u32) < 32
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reasons_have_distinct_numbers_and_names_within_the_table() {
+        for (i, a) in Reason::ALL.iter().enumerate() {
+            assert!((*a as u32) < MAX_REASONS);
+            for b in &Reason::ALL[..i] {
+                assert!(*a as u32 != *b as u32 && a.name() != b.name());
+            }
+        }
+    }
+}
