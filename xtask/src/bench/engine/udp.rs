@@ -1,0 +1,157 @@
+//! UDP traffic.
+
+use std::{
+    io::ErrorKind,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, bail};
+use nix::sys::socket::{setsockopt, sockopt};
+
+use super::{Count, Meter, SILENCE, Window};
+
+/// Bytes of payload of a datagram of the one-way stream. The first eight are its number, little endian.
+const DATAGRAM: usize = 64;
+
+/// How long a request waits for its answer before it counts as lost.
+const PATIENCE: Duration = Duration::from_millis(200);
+
+/// The sink's receive buffer in bytes. The default holds about 270 small datagrams, fewer than the
+/// sender makes in one slice of a core that the two share; what overflows would measure the
+/// scheduler.
+const RECEIVE_BUFFER: usize = 64 << 20;
+
+/// Sends every datagram back.
+pub(super) fn echo(
+    address: SocketAddr,
+    ready: impl FnOnce() -> anyhow::Result<()>,
+) -> anyhow::Result<Count> {
+    let socket = bind(address)?;
+    ready()?;
+    let mut datagram = [0; DATAGRAM];
+    loop {
+        let (length, peer) = socket.recv_from(&mut datagram).context("receive a datagram")?;
+        socket
+            .send_to(&datagram[..length], peer)
+            .context("send a datagram back")?;
+    }
+}
+
+/// Counts round trips of one small datagram. It carries a number, so that an answer that comes after
+/// its request was given up is not taken for the next one.
+pub(super) fn ping(target: SocketAddr, window: Window) -> anyhow::Result<Count> {
+    let socket = connect(target)?;
+    socket
+        .set_read_timeout(Some(PATIENCE))
+        .context("set the receive timeout")?;
+    let mut meter = Meter::start(window);
+    let mut last_answer = Instant::now();
+    let mut number: u32 = 0;
+    loop {
+        number = number.wrapping_add(1);
+        let answered = exchange(&socket, number)?;
+        if answered {
+            last_answer = Instant::now();
+        } else if last_answer.elapsed() > SILENCE {
+            bail!("no answer from {target} for {SILENCE:?}");
+        }
+        if let Some(count) = meter.add(u64::from(answered), u64::from(!answered)) {
+            return Ok(count);
+        }
+    }
+}
+
+/// One request; says whether its answer came.
+fn exchange(socket: &UdpSocket, number: u32) -> anyhow::Result<bool> {
+    match socket.send(&number.to_le_bytes()) {
+        Ok(_) => {}
+        // The ICMP error of an earlier request: a proxy may still be starting.
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => return Ok(false),
+        Err(error) => return Err(error).context("send a datagram"),
+    }
+    let mut answer = [0; 4];
+    loop {
+        match socket.recv(&mut answer) {
+            Ok(4) if u32::from_le_bytes(answer) == number => return Ok(true),
+            Ok(_) => {}
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    ErrorKind::WouldBlock | ErrorKind::ConnectionRefused
+                ) =>
+            {
+                return Ok(false);
+            }
+            Err(error) => return Err(error).context("receive an answer"),
+        }
+    }
+}
+
+/// Counts the datagrams of a one-way stream that arrive, and the gaps in their numbers.
+pub(super) fn drain(
+    address: SocketAddr,
+    window: Window,
+    ready: impl FnOnce() -> anyhow::Result<()>,
+) -> anyhow::Result<Count> {
+    let socket = bind(address)?;
+    setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER).context("set SO_RCVBUFFORCE")?;
+    socket
+        .set_read_timeout(Some(SILENCE))
+        .context("set the receive timeout")?;
+    ready()?;
+    let mut next = receive_number(&socket)? + 1;
+    let mut meter = Meter::start(window);
+    loop {
+        let number = receive_number(&socket)?;
+        // A datagram from before a gap was counted as lost by then; reordering does not happen here.
+        let lost = number.saturating_sub(next);
+        next = number + 1;
+        if let Some(count) = meter.add(1, lost) {
+            return Ok(count);
+        }
+    }
+}
+
+fn receive_number(socket: &UdpSocket) -> anyhow::Result<u64> {
+    let mut datagram = [0; DATAGRAM];
+    let length = socket.recv(&mut datagram).context("wait for a datagram")?;
+    match datagram.first_chunk() {
+        Some(number) if length == DATAGRAM => Ok(u64::from_le_bytes(*number)),
+        _ => bail!("a datagram of {length} bytes instead of {DATAGRAM}"),
+    }
+}
+
+/// Sends numbered datagrams until its process is ended.
+pub(super) fn flood(target: SocketAddr) -> anyhow::Result<Option<Count>> {
+    let socket = connect(target)?;
+    let mut datagram = [0; DATAGRAM];
+    let mut number: u64 = 0;
+    loop {
+        if let Some(place) = datagram.first_chunk_mut() {
+            *place = number.to_le_bytes();
+        }
+        match socket.send(&datagram) {
+            Ok(_) => number += 1,
+            // The ICMP error of an earlier datagram: a proxy may still be starting.
+            Err(error) if error.kind() == ErrorKind::ConnectionRefused => {}
+            Err(error) => return Err(error).context("send a datagram"),
+        }
+    }
+}
+
+fn bind(address: SocketAddr) -> anyhow::Result<UdpSocket> {
+    UdpSocket::bind(address).with_context(|| format!("bind {address}"))
+}
+
+fn connect(target: SocketAddr) -> anyhow::Result<UdpSocket> {
+    let any: IpAddr = match target {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let socket = bind(SocketAddr::new(any, 0))?;
+    socket
+        .connect(target)
+        .with_context(|| format!("connect to {target}"))?;
+    Ok(socket)
+}

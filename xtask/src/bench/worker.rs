@@ -1,0 +1,146 @@
+//! `cargo xtask bench-worker`: a process of the benchmark inside a network namespace, on chosen cores.
+
+use std::{
+    fs::File,
+    io::Write as _,
+    net::SocketAddr,
+    os::unix::process::CommandExt as _,
+    path::PathBuf,
+    process::Command,
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail};
+use nix::{
+    sched::{CloneFlags, CpuSet, sched_setaffinity, setns},
+    sys::{prctl, signal::Signal},
+    unistd::Pid,
+};
+
+use super::{
+    engine::{self, Window},
+    workload::Workload,
+};
+
+/// What a server prints once clients can come.
+pub(crate) const READY: &str = "ready";
+
+/// A process of the benchmark inside a network namespace (used by `bench` itself)
+#[derive(clap::Args)]
+pub(crate) struct WorkerArgs {
+    /// Network namespace to enter
+    #[arg(long)]
+    netns: PathBuf,
+    /// Cores to stay on
+    #[arg(long, value_delimiter = ',', required = true)]
+    cores: Vec<usize>,
+    #[command(subcommand)]
+    role: Role,
+}
+
+#[derive(clap::Subcommand)]
+enum Role {
+    /// Become another program
+    Exec {
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+        command: Vec<String>,
+    },
+    /// Be the server of a workload
+    Serve(Traffic),
+    /// Be the client of a workload
+    Drive(Traffic),
+}
+
+#[derive(clap::Args)]
+struct Traffic {
+    #[arg(value_enum)]
+    workload: Workload,
+    /// Address to listen on, or to connect to
+    address: SocketAddr,
+    #[arg(long)]
+    warmup_ms: u64,
+    #[arg(long)]
+    length_ms: u64,
+}
+
+/// Runs the role. A count goes to standard output as one line of JSON.
+pub(crate) fn run(args: WorkerArgs) -> anyhow::Result<()> {
+    // The benchmark cleans up by ending, however it ends: nothing of it may outlive it.
+    prctl::set_pdeathsig(Signal::SIGKILL).context("tie this process to its parent")?;
+    enter(&args.netns)?;
+    pin(Pid::from_raw(0), &args.cores)?;
+    let count = match args.role {
+        Role::Exec { command } => return Err(exec(&command)),
+        Role::Serve(traffic) => {
+            let window = begin(&traffic);
+            Some(engine::serve(traffic.workload, traffic.address, window, || {
+                print_line(READY)
+            })?)
+        }
+        Role::Drive(traffic) => {
+            let window = begin(&traffic);
+            engine::drive(traffic.workload, traffic.address, window)?
+        }
+    };
+    match count {
+        Some(count) => print_line(&serde_json::to_string(&count)?),
+        None => Ok(()),
+    }
+}
+
+/// Keeps every thread of process `pid` (0: the calling thread) on `cores`.
+pub(crate) fn pin(pid: Pid, cores: &[usize]) -> anyhow::Result<()> {
+    let mut set = CpuSet::new();
+    for &core in cores {
+        set.set(core).with_context(|| format!("core {core}"))?;
+    }
+    if pid.as_raw() == 0 {
+        return sched_setaffinity(pid, &set).with_context(|| format!("pin to cores {cores:?}"));
+    }
+    let tasks = PathBuf::from(format!("/proc/{pid}/task"));
+    for task in tasks.read_dir().with_context(|| format!("read {}", tasks.display()))? {
+        let name = task?.file_name();
+        let thread: i32 = name.to_string_lossy().parse().context("a thread id")?;
+        sched_setaffinity(Pid::from_raw(thread), &set)
+            .with_context(|| format!("pin thread {thread} to cores {cores:?}"))?;
+    }
+    Ok(())
+}
+
+fn enter(netns: &PathBuf) -> anyhow::Result<()> {
+    let file = File::open(netns).with_context(|| format!("open {}", netns.display()))?;
+    setns(file, CloneFlags::CLONE_NEWNET).with_context(|| format!("enter {}", netns.display()))
+}
+
+fn exec(command: &[String]) -> anyhow::Error {
+    let Some((program, arguments)) = command.split_first() else {
+        return anyhow::anyhow!("nothing to run");
+    };
+    let error = Command::new(program).args(arguments).exec();
+    anyhow::Error::new(error).context(format!("run {program}"))
+}
+
+/// Gives the window, and sets an end to waiting: whoever waits for this process needs no deadline.
+fn begin(traffic: &Traffic) -> Window {
+    let window = Window {
+        warmup: Duration::from_millis(traffic.warmup_ms),
+        length: Duration::from_millis(traffic.length_ms),
+    };
+    let limit = window.warmup + window.length + Duration::from_secs(8);
+    thread::spawn(move || {
+        thread::sleep(limit);
+        eprintln!("error: not done after {limit:?}");
+        std::process::exit(1);
+    });
+    window
+}
+
+fn print_line(line: &str) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{line}").and_then(|()| out.flush()).context("write the result")?;
+    if line.is_empty() {
+        bail!("an empty result");
+    }
+    Ok(())
+}
