@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::Context as _;
+use nix::fcntl::{Flock, FlockArg};
 
 /// The root of the workspace this task works on.
 pub(crate) fn root() -> PathBuf {
@@ -35,8 +36,8 @@ pub(crate) fn committed_versions() -> PathBuf {
     root().join("portfwd-user/ebpf/portfwd.o.versions")
 }
 
-/// Takes an exclusive lock on `path`, waiting for whoever holds it. It ends when the file is dropped.
-pub(crate) fn lock(path: &Path) -> anyhow::Result<File> {
+/// Takes an exclusive lock on `path`, waiting for whoever holds it. It ends when the lock is dropped.
+pub(crate) fn lock(path: &Path) -> anyhow::Result<Flock<File>> {
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent).with_context(|| format!("create {}", parent.display()))?;
     }
