@@ -42,9 +42,9 @@ pub(crate) fn lock(path: &Path) -> anyhow::Result<Flock<File>> {
         fs::create_dir_all(parent).with_context(|| format!("create {}", parent.display()))?;
     }
     let file = File::create(path).with_context(|| format!("create {}", path.display()))?;
-    file.lock()
-        .with_context(|| format!("lock {}", path.display()))?;
-    Ok(file)
+    Flock::lock(file, FlockArg::LockExclusive)
+        .map_err(|(_, error)| error)
+        .with_context(|| format!("lock {}", path.display()))
 }
 
 /// Gives `path` these contents in one step, and leaves it alone if it has them already, so that its
