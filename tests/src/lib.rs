@@ -1,1 +1,20 @@
-//! The harness of the integration tests.
+//! The harness of the integration tests: namespaces wired to a client, a host and two containers,
+//! the `portfwd` binary run against them, real sockets, captures, packet tables, and a way to kill
+//! a command at any of its system calls.
+//!
+//! It needs root, `ip`, `tc`, `ethtool`, `nft` and `iptables`. Every kernel object has a name of its
+//! own (process ID and a counter), so that test runs may stand beside each other. A failed step of
+//! the harness panics and says what it was doing; there is nobody to hand an error to.
+
+pub mod capture;
+pub mod clients;
+pub mod deadline;
+pub mod kernel;
+pub mod layers;
+pub mod namespace;
+pub mod packet;
+pub mod portfwd;
+pub mod ptrace;
+pub mod servers;
+pub mod snapshot;
+pub mod topology;

@@ -1,0 +1,306 @@
+//! Clients inside namespaces, over TCP and UDP.
+
+use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream, UdpSocket};
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, SockaddrStorage, bind, setsockopt, socket, sockopt,
+};
+
+use crate::deadline::{PATIENCE, SILENCE};
+use crate::namespace::Namespace;
+
+/// What a [`Server`](crate::servers::Server) told about itself and its client.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// The server's label.
+    pub label: String,
+    /// The client as the server saw it.
+    pub seen: SocketAddr,
+    /// The client's own address and port.
+    pub own: SocketAddr,
+}
+
+/// The two protocols that the tests speak.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    /// TCP.
+    Tcp,
+    /// UDP, on a connected socket.
+    Udp,
+}
+
+/// Connects from the namespace.
+///
+/// # Errors
+/// Those of the connection; it is given ten seconds.
+pub fn connect(namespace: &Namespace, to: SocketAddr) -> io::Result<TcpStream> {
+    let stream = namespace.run(|| TcpStream::connect_timeout(&to, PATIENCE))?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+/// Connects from a port of choice, zero for any.
+///
+/// # Errors
+/// Those of the connection.
+pub fn connect_from(
+    namespace: &Namespace,
+    from: SocketAddr,
+    to: SocketAddr,
+) -> io::Result<TcpStream> {
+    let family = if from.is_ipv4() {
+        AddressFamily::Inet
+    } else {
+        AddressFamily::Inet6
+    };
+    let stream = namespace.run(|| -> io::Result<TcpStream> {
+        let socket = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+        setsockopt(&socket, sockopt::ReuseAddr, &true)?;
+        bind(socket.as_raw_fd(), &SockaddrStorage::from(from))?;
+        let stream = TcpStream::from(socket);
+        // Bounds the connection too (socket(7), SO_SNDTIMEO).
+        stream.set_write_timeout(Some(PATIENCE))?;
+        nix::sys::socket::connect(stream.as_raw_fd(), &SockaddrStorage::from(to))?;
+        Ok(stream)
+    })?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    Ok(stream)
+}
+
+/// Asks the server behind `to` who it is, and makes sure that data goes both ways.
+///
+/// # Errors
+/// Those of the connection, or that the echo is not what was sent.
+pub fn ask(namespace: &Namespace, protocol: Protocol, to: SocketAddr) -> io::Result<Answer> {
+    match protocol {
+        Protocol::Tcp => ask_stream(&connect(namespace, to)?),
+        Protocol::Udp => ask_datagram(&datagram_socket(namespace, to)?),
+    }
+}
+
+/// Asks over an open connection, once.
+///
+/// # Errors
+/// Those of the connection, or that the echo is not what was sent.
+pub fn ask_stream(stream: &TcpStream) -> io::Result<Answer> {
+    let mut reader = BufReader::new(stream);
+    let mut line = String::new();
+    reader.read_line(&mut line)?;
+    let answer = answer(&line, stream.local_addr()?)?;
+    echo(stream, b"across and back")?;
+    Ok(answer)
+}
+
+/// Sends `data` over an open connection and expects the same back.
+///
+/// # Errors
+/// Those of the connection, or that something else came back.
+pub fn echo(mut stream: &TcpStream, data: &[u8]) -> io::Result<()> {
+    stream.write_all(data)?;
+    let mut back = vec![0; data.len()];
+    stream.read_exact(&mut back)?;
+    if back != data {
+        return Err(io::Error::other("the echo is not what was sent"));
+    }
+    Ok(())
+}
+
+/// A connected UDP socket with a time limit.
+///
+/// # Errors
+/// Those of the socket.
+pub fn datagram_socket(namespace: &Namespace, to: SocketAddr) -> io::Result<UdpSocket> {
+    let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+    namespace.run(|| {
+        let socket = UdpSocket::bind(any)?;
+        socket.connect(to)?;
+        socket.set_read_timeout(Some(PATIENCE))?;
+        Ok(socket)
+    })
+}
+
+/// Asks over a connected UDP socket.
+///
+/// # Errors
+/// Those of the socket, or that the echo is not what was sent.
+pub fn ask_datagram(socket: &UdpSocket) -> io::Result<Answer> {
+    socket.send(b"across and back")?;
+    let mut buffer = [0; 2048];
+    let length = socket.recv(&mut buffer)?;
+    datagram_answer(&buffer[..length], socket.local_addr()?)
+}
+
+/// Asks over a UDP socket that is not connected, and expects the answer from `to` itself.
+///
+/// # Errors
+/// Those of the socket, or that the answer comes from elsewhere.
+pub fn ask_unconnected(namespace: &Namespace, to: SocketAddr) -> io::Result<Answer> {
+    let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+    let socket = namespace.run(|| UdpSocket::bind(any))?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    socket.send_to(b"across and back", to)?;
+    let mut buffer = [0; 2048];
+    let (length, from) = socket.recv_from(&mut buffer)?;
+    if from != to {
+        return Err(io::Error::other(format!("asked {to}, answered by {from}")));
+    }
+    datagram_answer(&buffer[..length], socket.local_addr()?)
+}
+
+fn datagram_answer(datagram: &[u8], own: SocketAddr) -> io::Result<Answer> {
+    let text = String::from_utf8_lossy(datagram);
+    let (line, echo) = text
+        .split_once('\n')
+        .ok_or_else(|| io::Error::other(format!("no line in {text:?}")))?;
+    if echo != "across and back" {
+        return Err(io::Error::other("the echo is not what was sent"));
+    }
+    answer(line, own)
+}
+
+fn answer(line: &str, own: SocketAddr) -> io::Result<Answer> {
+    let parsed = line.trim_end().split_once(' ').and_then(|(label, seen)| {
+        Some(Answer {
+            label: label.to_owned(),
+            seen: seen.parse().ok()?,
+            own,
+        })
+    });
+    parsed.ok_or_else(|| io::Error::new(ErrorKind::InvalidData, format!("answer {line:?}")))
+}
+
+/// How a port that serves nothing answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Closed {
+    /// A RST, or an ICMP error for UDP.
+    Refused,
+    /// Nothing at all.
+    Silent,
+}
+
+/// What becomes of a request that must not be served.
+///
+/// # Panics
+/// When something answers it after all, or the request fails in any other way.
+#[track_caller]
+#[must_use]
+pub fn closed(namespace: &Namespace, protocol: Protocol, to: SocketAddr) -> Closed {
+    let result = match protocol {
+        Protocol::Tcp => namespace
+            .run(|| TcpStream::connect_timeout(&to, SILENCE))
+            .map(|_| ()),
+        Protocol::Udp => datagram_socket(namespace, to).and_then(|socket| {
+            socket.set_read_timeout(Some(SILENCE))?;
+            ask_datagram(&socket).map(|_| ())
+        }),
+    };
+    match result {
+        Ok(()) => panic!("{protocol:?} {to} answers {}", namespace.name()),
+        Err(error) => match error.kind() {
+            ErrorKind::ConnectionRefused => Closed::Refused,
+            ErrorKind::TimedOut | ErrorKind::WouldBlock => Closed::Silent,
+            _ => panic!("{protocol:?} {to} from {}: {error}", namespace.name()),
+        },
+    }
+}
+
+/// Sends `length` bytes of a known pattern to a hash server and gives its answer beside the hash
+/// of what was sent: they must be the same.
+///
+/// # Errors
+/// Those of the connection.
+pub fn bulk(namespace: &Namespace, to: SocketAddr, length: u64) -> io::Result<(String, String)> {
+    use sha2::{Digest, Sha256};
+    let mut stream = connect(namespace, to)?;
+    let mut hash = Sha256::new();
+    let mut block = vec![0_u8; 256 << 10];
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut sent = 0;
+    while sent < length {
+        // A cheap generator (xorshift64): no two blocks are the same, none compresses into luck.
+        for word in block.chunks_exact_mut(8) {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            word.copy_from_slice(&state.to_le_bytes());
+        }
+        let part = usize::try_from(length - sent).map_or(block.len(), |left| left.min(block.len()));
+        stream.write_all(&block[..part])?;
+        hash.update(&block[..part]);
+        sent += part as u64;
+    }
+    stream.shutdown(Shutdown::Write)?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok((crate::servers::hexadecimal(&hash.finalize()), answer))
+}
+
+/// What a [`Churn`] did.
+#[derive(Debug, Default)]
+pub struct ChurnReport {
+    /// Connections that were opened, served and closed.
+    pub served: u64,
+    /// What went wrong.
+    pub failures: Vec<String>,
+    /// How long it ran.
+    pub duration: Duration,
+}
+
+/// Short connections, so many a second, until it is stopped.
+#[derive(Debug)]
+pub struct Churn {
+    stop: Arc<AtomicBool>,
+    worker: JoinHandle<ChurnReport>,
+}
+
+impl Churn {
+    /// Starts to connect from the namespace to a [`Server`](crate::servers::Server).
+    #[must_use]
+    pub fn start(namespace: &Namespace, to: SocketAddr, per_second: u32) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let seen = Arc::clone(&stop);
+        let worker = namespace.spawn(move || churn(to, per_second, &seen));
+        Self { stop, worker }
+    }
+
+    /// Ends it.
+    ///
+    /// # Panics
+    /// When its thread panicked.
+    #[must_use]
+    pub fn finish(self) -> ChurnReport {
+        self.stop.store(true, Ordering::Relaxed);
+        self.worker.join().expect("the churning thread")
+    }
+}
+
+fn churn(to: SocketAddr, per_second: u32, stop: &AtomicBool) -> ChurnReport {
+    let start = Instant::now();
+    let mut report = ChurnReport::default();
+    let mut due = start;
+    while !stop.load(Ordering::Relaxed) {
+        match churn_once(to) {
+            Ok(()) => report.served += 1,
+            Err(error) => report.failures.push(error.to_string()),
+        }
+        due += Duration::from_secs(1) / per_second;
+        if let Some(early) = due.checked_duration_since(Instant::now()) {
+            thread::sleep(early);
+        }
+    }
+    report.duration = start.elapsed();
+    report
+}
+
+fn churn_once(to: SocketAddr) -> io::Result<()> {
+    let stream = TcpStream::connect_timeout(&to, PATIENCE)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    ask_stream(&stream).map(|_| ())
+}

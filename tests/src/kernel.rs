@@ -1,0 +1,229 @@
+//! The kernel's view of BPF objects: what an instance pinned, whether it still lives, what hangs on
+//! a device or on the root control group. Raw `bpf(2)`, so that the tests do not believe the
+//! library that the code under test uses.
+
+use std::collections::BTreeSet;
+use std::ffi::CString;
+use std::fs;
+use std::io;
+use std::mem::size_of;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use nix::libc;
+
+/// Commands of `bpf(2)` (include/uapi/linux/bpf.h).
+mod bpf_command {
+    pub(super) const OBJ_GET: i64 = 7;
+    pub(super) const PROG_GET_FD_BY_ID: i64 = 13;
+    pub(super) const MAP_GET_FD_BY_ID: i64 = 14;
+    pub(super) const PROG_QUERY: i64 = 16;
+    pub(super) const LINK_GET_FD_BY_ID: i64 = 30;
+}
+
+/// `enum bpf_attach_type`: the TCX hooks of a device.
+const TCX: [u32; 2] = [46, 47];
+/// `enum bpf_attach_type`: every hook of a control group that a port publisher could use
+/// (bind, post_bind, connect, sendmsg, recvmsg, getpeername, getsockname, sock_create, skb, release).
+const CGROUP: [u32; 21] = [
+    0, 1, 2, 3, 8, 9, 10, 11, 12, 13, 14, 15, 19, 20, 21, 22, 29, 30, 31, 32, 34,
+];
+
+/// What the kernel itself puts into a new BPF file system (kernel/bpf/preload).
+const PRELOADED: [&str; 2] = ["maps.debug", "progs.debug"];
+
+/// One BPF object of the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Object {
+    /// A map's ID.
+    Map(u32),
+    /// A program's ID.
+    Program(u32),
+    /// A link's ID.
+    Link(u32),
+}
+
+impl Object {
+    /// Whether the kernel still has the object.
+    #[must_use]
+    pub fn lives(self) -> bool {
+        let (command, id) = match self {
+            Self::Map(id) => (bpf_command::MAP_GET_FD_BY_ID, id),
+            Self::Program(id) => (bpf_command::PROG_GET_FD_BY_ID, id),
+            Self::Link(id) => (bpf_command::LINK_GET_FD_BY_ID, id),
+        };
+        let mut attributes = Attributes([0; 16]);
+        attributes.put(0, id);
+        match bpf(command, &mut attributes) {
+            Ok(fd) => {
+                // SAFETY: the kernel has just made the descriptor for us.
+                drop(unsafe { OwnedFd::from_raw_fd(fd) });
+                true
+            }
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => false,
+            Err(error) => panic!("look for {self:?}: {error}"),
+        }
+    }
+}
+
+/// Every pin under `directory`.
+///
+/// # Panics
+/// When a directory cannot be read.
+#[must_use]
+pub fn pins(directory: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut pending = vec![directory.to_path_buf()];
+    while let Some(directory) = pending.pop() {
+        for entry in fs::read_dir(&directory)
+            .unwrap_or_else(|error| panic!("read {}: {error}", directory.display()))
+        {
+            let path = entry.expect("read a directory").path();
+            if path.is_dir() {
+                pending.push(path);
+            } else if !PRELOADED.iter().any(|name| path.ends_with(name)) {
+                found.push(path);
+            }
+        }
+    }
+    found
+}
+
+/// The objects behind every pin under `directory`.
+///
+/// # Panics
+/// When a pin cannot be opened.
+#[must_use]
+pub fn pinned_objects(directory: &Path) -> BTreeSet<Object> {
+    pins(directory)
+        .iter()
+        .flat_map(|path| {
+            let fd = open_pin(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+            objects_behind(&fd)
+        })
+        .collect()
+}
+
+/// Opens a pin.
+///
+/// # Errors
+/// Those of `BPF_OBJ_GET`.
+pub fn open_pin(path: &Path) -> io::Result<OwnedFd> {
+    let name = CString::new(path.as_os_str().as_bytes())?;
+    let mut attributes = Attributes([0; 16]);
+    attributes.put_address(0, name.as_ptr() as u64);
+    let fd = bpf(bpf_command::OBJ_GET, &mut attributes)?;
+    // SAFETY: the kernel has just made the descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// The object behind a descriptor, and for a link its program too.
+fn objects_behind(fd: &OwnedFd) -> Vec<Object> {
+    let path = format!("/proc/self/fdinfo/{}", fd.as_raw_fd());
+    let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
+    text.lines()
+        .filter_map(|line| {
+            let (key, value) = line.split_once(':')?;
+            let id = value.trim().parse().ok()?;
+            match key {
+                "map_id" => Some(Object::Map(id)),
+                "prog_id" => Some(Object::Program(id)),
+                "link_id" => Some(Object::Link(id)),
+                _ => None,
+            }
+        })
+        .collect()
+}
+
+/// The IDs of the programs on a device's TCX hooks; call it inside the device's namespace.
+///
+/// # Errors
+/// Those of `BPF_PROG_QUERY`.
+pub fn device_programs(index: u32) -> io::Result<Vec<u32>> {
+    let mut found = Vec::new();
+    for hook in TCX {
+        found.extend(query(index, hook)?);
+    }
+    Ok(found)
+}
+
+/// The IDs of the programs on the root of the version 2 control group hierarchy.
+///
+/// # Panics
+/// When there is no such hierarchy, or it cannot be asked.
+#[must_use]
+pub fn cgroup_programs() -> BTreeSet<u32> {
+    let root = cgroup_root();
+    let directory = fs::File::open(&root).expect("open the control group root");
+    let target = u32::try_from(directory.as_raw_fd()).expect("a descriptor is not negative");
+    let mut found = BTreeSet::new();
+    for hook in CGROUP {
+        match query(target, hook) {
+            Ok(ids) => found.extend(ids),
+            // A hook that this kernel does not know.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
+            Err(error) => panic!("ask {} for hook {hook}: {error}", root.display()),
+        }
+    }
+    found
+}
+
+fn cgroup_root() -> PathBuf {
+    let mounts = fs::read_to_string("/proc/self/mounts").expect("read the mounts");
+    mounts
+        .lines()
+        .find_map(|line| {
+            let mut fields = line.split(' ');
+            let (_, point, kind) = (fields.next()?, fields.next()?, fields.next()?);
+            (kind == "cgroup2").then(|| PathBuf::from(point))
+        })
+        .expect("a mounted version 2 control group hierarchy")
+}
+
+/// `BPF_PROG_QUERY` for a device index or a control group descriptor.
+fn query(target: u32, hook: u32) -> io::Result<Vec<u32>> {
+    const ROOM: u32 = 256;
+    let mut ids = vec![0_u32; ROOM as usize];
+    let mut attributes = Attributes([0; 16]);
+    attributes.put(0, target);
+    attributes.put(1, hook);
+    attributes.put_address(4, ids.as_mut_ptr() as u64);
+    attributes.put(6, ROOM);
+    bpf(bpf_command::PROG_QUERY, &mut attributes)?;
+    ids.truncate(attributes.0[6] as usize);
+    Ok(ids)
+}
+
+/// The start of `union bpf_attr` as 32-bit words.
+#[repr(align(8))]
+struct Attributes([u32; 16]);
+
+impl Attributes {
+    fn put(&mut self, word: usize, value: u32) {
+        self.0[word] = value;
+    }
+
+    fn put_address(&mut self, word: usize, address: u64) {
+        let [low, high] = bytemuck::cast::<u64, [u32; 2]>(address);
+        self.0[word] = low;
+        self.0[word + 1] = high;
+    }
+}
+
+fn bpf(command: i64, attributes: &mut Attributes) -> io::Result<i32> {
+    // SAFETY: the attributes are readable and writable for their size, and the addresses in them
+    // were taken from buffers that live through the call.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            command,
+            attributes.0.as_mut_ptr(),
+            size_of::<Attributes>(),
+        )
+    };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    i32::try_from(result).map_err(io::Error::other)
+}

@@ -1,0 +1,159 @@
+//! The `portfwd` binary as a process: what it was given, what it said, how it ended.
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+/// No command takes longer than this.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Where the binary under test lies: `PORTFWD_BIN`, or beside the test executable's directory.
+///
+/// # Panics
+/// When it is not there: a test without the binary has failed, it is not skipped.
+#[must_use]
+pub fn binary() -> PathBuf {
+    let path = env::var_os("PORTFWD_BIN").map_or_else(beside_the_tests, PathBuf::from);
+    assert!(
+        path.is_file(),
+        "no portfwd binary at {}: build it (cargo build -p portfwd-user) or set PORTFWD_BIN",
+        path.display()
+    );
+    path
+}
+
+/// `target/<profile>/portfwd`, seen from `target/<profile>/deps/<test>`.
+fn beside_the_tests() -> PathBuf {
+    let test = env::current_exe().expect("the running test has a path");
+    let directory = test.parent().and_then(Path::parent);
+    directory
+        .expect("a test lies in target/<profile>/deps")
+        .join("portfwd")
+}
+
+/// A command with the binary under test that inherits none of the caller's `PORTFWD_*` variables.
+#[must_use]
+pub fn command() -> Command {
+    let mut command = Command::new(binary());
+    for (name, _) in env::vars_os() {
+        if name.to_string_lossy().starts_with("PORTFWD_") {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
+/// How a run of the binary ended.
+#[derive(Debug, Clone)]
+pub struct Outcome {
+    /// What was run, for messages.
+    pub command: String,
+    /// The exit code; 128 + signal number if a signal ended it.
+    pub code: i32,
+    /// Standard output.
+    pub stdout: String,
+    /// Standard error.
+    pub stderr: String,
+}
+
+impl Outcome {
+    /// Asserts that the run ended with `code`.
+    ///
+    /// # Panics
+    /// When it did not, showing everything.
+    #[track_caller]
+    pub fn expect_code(self, code: i32) -> Self {
+        assert!(
+            self.code == code,
+            "{}\nexit code {} instead of {code}\nstdout: {}\nstderr: {}",
+            self.command,
+            self.code,
+            self.stdout,
+            self.stderr
+        );
+        self
+    }
+
+    /// Asserts success.
+    ///
+    /// # Panics
+    /// When the exit code is not 0.
+    #[track_caller]
+    pub fn expect_ok(self) -> Self {
+        self.expect_code(0)
+    }
+
+    /// Standard output as one JSON document.
+    ///
+    /// # Panics
+    /// When it is none.
+    #[track_caller]
+    #[must_use]
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.stdout)
+            .unwrap_or_else(|error| panic!("{}: {error}: {}", self.command, self.stdout))
+    }
+
+    /// Asserts that standard error holds `text`.
+    ///
+    /// # Panics
+    /// When it does not.
+    #[track_caller]
+    pub fn expect_stderr(self, text: &str) -> Self {
+        assert!(
+            self.stderr.contains(text),
+            "{}\nstderr lacks {text:?}: {}",
+            self.command,
+            self.stderr
+        );
+        self
+    }
+}
+
+/// Runs a command to its end and gathers what it said.
+///
+/// # Panics
+/// When it cannot start, or takes longer than a minute (it is killed then).
+pub fn finish(mut command: Command) -> Outcome {
+    let shown = format!("{command:?}");
+    let child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap_or_else(|error| panic!("start {shown}: {error}"));
+    let pid = Pid::from_raw(i32::try_from(child.id()).expect("a process ID fits"));
+    let (sender, receiver) = mpsc::channel();
+    let waiter = thread::spawn(move || {
+        // The receiver is gone only after the test has failed on the deadline below.
+        let _ = sender.send(child.wait_with_output());
+    });
+    let Ok(output) = receiver.recv_timeout(LIMIT) else {
+        let killed = kill(pid, Signal::SIGKILL);
+        panic!("{shown} still ran after {LIMIT:?} (killed: {killed:?})");
+    };
+    waiter.join().expect("the waiter does not panic");
+    let output = output.unwrap_or_else(|error| panic!("wait for {shown}: {error}"));
+    Outcome {
+        command: shown,
+        code: exit_code(output.status),
+        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    }
+}
+
+/// The exit code as a shell reports it.
+fn exit_code(status: std::process::ExitStatus) -> i32 {
+    use std::os::unix::process::ExitStatusExt;
+    status
+        .code()
+        .or_else(|| status.signal().map(|signal| 128 + signal))
+        .expect("a process ended by code or signal")
+}

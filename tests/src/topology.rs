@@ -1,0 +1,477 @@
+//! A client, a host that publishes ports, two containers behind it, and a foreign server beyond it.
+//!
+//! ```text
+//!  client 192.0.2.2 ---- eth0 192.0.2.1  host  br0 10.88.0.1 ---- containers 10.88.0.2, 10.88.0.3
+//!                                192.0.2.10  eth1 203.0.113.1 ---- foreign 203.0.113.9
+//! ```
+//! IPv6 beside it: 2001:db8:1::/64, fd88::/64 and 2001:db8:3::/64, with the same last numbers
+//! (documentation ranges of RFC 5737 and RFC 3849). Addresses are literals in the tests too: a
+//! test reads best with what a user would type.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::fs;
+use std::io::ErrorKind;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+
+use crate::deadline::{PATIENCE, until, until_ok};
+use crate::kernel::{self, Object};
+use crate::namespace::{Namespace, unique};
+use crate::portfwd::{self, Outcome};
+use crate::snapshot::Snapshot;
+
+/// The host's address toward the client.
+pub const HOST: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
+/// A second address of the host on the same device.
+pub const HOST_SECOND: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 10));
+/// The host's IPv6 address toward the client.
+pub const HOST6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 1));
+/// The host's second IPv6 address on the same device.
+pub const HOST6_SECOND: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 0x10));
+/// The client's address.
+pub const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 2));
+/// The client's IPv6 address.
+pub const CLIENT6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 2));
+/// The foreign server's address.
+pub const FOREIGN: IpAddr = IpAddr::V4(Ipv4Addr::new(203, 0, 113, 9));
+/// The foreign server's IPv6 address.
+pub const FOREIGN6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 3, 0, 0, 0, 0, 9));
+/// The host's address toward the containers.
+pub const GATEWAY: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 88, 0, 1));
+/// The host's IPv6 address toward the containers.
+pub const GATEWAY6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd88, 0, 0, 0, 0, 0, 0, 1));
+
+/// Hardware address of the client's device.
+pub const CLIENT_MAC: [u8; 6] = [2, 0, 0, 1, 0, 2];
+/// Hardware address of the host's device toward the client.
+pub const HOST_MAC: [u8; 6] = [2, 0, 0, 1, 0, 1];
+/// Hardware address of the host's bridge, and of its side of every routed link.
+pub const GATEWAY_MAC: [u8; 6] = [2, 0, 0, 88, 0, 1];
+
+/// How containers hang on the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wiring {
+    /// Veths on a bridge that holds the gateway address.
+    Bridged,
+    /// A veth each with a route, the gateway address on every host side (CNI's `ptp`).
+    Routed,
+}
+
+/// What a topology is like.
+#[derive(Debug, Clone, Copy)]
+pub struct Shape {
+    /// How containers hang on the host.
+    pub wiring: Wiring,
+    /// Whether the host forwards packets (`ip_forward` and its IPv6 sibling).
+    pub forwarding: bool,
+    /// Whether devices may delay checksums and segmentation.
+    pub offloads: bool,
+}
+
+impl Default for Shape {
+    fn default() -> Self {
+        Self {
+            wiring: Wiring::Bridged,
+            forwarding: false,
+            offloads: true,
+        }
+    }
+}
+
+impl Shape {
+    /// The default with containers on routed links.
+    #[must_use]
+    pub fn routed() -> Self {
+        Self {
+            wiring: Wiring::Routed,
+            ..Self::default()
+        }
+    }
+}
+
+/// A container's end of the topology.
+#[derive(Debug)]
+pub struct Container {
+    /// Its namespace; its device is `eth0`.
+    pub namespace: Namespace,
+    /// Its IPv4 address.
+    pub v4: Ipv4Addr,
+    /// Its IPv6 address.
+    pub v6: Ipv6Addr,
+    /// Hardware address of its device.
+    pub mac: [u8; 6],
+    /// The host's side of its veth.
+    pub host_link: String,
+}
+
+impl Container {
+    /// The path to give to `--netns`.
+    #[must_use]
+    pub fn netns(&self) -> String {
+        self.namespace.path().display().to_string()
+    }
+
+    /// Both addresses.
+    #[must_use]
+    pub fn addresses(&self) -> [IpAddr; 2] {
+        [self.v4.into(), self.v6.into()]
+    }
+}
+
+/// The whole arrangement; dropping it takes portfwd's instance down and removes everything.
+#[derive(Debug)]
+pub struct Topology {
+    // Dropped in this order: pins first, then namespaces.
+    bpffs: Bpffs,
+    /// Where requests come from.
+    pub client: Namespace,
+    /// Where portfwd publishes.
+    pub host: Namespace,
+    /// A server elsewhere, reachable through the host only.
+    pub foreign: Namespace,
+    /// Two containers.
+    pub containers: [Container; 2],
+    instance: String,
+    before: Vec<Snapshot>,
+}
+
+impl Topology {
+    /// Builds it and waits until every neighbour answers.
+    ///
+    /// # Panics
+    /// When a step fails.
+    #[must_use]
+    pub fn new(shape: Shape) -> Self {
+        let instance = format!("t{}-{}", std::process::id(), unique());
+        let bpffs = Bpffs::mount(&instance);
+        let host = Namespace::new("host");
+        let client = Namespace::new("client");
+        let foreign = Namespace::new("foreign");
+        wire_outside(&host, &client, &foreign);
+        let containers = [1, 2].map(|number| Container {
+            namespace: Namespace::new(&format!("ctr{number}")),
+            v4: Ipv4Addr::new(10, 88, 0, number + 1),
+            v6: Ipv6Addr::new(0xfd88, 0, 0, 0, 0, 0, 0, u16::from(number) + 1),
+            mac: [2, 0, 0, 88, 0, number + 1],
+            host_link: format!("veth{number}"),
+        });
+        if shape.wiring == Wiring::Bridged {
+            wire_bridge(&host);
+        }
+        for container in &containers {
+            wire_container(&host, container, shape.wiring);
+        }
+        let mut topology = Self {
+            bpffs,
+            client,
+            host,
+            foreign,
+            containers,
+            instance,
+            before: Vec::new(),
+        };
+        topology.configure(shape);
+        topology.wait_for_neighbours();
+        topology.before = topology.snapshots();
+        topology
+    }
+
+    /// The instance's name.
+    #[must_use]
+    pub fn instance(&self) -> &str {
+        &self.instance
+    }
+
+    /// The BPF file system that only this topology uses.
+    #[must_use]
+    pub fn bpffs(&self) -> &Path {
+        &self.bpffs.0
+    }
+
+    /// The directory of the instance's pins.
+    #[must_use]
+    pub fn pins(&self) -> PathBuf {
+        self.bpffs().join("portfwd").join(&self.instance)
+    }
+
+    /// The command line of portfwd for this topology's host, with `arguments`.
+    #[must_use]
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = portfwd::command();
+        command
+            .args(["--instance", &self.instance, "--bpffs"])
+            .arg(self.bpffs())
+            .arg("--host-netns")
+            .arg(self.host.path())
+            .args(arguments);
+        command
+    }
+
+    /// Runs portfwd for this topology's host.
+    #[must_use]
+    pub fn portfwd(&self, arguments: &[&str]) -> Outcome {
+        portfwd::finish(self.command(arguments))
+    }
+
+    /// Publishes `specs` of container 0 or 1 under `name`, and expects that it works.
+    #[track_caller]
+    pub fn attach(&self, name: &str, container: usize, specs: &[&str]) -> Outcome {
+        self.try_attach(name, container, specs).expect_ok()
+    }
+
+    /// The same with any outcome.
+    #[must_use]
+    pub fn try_attach(&self, name: &str, container: usize, specs: &[&str]) -> Outcome {
+        let netns = self.containers[container].netns();
+        let mut arguments = vec!["attach", name, "--netns", &netns];
+        for spec in specs {
+            arguments.extend(["-p", spec]);
+        }
+        self.portfwd(&arguments)
+    }
+
+    /// Every BPF object that the instance has pinned at this moment.
+    #[must_use]
+    pub fn objects(&self) -> BTreeSet<Object> {
+        kernel::pinned_objects(self.bpffs())
+    }
+
+    /// Takes the instance down and asserts that nothing of it is left: no pin, no map, program or
+    /// link of it anywhere in the kernel, and host, client and containers as they were.
+    ///
+    /// # Panics
+    /// When something is left, saying what.
+    #[track_caller]
+    pub fn take_down(&self) {
+        let objects = self.objects();
+        self.portfwd(&["down"]).expect_ok();
+        self.assert_nothing_left(&objects);
+    }
+
+    /// Asserts that none of `objects` lives and that everything is as it was before.
+    ///
+    /// # Panics
+    /// When something is left, saying what.
+    #[track_caller]
+    pub fn assert_nothing_left(&self, objects: &BTreeSet<Object>) {
+        let pins = kernel::pins(self.bpffs());
+        assert!(pins.is_empty(), "pins are left: {pins:?}");
+        assert!(!self.pins().exists(), "the instance's directory is left");
+        // The kernel frees objects a grace period after their last user.
+        until(
+            "the kernel to free the instance's objects",
+            PATIENCE,
+            || objects.iter().all(|object| !object.lives()).then_some(()),
+        );
+        let mut report = String::new();
+        for (before, after) in self.before.iter().zip(self.snapshots()) {
+            let _ = write!(report, "{}", before.difference(&after));
+        }
+        assert!(report.is_empty(), "something has changed:\n{report}");
+    }
+
+    fn namespaces(&self) -> [&Namespace; 5] {
+        let [first, second] = &self.containers;
+        [
+            &self.host,
+            &self.client,
+            &self.foreign,
+            &first.namespace,
+            &second.namespace,
+        ]
+    }
+
+    fn snapshots(&self) -> Vec<Snapshot> {
+        self.namespaces().map(Snapshot::of).into()
+    }
+
+    fn configure(&self, shape: Shape) {
+        let forwarding = if shape.forwarding { "1" } else { "0" };
+        self.host.set_sysctl("ipv4/ip_forward", forwarding);
+        self.host.set_sysctl("ipv6/conf/all/forwarding", forwarding);
+        if shape.offloads {
+            return;
+        }
+        for namespace in self.namespaces() {
+            let links = namespace.output("ip", &["-o", "link", "show", "type", "veth"]);
+            for link in links.lines() {
+                let name = link.split([':', '@']).nth(1).expect("ip names the device");
+                let off = "-K DEV rx off tx off tso off gso off gro off";
+                let arguments: Vec<&str> = off
+                    .split(' ')
+                    .map(|word| if word == "DEV" { name.trim() } else { word })
+                    .collect();
+                namespace.output("ethtool", &arguments);
+            }
+        }
+    }
+
+    /// A closed port answers at once where the way is open; a frame that a device does not carry
+    /// yet is lost. Afterwards everybody forgets the neighbours again: portfwd must find them.
+    fn wait_for_neighbours(&self) {
+        let mut ways: Vec<(&Namespace, IpAddr)> = vec![
+            (&self.client, HOST),
+            (&self.client, HOST6),
+            (&self.foreign, Ipv4Addr::new(203, 0, 113, 1).into()),
+            (
+                &self.foreign,
+                Ipv6Addr::new(0x2001, 0xdb8, 3, 0, 0, 0, 0, 1).into(),
+            ),
+        ];
+        for container in &self.containers {
+            ways.push((&container.namespace, GATEWAY));
+            ways.push((&container.namespace, GATEWAY6));
+        }
+        for (namespace, address) in ways {
+            namespace.run(|| {
+                until_ok("a neighbour to answer", PATIENCE, || {
+                    let to = SocketAddr::new(address, 9);
+                    match TcpStream::connect_timeout(&to, Duration::from_millis(50)) {
+                        Err(error) if error.kind() == ErrorKind::ConnectionRefused => Ok(()),
+                        other => Err((namespace.name().to_owned(), to, other)),
+                    }
+                });
+            });
+        }
+        for namespace in self.namespaces() {
+            namespace.ip("neigh flush all\n");
+        }
+    }
+}
+
+impl Drop for Topology {
+    fn drop(&mut self) {
+        if self.pins().exists() {
+            let outcome = self.portfwd(&["down"]);
+            if outcome.code != 0 {
+                eprintln!("down: {}", outcome.stderr);
+            }
+        }
+    }
+}
+
+/// A BPF file system of its own, so that unmounting it drops every pin of a test whatever happened.
+#[derive(Debug)]
+struct Bpffs(PathBuf);
+
+impl Bpffs {
+    /// Under `/run`, which is root's alone, as an instance's parents have to be.
+    fn mount(name: &str) -> Self {
+        let path = PathBuf::from(format!("/run/pf-{name}"));
+        fs::create_dir(&path).unwrap_or_else(|error| panic!("make {}: {error}", path.display()));
+        mount(
+            Some("bpf"),
+            &path,
+            Some("bpf"),
+            MsFlags::empty(),
+            Some("mode=0700"),
+        )
+        .unwrap_or_else(|error| panic!("mount a BPF file system: {error}"));
+        Self(path)
+    }
+}
+
+impl Drop for Bpffs {
+    fn drop(&mut self) {
+        if let Err(error) = umount2(&self.0, MntFlags::MNT_DETACH) {
+            eprintln!("unmount {}: {error}", self.0.display());
+        }
+        if let Err(error) = fs::remove_dir(&self.0) {
+            eprintln!("remove {}: {error}", self.0.display());
+        }
+    }
+}
+
+fn wire_outside(host: &Namespace, client: &Namespace, foreign: &Namespace) {
+    host.ip(&format!(
+        "link add eth0 address {host_mac} type veth peer name eth0 address {client_mac} netns {client}
+         link add eth1 type veth peer name eth0 netns {foreign}
+         addr add 192.0.2.1/24 dev eth0
+         addr add 192.0.2.10/24 dev eth0
+         addr add 2001:db8:1::1/64 dev eth0 nodad
+         addr add 2001:db8:1::10/64 dev eth0 nodad
+         addr add 203.0.113.1/24 dev eth1
+         addr add 2001:db8:3::1/64 dev eth1 nodad
+         link set eth0 up
+         link set eth1 up\n",
+        host_mac = mac_text(HOST_MAC),
+        client_mac = mac_text(CLIENT_MAC),
+        client = client.name(),
+        foreign = foreign.name(),
+    ));
+    for (namespace, network, number) in [(client, "192.0.2", 2), (foreign, "203.0.113", 9)] {
+        let network6 = if number == 2 {
+            "2001:db8:1"
+        } else {
+            "2001:db8:3"
+        };
+        namespace.ip(&format!(
+            "addr add {network}.{number}/24 dev eth0
+             addr add {network6}::{number}/64 dev eth0 nodad
+             link set eth0 up
+             route add default via {network}.1
+             route add default via {network6}::1\n"
+        ));
+    }
+}
+
+fn wire_bridge(host: &Namespace) {
+    host.ip(&format!(
+        "link add br0 address {} type bridge forward_delay 0
+         addr add 10.88.0.1/24 dev br0
+         addr add fd88::1/64 dev br0 nodad
+         link set br0 up\n",
+        mac_text(GATEWAY_MAC)
+    ));
+}
+
+fn wire_container(host: &Namespace, container: &Container, wiring: Wiring) {
+    let (link, v4, v6) = (&container.host_link, container.v4, container.v6);
+    let host_mac = match wiring {
+        Wiring::Routed => mac_text(GATEWAY_MAC),
+        Wiring::Bridged => mac_text([2, 0, 0, 89, 0, container.mac[5]]),
+    };
+    host.ip(&format!(
+        "link add {link} address {host_mac} type veth peer name eth0 address {mac} netns {name}
+         link set {link} up\n",
+        mac = mac_text(container.mac),
+        name = container.namespace.name(),
+    ));
+    match wiring {
+        Wiring::Bridged => {
+            host.ip(&format!("link set {link} master br0\n"));
+            container.namespace.ip(&format!(
+                "addr add {v4}/24 dev eth0
+                 addr add {v6}/64 dev eth0 nodad
+                 link set eth0 up\n"
+            ));
+        }
+        Wiring::Routed => {
+            host.ip(&format!(
+                "addr add 10.88.0.1/32 dev {link}
+                 addr add fd88::1/128 dev {link} nodad
+                 route add {v4}/32 dev {link}
+                 route add {v6}/128 dev {link}\n"
+            ));
+            container.namespace.ip(&format!(
+                "addr add {v4}/32 dev eth0
+                 addr add {v6}/128 dev eth0 nodad
+                 link set eth0 up
+                 route add 10.88.0.1/32 dev eth0 scope link
+                 route add fd88::1/128 dev eth0\n"
+            ));
+        }
+    }
+    container
+        .namespace
+        .ip("route add default via 10.88.0.1\nroute add default via fd88::1\n");
+}
+
+fn mac_text(mac: [u8; 6]) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
+}
