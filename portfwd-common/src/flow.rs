@@ -22,9 +22,8 @@ pub struct FlowKey<A> {
     pub client_port: NetPort,
     /// The container's port.
     pub container_port: NetPort,
-    /// IP protocol number.
-    pub protocol: u8,
-    padding: [u8; 3],
+    /// IP protocol number; wide, so that the key has no padding.
+    pub protocol: u32,
 }
 
 impl<A: Address> FlowKey<A> {
@@ -42,8 +41,7 @@ impl<A: Address> FlowKey<A> {
             container,
             client_port,
             container_port,
-            protocol,
-            padding: [0; 3],
+            protocol: protocol as u32,
         }
     }
 }

@@ -87,8 +87,8 @@ pub struct AddressPort {
     /// Host port.
     pub port: NetPort,
     /// IP protocol number.
-    pub protocol: u8,
-    padding: [u8; 5],
+    pub protocol: u16,
+    padding: u32,
 }
 
 impl AddressPort {
@@ -98,8 +98,8 @@ impl AddressPort {
         Self {
             address,
             port,
-            protocol: protocol.number(),
-            padding: [0; 5],
+            protocol: protocol.number() as u16,
+            padding: 0,
         }
     }
 }

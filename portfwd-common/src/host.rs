@@ -86,6 +86,33 @@ impl LinkSource {
     }
 }
 
+/// A device on which the host owns an address.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Pod, Zeroable)]
+pub struct Device {
+    /// The first four bytes of its Ethernet address, as they lie in a frame.
+    high: u32,
+    /// The last two.
+    low: u16,
+    padding: u16,
+}
+
+impl Device {
+    /// From the two parts of its Ethernet address, as they lie in a frame.
+    #[inline(always)]
+    pub const fn new(high: u32, low: u16) -> Self {
+        Self {
+            high,
+            low,
+            padding: 0,
+        }
+    }
+    /// From its Ethernet address.
+    pub const fn with_address([a, b, c, d, e, f]: [u8; 6]) -> Self {
+        Self::new(u32::from_ne_bytes([a, b, c, d]), u16::from_ne_bytes([e, f]))
+    }
+}
+
 /// A host socket and the container that it was sent to.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Pod, Zeroable)]
@@ -96,7 +123,8 @@ pub struct SocketKey {
     pub peer: Ip,
     /// Port of the container.
     pub port: NetPort,
-    padding: [u8; 6],
+    padding: u16,
+    padding2: u32,
 }
 
 impl SocketKey {
@@ -107,7 +135,8 @@ impl SocketKey {
             cookie,
             peer,
             port,
-            padding: [0; 6],
+            padding: 0,
+            padding2: 0,
         }
     }
 }
@@ -116,7 +145,7 @@ impl SocketKey {
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Pod, Zeroable)]
 pub struct SocketOrigin {
-    /// Host address; unspecified if the process asked for that.
+    /// Host address; loopback if the process asked for the unspecified one, as Linux takes it.
     pub address: Ip,
     /// Host port.
     pub port: NetPort,
@@ -188,6 +217,7 @@ const _: () = {
     assert!(size_of::<Attachment>() == 56);
     assert!(size_of::<Link>() == 8);
     assert!(size_of::<LinkSource>() == 24);
+    assert!(size_of::<Device>() == 8);
     assert!(size_of::<SocketKey>() == 32);
     assert!(size_of::<SocketOrigin>() == 32);
     assert!(size_of::<HostDatagram>() == 24);
@@ -203,6 +233,8 @@ mod user {
     unsafe impl aya::Pod for super::Link {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::LinkSource {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Device {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::SocketKey {}
     // SAFETY: as above.

@@ -33,6 +33,8 @@ pub mod maps {
     pub const LINKS: &str = "links";
     /// Hash [`crate::host::LinkSource`] to attachment ID (u32): addresses that a container may send from.
     pub const LINK_SOURCES: &str = "link_sources";
+    /// Hash of interface index (u32) to [`crate::host::Device`].
+    pub const DEVICES: &str = "devices";
     /// Hash [`crate::net::Ip`] to u32 (1): the host's own addresses.
     pub const HOST_ADDRESSES: &str = "host_addresses";
     /// LRU hash [`crate::flow::FlowKey`] to [`crate::flow::Flow`] of IPv4.

@@ -1,2 +1,68 @@
-//! The programs.
-fn main() {}
+//! The hooks. Each reads as the packet's way: parse, flow, else forward, translate, deliver.
+#![no_std]
+#![no_main]
+#![allow(
+    missing_docs,
+    unreachable_pub,
+    reason = "nothing here is an interface: programs are found by their section"
+)]
+
+mod clock;
+mod deliver;
+mod family;
+mod fib;
+mod flow;
+mod forward;
+mod log;
+mod maps;
+mod packet;
+mod parse;
+mod socket;
+mod translate;
+mod verdict;
+mod way;
+
+use aya_ebpf::{
+    macros::{classifier, xdp},
+    programs::{TcContext, XdpContext},
+};
+use packet::{Tc, Xdp};
+
+/// Ingress of a device on which the host owns an address.
+#[classifier]
+pub fn tc_device(context: TcContext) -> i32 {
+    let hook = Tc::new(&context);
+    way::by_family(&hook, way::Device).tc(&hook)
+}
+
+/// Ingress of an attached container's host-side link.
+#[classifier]
+pub fn tc_link(context: TcContext) -> i32 {
+    let hook = Tc::new(&context);
+    way::by_family(&hook, way::Link).tc(&hook)
+}
+
+/// Egress of a device, for flows that go through the stack.
+#[classifier]
+pub fn tc_egress(context: TcContext) -> i32 {
+    let hook = Tc::new(&context);
+    way::by_family(&hook, way::Egress).tc(&hook)
+}
+
+/// A device on which the host owns an address, before there is an skb.
+#[xdp]
+pub fn xdp_device(context: XdpContext) -> u32 {
+    let hook = Xdp::new(&context);
+    way::by_family(&hook, way::EarlyDevice).xdp(&hook)
+}
+
+#[cfg(not(test))]
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo) -> ! {
+    // The linker removes this: no program can panic (`cargo xtask ebpf` checks it).
+    loop {}
+}
+
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -1,0 +1,92 @@
+//! Handing a translated packet on.
+
+use aya_ebpf::{
+    bindings::bpf_redir_neigh,
+    helpers::{bpf_redirect_neigh, bpf_redirect_peer},
+};
+use portfwd_common::flow::{Flow, Route};
+
+use crate::{
+    family::Family,
+    fib::{self, Ends},
+    packet::{Hook, Tc},
+    parse::Packet,
+    verdict::Verdict,
+};
+
+/// `struct bpf_redir_neigh` (linux/bpf.h) without its union.
+#[repr(C)]
+struct Neighbour {
+    family: u32,
+    next_hop: [u32; 4],
+}
+
+const _: () = assert!(size_of::<Neighbour>() == size_of::<bpf_redir_neigh>());
+
+/// Into the container, past the stack of the host.
+#[inline(always)]
+pub fn to_container(hook: &Tc, link: u32) -> Verdict {
+    hook.address_to_host();
+    // SAFETY: the helper only notes the index.
+    Verdict::Redirected(unsafe { bpf_redirect_peer(link, 0) } as i32)
+}
+
+/// The way out for a reply of `flow`, asked for at most once a second. `device` is what routes for the
+/// container's link.
+#[inline(always)]
+pub fn route_of<A: Family>(
+    hook: &Tc,
+    packet: &Packet<A>,
+    flow: &mut Flow<A>,
+    device: impl FnOnce() -> u32,
+    now: u32,
+) -> Route<A> {
+    if flow.route.refreshed != now {
+        let ends = Ends {
+            source: flow.host,
+            source_port: flow.host_port,
+            destination: packet.network.destination,
+            destination_port: packet.destination_port,
+            protocol: packet.network.protocol,
+        };
+        flow.route = fib::route(hook, device(), &ends, flow.ingress, now);
+    }
+    flow.route
+}
+
+/// Whether the device of `route` takes the packet, or each of the packets that it is cut into.
+#[inline(always)]
+pub fn fits<A: Family>(hook: &Tc, packet: &Packet<A>, route: &Route<A>) -> bool {
+    if packet.length <= route.mtu {
+        return true;
+    }
+    let segment = hook.segment();
+    let headers = (packet.network.transport - crate::packet::ETHERNET) as u32 + packet.header;
+    segment != 0 && segment + headers <= route.mtu
+}
+
+/// Out by `route`, past the stack of the host.
+#[inline(always)]
+pub fn to_client<A: Family>(route: &Route<A>) -> Verdict {
+    // SAFETY: the helper copies the neighbour, of the size that is passed.
+    let action = unsafe {
+        if route.has_next_hop != 0 {
+            let [high, low] = route.next_hop.halves();
+            let next_hop = [
+                high as u32,
+                (high >> 32) as u32,
+                low as u32,
+                (low >> 32) as u32,
+            ];
+            let mut neighbour = Neighbour {
+                family: A::AF as u32,
+                next_hop,
+            };
+            let size = size_of::<Neighbour>() as i32;
+            bpf_redirect_neigh(route.device, (&raw mut neighbour).cast(), size, 0)
+        } else {
+            bpf_redirect_neigh(route.device, core::ptr::null_mut(), 0, 0)
+        }
+    };
+    Verdict::Redirected(action as i32)
+}

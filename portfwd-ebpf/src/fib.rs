@@ -1,0 +1,106 @@
+//! Questions to the kernel's forwarding table.
+
+use aya_ebpf::{
+    bindings::bpf_fib_lookup,
+    helpers::{bpf_check_mtu, bpf_fib_lookup as lookup},
+};
+use portfwd_common::{flow::Route, net::NetPort};
+
+use crate::{family::Family, packet::Hook, parse::Packet};
+
+/// `struct bpf_fib_lookup` (linux/bpf.h) without its unions, so that both families fill the same words.
+#[repr(C)]
+struct Query {
+    family: u8,
+    protocol: u8,
+    source_port: u16,
+    destination_port: u16,
+    total_length: u16,
+    device: u32,
+    flow_information: u32,
+    source: [u64; 2],
+    destination: [u64; 2],
+    /// VLAN and Ethernet addresses of the answer.
+    frame: [u64; 2],
+}
+
+const _: () = assert!(size_of::<Query>() == size_of::<bpf_fib_lookup>());
+
+// `BPF_FIB_LKUP_RET_*` of linux/bpf.h. The neighbour is the redirecting helper's business, and the size
+// that of the caller, so the last two are answers as well.
+const SUCCESS: i64 = 0;
+const NO_NEIGHBOUR: i64 = 7;
+const TOO_BIG: i64 = 8;
+
+/// The ends of a packet as the table is asked about them.
+pub struct Ends<A> {
+    pub source: A,
+    pub source_port: NetPort,
+    pub destination: A,
+    pub destination_port: NetPort,
+    pub protocol: u8,
+}
+
+#[inline(always)]
+fn ask<H: Hook, A: Family>(hook: &H, device: u32, ends: &Ends<A>) -> (i64, Query) {
+    let mut query = Query {
+        family: A::AF,
+        protocol: ends.protocol,
+        source_port: ends.source_port.wire(),
+        destination_port: ends.destination_port.wire(),
+        total_length: 0,
+        device,
+        flow_information: 0,
+        source: ends.source.halves(),
+        destination: ends.destination.halves(),
+        frame: [0, 0],
+    };
+    // SAFETY: context and query are live, of the size that is passed.
+    let answer = unsafe {
+        let size = size_of::<Query>() as i32;
+        lookup(hook.context(), (&raw mut query).cast(), size, 0)
+    };
+    (answer, query)
+}
+
+/// Whether the host would forward the packet as it came. It would not if the destination is its own, if
+/// there is no route, or if it forwards nothing at all: these cannot be told apart.
+#[inline(always)]
+pub fn leads_elsewhere<H: Hook, A: Family>(hook: &H, packet: &Packet<A>) -> bool {
+    let ends = Ends {
+        source: packet.network.source,
+        source_port: packet.source_port,
+        destination: packet.network.destination,
+        destination_port: packet.destination_port,
+        protocol: packet.network.protocol,
+    };
+    let (answer, _) = ask(hook, hook.device(), &ends);
+    answer == SUCCESS || answer == NO_NEIGHBOUR || answer == TOO_BIG
+}
+
+/// The way out for a packet between `ends` that comes in by `device`; by `fallback` if the table does not
+/// say, as it does where forwarding is off.
+#[inline(always)]
+pub fn route<H: Hook, A: Family>(
+    hook: &H,
+    device: u32,
+    ends: &Ends<A>,
+    fallback: u32,
+    now: u32,
+) -> Route<A> {
+    let (answer, query) = ask(hook, device, ends);
+    let known = answer == SUCCESS || answer == NO_NEIGHBOUR || answer == TOO_BIG;
+    let out = if known { query.device } else { fallback };
+    // An IPv4 route may lead by an IPv6 neighbour (RFC 5549); the kernel then finds it itself.
+    let has_next_hop = known && query.family == A::AF;
+    let mut mtu = 0u32;
+    // SAFETY: context and result are live. On failure the MTU stays 0 and nothing goes this way.
+    unsafe { bpf_check_mtu(hook.context(), out, &raw mut mtu, 0, 0) };
+    Route {
+        refreshed: now,
+        device: out,
+        mtu,
+        has_next_hop: has_next_hop as u32,
+        next_hop: A::from_halves(query.destination),
+    }
+}

@@ -1,0 +1,210 @@
+//! From a destination to the forward that publishes it, and what must hold before it opens a flow.
+
+use aya_ebpf::{
+    bindings::{BPF_F_CURRENT_NETNS, bpf_sock_tuple},
+    helpers::{bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp},
+};
+use portfwd_common::{
+    forward::{AddressPort, Forward, PortSlot, port_index},
+    host::{HOST_DATAGRAM_LIFETIME, HostDatagram},
+    net::{Address, NetPort, Protocol},
+    verdict::Reason,
+};
+
+use crate::{
+    clock,
+    family::Family,
+    fib,
+    maps::{ADDRESS_PORTS, COUNTERS, FORWARDS, HOST_ADDRESSES, HOST_DATAGRAMS, JOURNAL, PORTS},
+    packet::Hook,
+    parse::Packet,
+};
+
+/// TCP states of a socket that does not own the connection (net/tcp_states.h).
+const TCP_TIME_WAIT: u32 = 6;
+const TCP_LISTEN: u32 = 10;
+
+/// A forward that packets see.
+#[derive(Clone, Copy)]
+pub struct Published {
+    pub index: u32,
+    pub record: &'static Forward,
+}
+
+/// What the port table says of a port of family `A`.
+#[inline(always)]
+pub fn slot<A: Address>(protocol: Protocol, port: NetPort) -> PortSlot {
+    match PORTS.get_ptr(port_index(A::FAMILY, protocol, port)) {
+        // SAFETY: the loader stores the eight bytes at once.
+        Some(bits) => PortSlot::from_bits(unsafe { core::ptr::read_volatile(bits) }),
+        None => PortSlot::from_bits(0),
+    }
+}
+
+/// The forward that publishes `address` and `port`, given the port's slot.
+#[inline(always)]
+pub fn published<A: Address>(
+    slot: PortSlot,
+    protocol: Protocol,
+    address: A,
+    port: NetPort,
+) -> Option<Published> {
+    if slot.index() != 0
+        && let Some(wildcard) = visible(slot.index(), slot.generation)
+    {
+        return Some(wildcard);
+    }
+    if !slot.has(PortSlot::BY_ADDRESS) {
+        return None;
+    }
+    let key = AddressPort::new(address.ip(), port, protocol);
+    // SAFETY: the loader replaces elements whole.
+    let bound = unsafe { ADDRESS_PORTS.get(&key) }?;
+    visible(bound.index(), bound.generation)
+}
+
+/// The forward at `index`, if it is the one of that generation and the last transaction shows it.
+#[inline(always)]
+pub fn visible(index: u32, generation: u32) -> Option<Published> {
+    let record = FORWARDS.get(index)?;
+    let journal = JOURNAL.get_ptr(0)?;
+    // SAFETY: aligned words of maps that live as long as the program; volatile, because the loader
+    // writes them at any time.
+    let (seen, since, until, committed) = unsafe {
+        (
+            core::ptr::read_volatile(&raw const record.generation),
+            core::ptr::read_volatile(&raw const record.since),
+            core::ptr::read_volatile(&raw const record.until),
+            core::ptr::read_volatile(&raw const (*journal).committed),
+        )
+    };
+    let is_visible = portfwd_common::forward::is_visible(since, until, committed);
+    (seen == generation && is_visible).then_some(Published { index, record })
+}
+
+/// Whether `packet` may open a flow through a forward. `framed`: it came by a device, so that its frame
+/// must have been addressed to the host.
+#[inline(always)]
+pub fn admits<H: Hook, A: Family>(
+    hook: &H,
+    packet: &Packet<A>,
+    framed: bool,
+) -> Result<(), Reason> {
+    let destination = packet.network.destination;
+    if packet.protocol == Protocol::Tcp && !packet.flags.opens() {
+        return Err(Reason::NoFlow);
+    }
+    if !is_host_address(destination) || (framed && !hook.is_for_host()) {
+        return Err(Reason::NotForHost);
+    }
+    // The table of host addresses is as old as the last command. If the FIB would send the packet on,
+    // the address has moved away since.
+    if fib::leads_elsewhere(hook, packet) {
+        return Err(Reason::NotForHost);
+    }
+    if host_owns(hook, packet) {
+        Err(Reason::HostSocket)
+    } else {
+        Ok(())
+    }
+}
+
+/// Whether the address is one of the host's own, as of the last command.
+#[inline(always)]
+pub fn is_host_address<A: Address>(address: A) -> bool {
+    let key = address.ip();
+    // SAFETY: only the presence counts.
+    unsafe { HOST_ADDRESSES.get(&key) }.is_some()
+}
+
+/// Whether a socket of the host owns the connection that `packet` belongs to: then it keeps it, although
+/// its port is published.
+#[inline(always)]
+fn host_owns<H: Hook, A: Family>(hook: &H, packet: &Packet<A>) -> bool {
+    let ([a, b], [c, d]) = (
+        packet.network.source.halves(),
+        packet.network.destination.halves(),
+    );
+    let ports = packet.source_port.wire() as u64 | (packet.destination_port.wire() as u64) << 16;
+    let mut tuple = if A::FAMILY == 0 {
+        [a | c << 32, ports, 0, 0, 0]
+    } else {
+        [a, b, c, d, ports]
+    };
+    let tuple: *mut bpf_sock_tuple = (&raw mut tuple).cast();
+    let (context, netns) = (hook.context(), BPF_F_CURRENT_NETNS as u64);
+    // SAFETY: context and tuple are live, and the size is the family's. The two helpers return different
+    // types of pointers, so the verifier wants the branches apart; both are released.
+    unsafe {
+        if packet.protocol == Protocol::Tcp {
+            let socket = bpf_skc_lookup_tcp(context, tuple, A::SOCKET_TUPLE, netns, 0);
+            if socket.is_null() {
+                return false;
+            }
+            let state = (*socket).state;
+            bpf_sk_release(socket.cast());
+            state != TCP_LISTEN && state != TCP_TIME_WAIT
+        } else {
+            let socket = bpf_sk_lookup_udp(context, tuple, A::SOCKET_TUPLE, netns, 0);
+            if !socket.is_null() {
+                // The lookup prefers a connected socket, and only one connected to this very client.
+                let connected = (*socket).dst_port != 0;
+                bpf_sk_release(socket.cast());
+                if connected {
+                    return true;
+                }
+            }
+            let key = HostDatagram::new(
+                packet.network.source.ip(),
+                packet.source_port,
+                packet.destination_port,
+            );
+            match HOST_DATAGRAMS.get_ptr(&key) {
+                Some(seen) => clock::now().wrapping_sub(*seen) < HOST_DATAGRAM_LIFETIME,
+                None => false,
+            }
+        }
+    }
+}
+
+/// Which way a packet goes through a forward.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    ToContainer,
+    ToClient,
+}
+
+/// Counts a translated packet of `bytes`.
+#[inline(always)]
+pub fn count_packet(index: u32, way: Way, bytes: u32) {
+    if let Some(counters) = COUNTERS.get_ptr_mut(index) {
+        // SAFETY: this CPU's own element.
+        unsafe {
+            if way == Way::ToContainer {
+                (*counters).rx_packets += 1;
+                (*counters).rx_bytes += bytes as u64;
+            } else {
+                (*counters).tx_packets += 1;
+                (*counters).tx_bytes += bytes as u64;
+            }
+        }
+    }
+}
+
+/// Counts an opened flow or a host socket's connection.
+#[inline(always)]
+pub fn count_connection(index: u32) {
+    if let Some(counters) = COUNTERS.get_ptr_mut(index) {
+        // SAFETY: this CPU's own element.
+        unsafe { (*counters).connections += 1 };
+    }
+}
+
+/// Counts a packet dropped on the forward's account.
+#[inline(always)]
+pub fn count_drop(index: u32) {
+    if let Some(counters) = COUNTERS.get_ptr_mut(index) {
+        // SAFETY: this CPU's own element.
+        unsafe { (*counters).drops += 1 };
+    }
+}

@@ -1,0 +1,47 @@
+//! What the programs tell. At the default level the verifier removes all of it.
+
+use core::ffi::c_void;
+
+use aya_ebpf::EbpfContext;
+use aya_log_ebpf::{debug, info};
+use portfwd_common::verdict::Reason;
+
+use crate::{family::Family, packet::Hook, parse::Packet};
+
+/// The context of any hook, as the log macros want it.
+struct Context(*mut c_void);
+
+impl EbpfContext for Context {
+    fn as_ptr(&self) -> *mut c_void {
+        self.0
+    }
+}
+
+/// A flow was opened to `container` and `port`.
+#[inline(always)]
+pub fn opened<H: Hook, A: Family>(hook: &H, packet: &Packet<A>, container: A, port: u16) {
+    let context = Context(hook.context());
+    info!(
+        &context,
+        "open protocol={} client={:i}:{} host={:i}:{} container={:i}:{}",
+        packet.network.protocol,
+        packet.network.source.ip().octets(),
+        packet.source_port.get(),
+        packet.network.destination.ip().octets(),
+        packet.destination_port.get(),
+        container.ip().octets(),
+        port
+    );
+}
+
+/// A packet was dropped.
+#[inline(always)]
+pub fn dropped<H: Hook>(hook: &H, reason: Reason) {
+    let context = Context(hook.context());
+    debug!(
+        &context,
+        "drop reason={} device={}",
+        reason.name(),
+        hook.device()
+    );
+}

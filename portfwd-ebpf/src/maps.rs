@@ -1,0 +1,57 @@
+//! The maps, all pinned by the loader under these names ([`portfwd_common::maps`]).
+
+use aya_ebpf::{
+    macros::map,
+    maps::{Array, HashMap, LruHashMap, PerCpuArray},
+};
+use portfwd_common::{
+    flow::{Flow, FlowKey, MAX_FLOWS},
+    forward::{AddressPort, Counters, Forward, Journal, MAX_FORWARDS, PORT_SLOTS, PortSlot},
+    host::{Attachment, Device, HostDatagram, Label, Link, LinkSource, SocketKey, SocketOrigin},
+    net::{Ip, V4, V6},
+    verdict::MAX_REASONS,
+};
+
+use crate::clock::Tick;
+
+/// `BPF_F_MMAPABLE`: the loader writes through a mapping instead of a system call an element.
+const MMAPABLE: u32 = 1 << 10;
+/// `BPF_F_NO_PREALLOC`: memory only for what is there.
+const ON_DEMAND: u32 = 1;
+
+#[map(name = "ports")]
+pub static PORTS: Array<u64> = Array::with_max_entries(PORT_SLOTS, MMAPABLE);
+#[map(name = "address_ports")]
+pub static ADDRESS_PORTS: HashMap<AddressPort, PortSlot> =
+    HashMap::with_max_entries(MAX_FORWARDS, ON_DEMAND);
+#[map(name = "forwards")]
+pub static FORWARDS: Array<Forward> = Array::with_max_entries(MAX_FORWARDS, MMAPABLE);
+#[map(name = "journal")]
+pub static JOURNAL: Array<Journal> = Array::with_max_entries(1, MMAPABLE);
+#[map(name = "attachments")]
+pub static ATTACHMENTS: HashMap<Label, Attachment> =
+    HashMap::with_max_entries(MAX_FORWARDS, ON_DEMAND);
+#[map(name = "links")]
+pub static LINKS: HashMap<u32, Link> = HashMap::with_max_entries(MAX_FORWARDS, ON_DEMAND);
+#[map(name = "link_sources")]
+pub static LINK_SOURCES: HashMap<LinkSource, u32> =
+    HashMap::with_max_entries(4 * MAX_FORWARDS, ON_DEMAND);
+#[map(name = "devices")]
+pub static DEVICES: HashMap<u32, Device> = HashMap::with_max_entries(4096, ON_DEMAND);
+#[map(name = "host_addresses")]
+pub static HOST_ADDRESSES: HashMap<Ip, u32> = HashMap::with_max_entries(MAX_FORWARDS, ON_DEMAND);
+#[map(name = "flows_v4")]
+pub static FLOWS_V4: LruHashMap<FlowKey<V4>, Flow<V4>> = LruHashMap::with_max_entries(MAX_FLOWS, 0);
+#[map(name = "flows_v6")]
+pub static FLOWS_V6: LruHashMap<FlowKey<V6>, Flow<V6>> = LruHashMap::with_max_entries(MAX_FLOWS, 0);
+#[map(name = "counters")]
+pub static COUNTERS: PerCpuArray<Counters> = PerCpuArray::with_max_entries(MAX_FORWARDS, 0);
+#[map(name = "reasons")]
+pub static REASONS: PerCpuArray<u64> = PerCpuArray::with_max_entries(MAX_REASONS, 0);
+#[map(name = "host_sockets")]
+pub static HOST_SOCKETS: LruHashMap<SocketKey, SocketOrigin> =
+    LruHashMap::with_max_entries(65_536, 0);
+#[map(name = "host_datagrams")]
+pub static HOST_DATAGRAMS: LruHashMap<HostDatagram, u32> = LruHashMap::with_max_entries(16_384, 0);
+#[map(name = "clock")]
+pub static CLOCK: PerCpuArray<Tick> = PerCpuArray::with_max_entries(1, 0);

@@ -1,0 +1,277 @@
+//! Access to packets, the same for every hook: the only file that loads from and stores to them.
+
+use aya_ebpf::{
+    EbpfContext,
+    bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, xdp_md},
+    cty::c_void,
+    helpers::{bpf_csum_update, bpf_l4_csum_replace, bpf_skb_change_type, bpf_skb_pull_data},
+    programs::{TcContext, XdpContext},
+};
+use portfwd_common::{checksum, host::Device, net::Protocol, verdict::Reason};
+
+use crate::maps::DEVICES;
+
+/// Length of an Ethernet header.
+pub const ETHERNET: usize = 14;
+/// More than this is never read: Ethernet, an IPv4 header with all options, a TCP header without.
+const HEADERS: u32 = 14 + 60 + 20;
+/// `PACKET_HOST` of linux/if_packet.h: the frame was addressed to the device it came in by.
+const PACKET_HOST: u32 = 0;
+
+/// A packet at a hook.
+pub trait Hook {
+    /// The program's context, as helpers take it.
+    fn context(&self) -> *mut c_void;
+    /// Address of the first byte.
+    fn data(&self) -> usize;
+    /// Address behind the last byte that can be read directly.
+    fn data_end(&self) -> usize;
+    /// Length of the whole packet in bytes, from the Ethernet header on.
+    fn len(&self) -> u32;
+    /// Moves the headers to where they can be read directly. Ends every pointer into the packet.
+    fn pull_headers(&self);
+    /// Interface index of the device that it came in by.
+    fn device(&self) -> u32;
+    /// Whether the frame carries a VLAN tag beside its bytes: then it belongs to another device.
+    fn is_tagged(&self) -> bool;
+    /// Whether the frame was addressed to this host's device.
+    fn is_for_host(&self) -> bool;
+    /// Bytes of payload of each packet that this one is going to be cut into; 0 if it stays whole.
+    fn segment(&self) -> u32;
+    /// Updates the checksum of the transport header for changed addresses, which its pseudo-header
+    /// covers, and changed ports. Ends every pointer into the packet.
+    fn update_checksum(
+        &self,
+        field: usize,
+        protocol: Protocol,
+        change: Change,
+    ) -> Result<(), Reason>;
+    /// Accounts for changes of bytes that no checksum within the packet covers, where the device has
+    /// summed up the whole packet (`CHECKSUM_COMPLETE`).
+    fn uncovered_change(&self, difference: u32);
+
+    /// A typed pointer to the bytes at `offset`, if they can be read directly. Void after anything that
+    /// moves the packet.
+    #[inline(always)]
+    fn at<T>(&self, offset: usize) -> Option<*mut T> {
+        let start = self.data() + offset;
+        if start + size_of::<T>() > self.data_end() {
+            return None;
+        }
+        Some(start as *mut T)
+    }
+    /// The bytes at `offset`. Packets are not aligned to anything; eBPF programs do not mind.
+    #[inline(always)]
+    fn load<T: Copy>(&self, offset: usize) -> Option<T> {
+        // SAFETY: in bounds by `at`, which the verifier proves again.
+        self.at::<T>(offset).map(|bytes| unsafe { *bytes })
+    }
+}
+
+/// What a translation changes, as one's complement differences ([`checksum::difference`]).
+#[derive(Clone, Copy)]
+pub struct Change {
+    /// Of the addresses.
+    pub addresses: u32,
+    /// Of the ports.
+    pub ports: u32,
+}
+
+/// A packet at a TC hook.
+pub struct Tc(*mut __sk_buff);
+
+impl Tc {
+    #[inline(always)]
+    pub fn new(context: &TcContext) -> Self {
+        Self(context.skb.skb)
+    }
+    /// Makes the stack take the packet for its own, although the frame's destination was another
+    /// device's (that of the bridge).
+    #[inline(always)]
+    pub fn address_to_host(&self) {
+        if !self.is_for_host() {
+            // SAFETY: a live context; the helper cannot fail for this type.
+            unsafe { bpf_skb_change_type(self.0, PACKET_HOST) };
+        }
+    }
+}
+
+/// Reads a field of the context once, in place: LLVM otherwise hoists it and the verifier loses track
+/// of packet pointers.
+macro_rules! field {
+    ($context:expr, $name:ident) => {
+        // SAFETY: the context outlives the program.
+        unsafe { core::ptr::read_volatile(&raw const (*$context).$name) }
+    };
+}
+
+impl Hook for Tc {
+    #[inline(always)]
+    fn context(&self) -> *mut c_void {
+        self.0.cast()
+    }
+    #[inline(always)]
+    fn data(&self) -> usize {
+        field!(self.0, data) as usize
+    }
+    #[inline(always)]
+    fn data_end(&self) -> usize {
+        field!(self.0, data_end) as usize
+    }
+    #[inline(always)]
+    fn len(&self) -> u32 {
+        field!(self.0, len)
+    }
+    #[inline(always)]
+    fn pull_headers(&self) {
+        let linear = (self.data_end() - self.data()) as u32;
+        if linear < HEADERS && linear < self.len() {
+            let wanted = if self.len() < HEADERS {
+                self.len()
+            } else {
+                HEADERS
+            };
+            // SAFETY: a live context. On failure the headers stay out of reach and the packet passes.
+            unsafe { bpf_skb_pull_data(self.0, wanted) };
+        }
+    }
+    #[inline(always)]
+    fn device(&self) -> u32 {
+        field!(self.0, ifindex)
+    }
+    #[inline(always)]
+    fn is_tagged(&self) -> bool {
+        field!(self.0, vlan_present) != 0
+    }
+    #[inline(always)]
+    fn is_for_host(&self) -> bool {
+        field!(self.0, pkt_type) == PACKET_HOST
+    }
+    #[inline(always)]
+    fn segment(&self) -> u32 {
+        field!(self.0, gso_size)
+    }
+    #[inline(always)]
+    fn update_checksum(
+        &self,
+        field: usize,
+        protocol: Protocol,
+        change: Change,
+    ) -> Result<(), Reason> {
+        // A UDP checksum of 0 means none (RFC 768), so it stays, and none becomes 0.
+        let none = if protocol == Protocol::Udp {
+            BPF_F_MARK_MANGLED_0 as u64
+        } else {
+            0
+        };
+        // Two calls: of a packet whose sum the device still has to finish, the field holds the
+        // pseudo-header's alone, which ports do not belong to.
+        // SAFETY: a live context; the helper checks the offset.
+        let addresses = unsafe {
+            let flags = BPF_F_PSEUDO_HDR as u64 | none;
+            bpf_l4_csum_replace(self.0, field as u32, 0, change.addresses as u64, flags)
+        };
+        let mut ports = 0;
+        if change.ports != UNCHANGED {
+            // SAFETY: as above.
+            ports =
+                unsafe { bpf_l4_csum_replace(self.0, field as u32, 0, change.ports as u64, none) };
+        }
+        if addresses != 0 || ports != 0 {
+            Err(Reason::RewriteFailed)
+        } else {
+            Ok(())
+        }
+    }
+    #[inline(always)]
+    fn uncovered_change(&self, difference: u32) {
+        // SAFETY: a live context. It fails if there is no such sum: nothing is to be done then.
+        unsafe { bpf_csum_update(self.0, difference) };
+    }
+}
+
+/// The difference of words that stay as they are: ~m + m.
+pub const UNCHANGED: u32 = 0xffff;
+
+/// A packet at an XDP hook.
+pub struct Xdp(*mut xdp_md);
+
+impl Xdp {
+    #[inline(always)]
+    pub fn new(context: &XdpContext) -> Self {
+        Self(context.as_ptr().cast())
+    }
+}
+
+impl Hook for Xdp {
+    #[inline(always)]
+    fn context(&self) -> *mut c_void {
+        self.0.cast()
+    }
+    #[inline(always)]
+    fn data(&self) -> usize {
+        field!(self.0, data) as usize
+    }
+    #[inline(always)]
+    fn data_end(&self) -> usize {
+        field!(self.0, data_end) as usize
+    }
+    #[inline(always)]
+    fn len(&self) -> u32 {
+        (self.data_end() - self.data()) as u32
+    }
+    #[inline(always)]
+    fn pull_headers(&self) {}
+    #[inline(always)]
+    fn device(&self) -> u32 {
+        field!(self.0, ingress_ifindex)
+    }
+    #[inline(always)]
+    fn is_tagged(&self) -> bool {
+        // A tag is still among the bytes, as an EtherType that is not IP's.
+        false
+    }
+    #[inline(always)]
+    fn is_for_host(&self) -> bool {
+        let key = self.device();
+        // SAFETY: the loader replaces elements whole.
+        let Some(device) = (unsafe { DEVICES.get(&key) }) else {
+            return false;
+        };
+        let (Some(high), Some(low)) = (self.load::<u32>(0), self.load::<u16>(4)) else {
+            return false;
+        };
+        Device::new(high, low) == *device
+    }
+    #[inline(always)]
+    fn segment(&self) -> u32 {
+        0
+    }
+    #[inline(always)]
+    fn update_checksum(
+        &self,
+        field: usize,
+        protocol: Protocol,
+        change: Change,
+    ) -> Result<(), Reason> {
+        let Some(sum) = self.at::<u16>(field) else {
+            return Err(Reason::RewriteFailed);
+        };
+        // SAFETY: in bounds by `at`.
+        unsafe {
+            let old = *sum;
+            if protocol == Protocol::Udp && old == 0 {
+                return Ok(());
+            }
+            let new = checksum::update(checksum::update(old, change.addresses), change.ports);
+            *sum = if protocol == Protocol::Udp && new == 0 {
+                0xffff
+            } else {
+                new
+            };
+        }
+        Ok(())
+    }
+    #[inline(always)]
+    fn uncovered_change(&self, _difference: u32) {}
+}

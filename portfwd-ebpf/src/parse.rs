@@ -1,0 +1,115 @@
+//! Headers: from bytes to a [`Packet`].
+
+use portfwd_common::{
+    flow::TcpFlags,
+    net::{NetPort, Protocol},
+};
+
+use crate::{
+    family::Family,
+    packet::{ETHERNET, Hook},
+};
+
+/// The network header of a packet of family `A`.
+#[derive(Clone, Copy)]
+pub struct Network<A> {
+    pub source: A,
+    pub destination: A,
+    /// Protocol number of what follows.
+    pub protocol: u8,
+    /// Time to live, or hop limit.
+    pub hops: u8,
+    /// Where the transport header begins: at most 74, which the verifier relies on.
+    pub transport: usize,
+    /// Whether the packet is a fragment, and whether it is the first.
+    pub fragment: Fragment,
+}
+
+/// Place of a packet in a datagram.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Fragment {
+    Whole,
+    First,
+    Later,
+}
+
+/// A TCP or UDP packet.
+#[derive(Clone, Copy)]
+pub struct Packet<A> {
+    pub network: Network<A>,
+    pub protocol: Protocol,
+    pub source_port: NetPort,
+    pub destination_port: NetPort,
+    /// Bytes from the IP header on.
+    pub length: u32,
+    /// Of TCP; 0 for UDP.
+    pub flags: TcpFlags,
+    /// Of TCP, in host order.
+    pub sequence: u32,
+    /// Of TCP, in host order.
+    pub acknowledgment: u32,
+    /// Length of the TCP header as the packet says, in bytes; 8 for UDP.
+    pub header: u32,
+}
+
+/// Why a packet has no [`Packet`].
+pub enum Unparsed {
+    /// Another protocol: not ours.
+    Other,
+    /// Truncated, or its headers contradict each other.
+    Malformed,
+}
+
+impl<A: Family> Packet<A> {
+    /// Offset of the transport checksum.
+    #[inline(always)]
+    pub fn checksum_at(&self) -> usize {
+        let field = if self.protocol == Protocol::Tcp {
+            16
+        } else {
+            6
+        };
+        self.network.transport + field
+    }
+}
+
+/// The transport header behind `network`.
+#[inline(always)]
+pub fn transport<H: Hook, A: Family>(hook: &H, network: Network<A>) -> Result<Packet<A>, Unparsed> {
+    if network.fragment == Fragment::Later {
+        return Err(Unparsed::Other);
+    }
+    let protocol = match network.protocol {
+        6 => Protocol::Tcp,
+        17 => Protocol::Udp,
+        _ => return Err(Unparsed::Other),
+    };
+    let at = network.transport;
+    let ports: [u16; 2] = hook.load(at).ok_or(Unparsed::Malformed)?;
+    let mut packet = Packet {
+        network,
+        protocol,
+        source_port: NetPort::from_wire(ports[0]),
+        destination_port: NetPort::from_wire(ports[1]),
+        length: hook.len() - ETHERNET as u32,
+        flags: TcpFlags(0),
+        sequence: 0,
+        acknowledgment: 0,
+        header: 8,
+    };
+    if protocol == Protocol::Tcp {
+        // Sequence and acknowledgment number, offset and flags, window, checksum, urgent pointer.
+        let rest: [u32; 4] = hook.load(at + 4).ok_or(Unparsed::Malformed)?;
+        packet.sequence = u32::from_be(rest[0]);
+        packet.acknowledgment = u32::from_be(rest[1]);
+        let word = u32::from_be(rest[2]);
+        packet.flags = TcpFlags((word >> 16) as u8);
+        packet.header = word >> 28 << 2;
+        if packet.header < 20 {
+            return Err(Unparsed::Malformed);
+        }
+    } else {
+        hook.load::<[u32; 2]>(at).ok_or(Unparsed::Malformed)?;
+    }
+    Ok(packet)
+}

@@ -1,0 +1,268 @@
+//! Sockets of the host: a process that connects to a published port talks to the container directly, and
+//! nothing is translated per packet.
+
+use aya_ebpf::{
+    Global,
+    bindings::bpf_sock_addr,
+    helpers::{bpf_get_netns_cookie, bpf_get_socket_cookie},
+    macros::cgroup_sock_addr,
+    programs::SockAddrContext,
+};
+use portfwd_common::{
+    forward::PortSlot,
+    host::{HostDatagram, SocketKey, SocketOrigin},
+    net::{Address, Ip, NetPort, Protocol, V4, V6},
+};
+
+use crate::{
+    clock, forward,
+    maps::{HOST_DATAGRAMS, HOST_SOCKETS},
+};
+
+/// Cookie of the namespace that plays the host; set by the loader.
+#[unsafe(no_mangle)]
+static HOST_NETNS: Global<u64> = Global::new(0);
+
+/// Every program lets the call go on: none of them denies anything.
+const ALLOW: i32 = 1;
+
+const LOOPBACK_V4: V4 = V4(0x7f00_0001u32.to_be());
+const LOOPBACK_V6: V6 = V6(0, 1u64.to_be());
+
+/// The call that a program looks at.
+struct Call(*mut bpf_sock_addr);
+
+impl Call {
+    /// Only sockets of the host's own namespace count.
+    #[inline(always)]
+    fn of_host(context: &SockAddrContext) -> Option<Self> {
+        let call = Self(context.sock_addr);
+        // SAFETY: a live context.
+        let netns = unsafe { bpf_get_netns_cookie(call.0.cast()) };
+        (netns == HOST_NETNS.load()).then_some(call)
+    }
+    #[inline(always)]
+    fn protocol(&self) -> Option<Protocol> {
+        // SAFETY: a live context.
+        match unsafe { (*self.0).protocol } {
+            6 => Some(Protocol::Tcp),
+            17 => Some(Protocol::Udp),
+            _ => None,
+        }
+    }
+    #[inline(always)]
+    fn cookie(&self) -> u64 {
+        // SAFETY: a live context.
+        unsafe { bpf_get_socket_cookie(self.0.cast()) }
+    }
+    #[inline(always)]
+    fn port(&self) -> NetPort {
+        // SAFETY: a live context; the port is in network order in the lower half.
+        NetPort::from_wire(
+            unsafe { core::ptr::read_volatile(&raw const (*self.0).user_port) } as u16,
+        )
+    }
+    #[inline(always)]
+    fn set_port(&self, port: NetPort) {
+        // SAFETY: a live context; the kernel takes whole words only.
+        unsafe { core::ptr::write_volatile(&raw mut (*self.0).user_port, port.wire() as u32) };
+    }
+    /// Port that the socket sends from.
+    #[inline(always)]
+    fn local_port(&self) -> NetPort {
+        // SAFETY: a live context; the kernel checks the pointer, and holds this port in host order.
+        unsafe {
+            let socket = (*self.0).__bindgen_anon_1.sk;
+            if socket.is_null() {
+                NetPort::new(0)
+            } else {
+                NetPort::new((*socket).src_port as u16)
+            }
+        }
+    }
+}
+
+/// The address argument of a call, in one family.
+trait Argument: Address {
+    /// The loopback address that Linux takes the unspecified one for.
+    const LOOPBACK: Self;
+    fn read(call: &Call) -> Self;
+    fn write(call: &Call, address: Self);
+}
+
+impl Argument for V4 {
+    const LOOPBACK: Self = LOOPBACK_V4;
+    #[inline(always)]
+    fn read(call: &Call) -> Self {
+        // SAFETY: a live context.
+        Self(unsafe { core::ptr::read_volatile(&raw const (*call.0).user_ip4) })
+    }
+    #[inline(always)]
+    fn write(call: &Call, address: Self) {
+        // SAFETY: a live context.
+        unsafe { core::ptr::write_volatile(&raw mut (*call.0).user_ip4, address.0) };
+    }
+}
+
+/// Words of an IPv6 argument: the kernel lets programs touch whole words only.
+macro_rules! word {
+    ($call:expr, $index:literal) => {
+        &raw mut (*$call.0).user_ip6[$index]
+    };
+}
+
+impl Argument for V6 {
+    const LOOPBACK: Self = LOOPBACK_V6;
+    #[inline(always)]
+    fn read(call: &Call) -> Self {
+        // SAFETY: a live context.
+        unsafe {
+            let word = |at: *mut u32| core::ptr::read_volatile(at) as u64;
+            Self(
+                word(word!(call, 0)) | word(word!(call, 1)) << 32,
+                word(word!(call, 2)) | word(word!(call, 3)) << 32,
+            )
+        }
+    }
+    #[inline(always)]
+    fn write(call: &Call, address: Self) {
+        // SAFETY: a live context.
+        unsafe {
+            core::ptr::write_volatile(word!(call, 0), address.0 as u32);
+            core::ptr::write_volatile(word!(call, 1), (address.0 >> 32) as u32);
+            core::ptr::write_volatile(word!(call, 2), address.1 as u32);
+            core::ptr::write_volatile(word!(call, 3), (address.1 >> 32) as u32);
+        }
+    }
+}
+
+/// An end of a connection as a call is told it.
+type End = (Ip, NetPort);
+
+/// Where `connect` and `sendmsg` to `address` really lead, if a forward publishes it. `datagram`: the
+/// socket is not connected, and may talk to many.
+#[inline(always)]
+fn target<A: Argument>(call: &Call, address: A, datagram: bool) -> Option<End> {
+    let protocol = call.protocol()?;
+    let port = call.port();
+    let host = if address.ip().is_unspecified() {
+        A::LOOPBACK
+    } else {
+        address
+    };
+    let slot = forward::slot::<A>(protocol, port);
+    let published = forward::published(slot, protocol, host, port)
+        .filter(|published| !published.record.target.is_unspecified())
+        .filter(|_| host.is_loopback() || forward::is_host_address(host));
+    let Some(published) = published else {
+        if datagram {
+            note_datagram(call, address.ip(), port);
+        }
+        return None;
+    };
+    let record = published.record;
+    let end = (record.target, record.target_port_of(port));
+    let key = SocketKey::new(call.cookie(), end.0, end.1);
+    if HOST_SOCKETS.get_ptr(&key).is_none() {
+        let (index, generation) = (published.index, record.generation);
+        let origin = SocketOrigin::new(host.ip(), port, protocol, index, generation);
+        // Without the entry the answers could not be translated back: leave the call alone then.
+        HOST_SOCKETS.insert(&key, &origin, 0).ok()?;
+        forward::count_connection(index);
+    }
+    Some(end)
+}
+
+/// Remembers whom an unconnected UDP socket talks to, if its own port is one that is published.
+#[inline(always)]
+fn note_datagram(call: &Call, remote: Ip, remote_port: NetPort) {
+    let local_port = call.local_port();
+    let published = |slot: PortSlot| slot.index() != 0 || slot.has(PortSlot::BY_ADDRESS);
+    if !published(forward::slot::<V4>(Protocol::Udp, local_port))
+        && !published(forward::slot::<V6>(Protocol::Udp, local_port))
+    {
+        return;
+    }
+    let key = HostDatagram::new(remote, remote_port, local_port);
+    let now = clock::now();
+    match HOST_DATAGRAMS.get_ptr_mut(&key) {
+        // SAFETY: an aligned word of the element.
+        Some(seen) => unsafe { *seen = now },
+        // An entry that finds no room costs the answer at worst; the send itself goes on.
+        None => drop(HOST_DATAGRAMS.insert(&key, &now, 0)),
+    }
+}
+
+/// What the process that owns the socket takes the other end for.
+#[inline(always)]
+fn origin<A: Argument>(call: &Call, address: A) -> Option<End> {
+    let key = SocketKey::new(call.cookie(), address.ip(), call.port());
+    let origin = HOST_SOCKETS.get_ptr(&key)?;
+    // SAFETY: an element of an LRU map; see `flow::Entry`.
+    unsafe { Some(((*origin).address, (*origin).port)) }
+}
+
+#[inline(always)]
+fn rewrite<A: Argument>(call: &Call, end: Option<End>) {
+    if let Some((address, port)) = end {
+        A::write(call, A::from_ip(address));
+        call.set_port(port);
+    }
+}
+
+/// A destination of a socket of family `A`; an IPv6 one may be given an IPv4 destination.
+#[inline(always)]
+fn to<A: Argument>(context: &SockAddrContext, datagram: bool) -> i32 {
+    if let Some(call) = Call::of_host(context) {
+        let address = A::read(&call);
+        let end = if address.ip().is_v4() {
+            target(&call, V4::from_ip(address.ip()), datagram)
+        } else {
+            target(&call, V6::from_ip(address.ip()), datagram)
+        };
+        rewrite::<A>(&call, end);
+    }
+    ALLOW
+}
+
+/// An address that is told to the owner of a socket of family `A`.
+#[inline(always)]
+fn from<A: Argument>(context: &SockAddrContext) -> i32 {
+    if let Some(call) = Call::of_host(context) {
+        rewrite::<A>(&call, origin(&call, A::read(&call)));
+    }
+    ALLOW
+}
+
+#[cgroup_sock_addr(connect4)]
+pub fn connect4(context: SockAddrContext) -> i32 {
+    to::<V4>(&context, false)
+}
+#[cgroup_sock_addr(connect6)]
+pub fn connect6(context: SockAddrContext) -> i32 {
+    to::<V6>(&context, false)
+}
+#[cgroup_sock_addr(sendmsg4)]
+pub fn sendmsg4(context: SockAddrContext) -> i32 {
+    to::<V4>(&context, true)
+}
+#[cgroup_sock_addr(sendmsg6)]
+pub fn sendmsg6(context: SockAddrContext) -> i32 {
+    to::<V6>(&context, true)
+}
+#[cgroup_sock_addr(recvmsg4)]
+pub fn recvmsg4(context: SockAddrContext) -> i32 {
+    from::<V4>(&context)
+}
+#[cgroup_sock_addr(recvmsg6)]
+pub fn recvmsg6(context: SockAddrContext) -> i32 {
+    from::<V6>(&context)
+}
+#[cgroup_sock_addr(getpeername4)]
+pub fn getpeername4(context: SockAddrContext) -> i32 {
+    from::<V4>(&context)
+}
+#[cgroup_sock_addr(getpeername6)]
+pub fn getpeername6(context: SockAddrContext) -> i32 {
+    from::<V6>(&context)
+}

@@ -1,0 +1,321 @@
+//! The ways of a packet, one for each hook, in both families.
+
+use portfwd_common::{
+    flow::{FlowKey, Side},
+    forward::{Delivery, PortSlot},
+    host::LinkSource,
+    net::{V4, V6},
+    verdict::Reason,
+};
+
+use crate::{
+    deliver,
+    family::Family,
+    flow,
+    forward::{self, Way},
+    log,
+    maps::{LINK_SOURCES, LINKS},
+    packet::{ETHERNET, Hook, Tc, Xdp},
+    parse::{self, Fragment, Network, Packet, Unparsed},
+    translate::{self, End},
+    verdict::Verdict,
+};
+
+/// What a hook does with a packet of one family.
+pub trait PacketWay<H> {
+    fn go<A: Family>(self, hook: &H) -> Verdict;
+}
+
+/// Sends a packet the way of its family; what is no IP goes on.
+#[inline(always)]
+pub fn by_family<H: Hook>(hook: &H, way: impl PacketWay<H>) -> Verdict {
+    hook.pull_headers();
+    if hook.is_tagged() {
+        return Verdict::Next;
+    }
+    match hook.load::<u16>(ETHERNET - 2) {
+        Some(V4::ETHERTYPE) => way.go::<V4>(hook),
+        Some(V6::ETHERTYPE) => way.go::<V6>(hook),
+        _ => Verdict::Next,
+    }
+}
+
+/// The packet at the hook, or `Verdict::Next` for what is not TCP or UDP.
+macro_rules! packet {
+    ($hook:expr, $network:expr) => {
+        match parse::transport($hook, $network) {
+            Ok(packet) => packet,
+            Err(Unparsed::Other) => return Verdict::Next,
+            Err(Unparsed::Malformed) => return Verdict::NextFor(Reason::Malformed),
+        }
+    };
+}
+/// The network header at the hook.
+macro_rules! network {
+    ($hook:expr) => {
+        match A::network($hook) {
+            Ok(network) => network,
+            Err(Unparsed::Other) => return Verdict::Next,
+            Err(Unparsed::Malformed) => return Verdict::NextFor(Reason::Malformed),
+        }
+    };
+}
+
+/// TC ingress of a device.
+pub struct Device;
+
+impl PacketWay<Tc> for Device {
+    #[inline(always)]
+    fn go<A: Family>(self, hook: &Tc) -> Verdict {
+        let network: Network<A> = network!(hook);
+        let packet = packet!(hook, network);
+        let slot = forward::slot::<A>(packet.protocol, packet.destination_port);
+        match request(hook, &packet, slot, Ingress::Device(hook.device())) {
+            Request::Translated { link, delivery } => delivered(hook, link, delivery),
+            Request::Over(verdict) => verdict,
+            Request::NotPublished => translated_before(hook, &packet, slot),
+        }
+    }
+}
+
+/// XDP of a device: the same translation; delivery is left to TC behind it, or to the stack.
+pub struct EarlyDevice;
+
+impl PacketWay<Xdp> for EarlyDevice {
+    #[inline(always)]
+    fn go<A: Family>(self, hook: &Xdp) -> Verdict {
+        let network: Network<A> = network!(hook);
+        let packet = packet!(hook, network);
+        let slot = forward::slot::<A>(packet.protocol, packet.destination_port);
+        match request(hook, &packet, slot, Ingress::Device(hook.device())) {
+            Request::Over(verdict) => verdict,
+            Request::Translated { .. } | Request::NotPublished => Verdict::Next,
+        }
+    }
+}
+
+/// TC ingress of a container's host-side link: replies, and requests of the container to the host.
+pub struct Link;
+
+impl PacketWay<Tc> for Link {
+    #[inline(always)]
+    fn go<A: Family>(self, hook: &Tc) -> Verdict {
+        let network: Network<A> = network!(hook);
+        let parsed = parse::transport(hook, network);
+        if let Ok(packet) = &parsed
+            && let Some(verdict) = reply(hook, packet)
+        {
+            return verdict;
+        }
+        let source = LinkSource::new(hook.device(), network.source.ip());
+        // SAFETY: only the presence counts.
+        let is_own = unsafe { LINK_SOURCES.get(&source) }.is_some();
+        if !is_own && !network.source.is_link_scoped() {
+            return Verdict::Drop(Reason::ForeignSource, 0);
+        }
+        let Ok(packet) = parsed else {
+            return Verdict::Next;
+        };
+        let slot = forward::slot::<A>(packet.protocol, packet.destination_port);
+        match request(hook, &packet, slot, Ingress::Link(hook.device())) {
+            Request::Translated { link, delivery } => delivered(hook, link, delivery),
+            Request::Over(verdict) => verdict,
+            Request::NotPublished => Verdict::Next,
+        }
+    }
+}
+
+/// TC egress of a device: replies of flows that go through the stack.
+pub struct Egress;
+
+impl PacketWay<Tc> for Egress {
+    #[inline(always)]
+    fn go<A: Family>(self, hook: &Tc) -> Verdict {
+        let network: Network<A> = network!(hook);
+        let packet = packet!(hook, network);
+        let slot = forward::slot::<A>(packet.protocol, packet.source_port);
+        if !slot.has(PortSlot::CONTAINER_SIDE) {
+            return Verdict::Next;
+        }
+        let Some((entry, state, now)) = flow::of_key(&reply_key(&packet)) else {
+            return Verdict::Next;
+        };
+        // SAFETY: see `flow::Entry`.
+        let flow = unsafe { &mut *entry };
+        if flow.delivery != Delivery::Stack as u8 {
+            return Verdict::Next;
+        }
+        flow::advance(flow, state, Side::Container, &packet, now);
+        let (index, host, port) = (flow.forward, flow.host, flow.host_port);
+        forward::count_packet(index, Way::ToClient, packet.length);
+        match translate::rewrite(hook, &packet, End::Source, host, port, false) {
+            Ok(()) => Verdict::Next,
+            Err(reason) => Verdict::Drop(reason, index),
+        }
+    }
+}
+
+/// Where a request came in.
+#[derive(Clone, Copy)]
+enum Ingress {
+    /// By a device of the host.
+    Device(u32),
+    /// By a container's link.
+    Link(u32),
+}
+
+/// What became of a request.
+enum Request {
+    /// The forward's container is its destination now.
+    Translated { link: u32, delivery: u8 },
+    /// It ends or goes on as it is.
+    Over(Verdict),
+    /// No forward publishes its destination.
+    NotPublished,
+}
+
+/// From outside to the container: the flow's, else the forward's.
+#[inline(always)]
+fn request<H: Hook, A: Family>(
+    hook: &H,
+    packet: &Packet<A>,
+    slot: PortSlot,
+    ingress: Ingress,
+) -> Request {
+    let destination = packet.network.destination;
+    let port = packet.destination_port;
+    let Some(published) = forward::published(slot, packet.protocol, destination, port) else {
+        return Request::NotPublished;
+    };
+    let next_for = |reason| Request::Over(Verdict::NextFor(reason));
+    if packet.network.fragment != Fragment::Whole {
+        return next_for(Reason::Fragment);
+    }
+    let record = published.record;
+    // A forward without a target only holds its port.
+    if destination.is_never_forwarded() || record.target.is_unspecified() {
+        return next_for(Reason::NotForHost);
+    }
+    let target = A::from_ip(record.target);
+    let target_port = record.target_port_of(port);
+    if destination == target {
+        return Request::NotPublished;
+    }
+    let protocol = packet.network.protocol;
+    let key = FlowKey::new(
+        packet.network.source,
+        packet.source_port,
+        target,
+        target_port,
+        protocol,
+    );
+    let hop = record.delivery == Delivery::Redirect as u8;
+    if hop && packet.network.hops <= 1 {
+        return next_for(Reason::Expired);
+    }
+    let (link, delivery) = match flow::of_request(&key, packet, published) {
+        // SAFETY: see `flow::Entry`.
+        Ok(Some(entry)) => unsafe { ((*entry).link, (*entry).delivery) },
+        Ok(None) => {
+            let (framed, device) = match ingress {
+                Ingress::Device(device) => (true, device),
+                Ingress::Link(link) => (false, routing_device(link)),
+            };
+            if let Err(reason) = forward::admits(hook, packet, framed) {
+                return next_for(reason);
+            }
+            if let Err(reason) = flow::open(&key, packet, published, device) {
+                return Request::Over(Verdict::Drop(reason, published.index));
+            }
+            log::opened(hook, packet, target, target_port.get());
+            (record.link, record.delivery)
+        }
+        Err(reason) => return Request::Over(Verdict::Drop(reason, published.index)),
+    };
+    forward::count_packet(published.index, Way::ToContainer, packet.length);
+    match translate::rewrite(hook, packet, End::Destination, target, target_port, hop) {
+        Ok(()) => Request::Translated { link, delivery },
+        Err(reason) => Request::Over(Verdict::Drop(reason, published.index)),
+    }
+}
+
+/// From the container back to the client, if the packet belongs to a flow of this link.
+#[inline(always)]
+fn reply<A: Family>(hook: &Tc, packet: &Packet<A>) -> Option<Verdict> {
+    let slot = forward::slot::<A>(packet.protocol, packet.source_port);
+    if !slot.has(PortSlot::CONTAINER_SIDE) {
+        return None;
+    }
+    let (entry, state, now) = flow::of_key(&reply_key(packet))?;
+    // SAFETY: see `flow::Entry`.
+    let flow = unsafe { &mut *entry };
+    let link = hook.device();
+    if flow.link != link || packet.network.fragment != Fragment::Whole {
+        return None;
+    }
+    if packet.network.hops <= 1 {
+        return Some(Verdict::NextFor(Reason::Expired));
+    }
+    let route = deliver::route_of(hook, packet, flow, || routing_device(link), now);
+    if !deliver::fits(hook, packet, &route) {
+        return Some(Verdict::NextFor(Reason::TooBig));
+    }
+    flow::advance(flow, state, Side::Container, packet, now);
+    let (index, host, port) = (flow.forward, flow.host, flow.host_port);
+    forward::count_packet(index, Way::ToClient, packet.length);
+    Some(
+        match translate::rewrite(hook, packet, End::Source, host, port, true) {
+            Ok(()) => deliver::to_client(&route),
+            Err(reason) => Verdict::Drop(reason, index),
+        },
+    )
+}
+
+/// A packet that XDP has translated already: its destination is a flow's container.
+#[inline(always)]
+fn translated_before<A: Family>(hook: &Tc, packet: &Packet<A>, slot: PortSlot) -> Verdict {
+    if !slot.has(PortSlot::CONTAINER_SIDE) {
+        return Verdict::Next;
+    }
+    let network = &packet.network;
+    let key = FlowKey::new(
+        network.source,
+        packet.source_port,
+        network.destination,
+        packet.destination_port,
+        network.protocol,
+    );
+    match flow::of_key(&key) {
+        // SAFETY: see `flow::Entry`.
+        Some((entry, _, _)) => unsafe { delivered(hook, (*entry).link, (*entry).delivery) },
+        None => Verdict::Next,
+    }
+}
+
+#[inline(always)]
+fn delivered(hook: &Tc, link: u32, delivery: u8) -> Verdict {
+    if delivery == Delivery::Redirect as u8 {
+        deliver::to_container(hook, link)
+    } else {
+        Verdict::Next
+    }
+}
+
+/// The key of the flow that a packet of a container would be a reply of.
+#[inline(always)]
+fn reply_key<A: Family>(packet: &Packet<A>) -> FlowKey<A> {
+    FlowKey::new(
+        packet.network.destination,
+        packet.destination_port,
+        packet.network.source,
+        packet.source_port,
+        packet.network.protocol,
+    )
+}
+
+/// The device that routes for a container's link: its bridge, or the link itself.
+#[inline(always)]
+fn routing_device(link: u32) -> u32 {
+    // SAFETY: the loader replaces elements whole.
+    unsafe { LINKS.get(&link) }.map_or(link, |record| record.l3_device)
+}
