@@ -1,1 +1,7 @@
 //! The loader of portfwd.
+pub mod cli;
+pub mod collision;
+pub mod error;
+pub mod label;
+pub mod spec;
+pub mod target;

@@ -1,0 +1,283 @@
+//! The command line: first what was typed ([`args`], by clap), then what it means ([`Cli`]). Nothing
+//! here does I/O, and the environment is an argument.
+
+mod args;
+#[cfg(test)]
+mod tests;
+mod usage;
+
+use std::ffi::{OsStr, OsString};
+use std::path::PathBuf;
+
+use clap::{CommandFactory, Parser};
+pub use clap_complete::Shell;
+
+pub use args::{LogLevel, XdpMode};
+
+use crate::error::{Error, Usage, shown};
+use crate::label::{InstanceName, Label};
+use crate::spec::{PortQuery, Spec, SpecError, check_list, host_address};
+use crate::target::Target;
+
+/// Where pins are kept unless something else is said.
+pub const DEFAULT_BPFFS: &str = "/sys/fs/bpf";
+/// The instance unless something else is said.
+pub const DEFAULT_INSTANCE: &str = "default";
+
+/// The variables of the environment that stand in for arguments. An empty one counts as not set.
+#[derive(Clone, Default, Debug)]
+pub struct Environment {
+    /// `PORTFWD_INSTANCE`: see [`Cli::instance`].
+    pub instance: Option<OsString>,
+    /// `PORTFWD_BPFFS`: see [`Cli::bpffs`].
+    pub bpffs: Option<OsString>,
+    /// `PORTFWD_HOST_IP`: the host address of every SPEC that gives none.
+    pub host_ip: Option<OsString>,
+}
+
+impl Environment {
+    /// That of this process.
+    #[must_use]
+    pub fn of_process() -> Self {
+        let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+        Self {
+            instance: variable("PORTFWD_INSTANCE"),
+            bpffs: variable("PORTFWD_BPFFS"),
+            host_ip: variable("PORTFWD_HOST_IP"),
+        }
+    }
+}
+
+/// What the arguments come to.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Parsed {
+    /// A command to run.
+    Run(Cli),
+    /// A text to print: help that was asked for.
+    Help(String),
+    /// The version was asked for.
+    Version,
+}
+
+/// A command with the options that all commands have.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Cli {
+    /// Whose state it is about.
+    pub instance: InstanceName,
+    /// The bpffs under which that state lies.
+    pub bpffs: PathBuf,
+    /// The network namespace that plays the host; `None` for the caller's.
+    pub host_netns: Option<PathBuf>,
+    /// Whether to print one JSON document instead of text.
+    pub json: bool,
+    /// What to do.
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Command {
+    /// Publish ports.
+    Attach(Attach),
+    /// Withdraw ports.
+    Detach(Detach),
+    /// Show every forward, or those of one container.
+    List(Option<Label>),
+    /// Show where one container's ports are published.
+    Port(Label, Option<PortQuery>),
+    /// Show translated connections, of all containers or of one.
+    Flows(Option<Label>),
+    /// Forget translated connections.
+    FlowsPurge,
+    /// Show the state of the instance.
+    Status,
+    /// Bring the datapath up.
+    Up(Up),
+    /// Take everything down.
+    Down,
+    /// Print what the programs log, as it comes.
+    Log,
+    /// Print a completion script.
+    Completions(Shell),
+}
+
+/// `portfwd attach`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Attach {
+    /// The container.
+    pub container: Label,
+    /// Where it is, if that was said.
+    pub target: Option<Target>,
+    /// What to publish: at least one SPEC, no two at odds, the default host address put in.
+    pub specs: Vec<Spec>,
+    /// Whether only to show what would be done.
+    pub dry_run: bool,
+}
+
+/// `portfwd detach`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Detach {
+    /// The container.
+    pub container: Label,
+    /// What to withdraw, the default host address put in; nothing for everything.
+    pub specs: Vec<Spec>,
+    /// Whether a container that is not known is no error.
+    pub ignore_missing: bool,
+}
+
+/// `portfwd up`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Up {
+    /// Names of the devices to serve; none for every device on which the host has an address.
+    pub devices: Vec<String>,
+    /// Whether and how the XDP program runs.
+    pub xdp: XdpMode,
+    /// What the programs log.
+    pub log_level: LogLevel,
+}
+
+/// Reads the arguments, the first of which is the name of the program.
+///
+/// # Errors
+/// When they make no command (exit code 2).
+pub fn parse(
+    arguments: impl IntoIterator<Item = OsString>,
+    environment: &Environment,
+) -> Result<Parsed, Error> {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    match args::Args::try_parse_from(&arguments) {
+        Ok(args) => typed(args, environment).map(Parsed::Run),
+        Err(error) => match error.kind() {
+            clap::error::ErrorKind::DisplayHelp => Ok(Parsed::Help(error.to_string())),
+            clap::error::ErrorKind::DisplayVersion => Ok(Parsed::Version),
+            _ => Err(usage::from_clap(&error, &arguments).into()),
+        },
+    }
+}
+
+/// What `--version` prints: the version, and the SHA-256 of the embedded eBPF object.
+#[must_use]
+pub fn version_text(object_sha256: &str) -> String {
+    let version = env!("CARGO_PKG_VERSION");
+    format!("portfwd {version}\nebpf object sha256 {object_sha256}\n")
+}
+
+/// The completion script for `shell`.
+#[must_use]
+pub fn completions(shell: Shell) -> Vec<u8> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut args::Args::command(), "portfwd", &mut script);
+    script
+}
+
+fn typed(args: args::Args, environment: &Environment) -> Result<Cli, Error> {
+    let instance = args
+        .instance
+        .or_else(|| environment.instance.as_deref().map(lossy))
+        .unwrap_or_else(|| DEFAULT_INSTANCE.to_owned());
+    let bpffs = args
+        .bpffs
+        .or_else(|| environment.bpffs.clone().map(PathBuf::from))
+        .unwrap_or_else(|| PathBuf::from(DEFAULT_BPFFS));
+    Ok(Cli {
+        instance: instance.parse()?,
+        bpffs: not_empty("--bpffs", bpffs)?,
+        host_netns: args
+            .host_netns
+            .map(|path| not_empty("--host-netns", path))
+            .transpose()?,
+        json: args.json,
+        command: command(args.command, environment)?,
+    })
+}
+
+fn command(command: args::Command, environment: &Environment) -> Result<Command, Error> {
+    let label = |container: Option<String>| container.map(|name| name.parse()).transpose();
+    Ok(match command {
+        args::Command::Attach(attach) => Command::Attach(typed_attach(attach, environment)?),
+        args::Command::Detach(detach) => Command::Detach(Detach {
+            container: detach.container.parse()?,
+            specs: specs(&detach.publish, environment)?,
+            ignore_missing: detach.ignore_missing,
+        }),
+        args::Command::List { container } => Command::List(label(container)?),
+        args::Command::Port { container, port } => Command::Port(
+            container.parse()?,
+            port.map(|port| port.parse()).transpose()?,
+        ),
+        args::Command::Flows(flows) => match flows.command {
+            Some(args::FlowsCommand::Purge) => Command::FlowsPurge,
+            None => Command::Flows(label(flows.container)?),
+        },
+        args::Command::Status => Command::Status,
+        args::Command::Up(up) => {
+            for device in &up.device {
+                check_device(device)?;
+            }
+            Command::Up(Up {
+                devices: up.device,
+                xdp: up.xdp,
+                log_level: up.log_level,
+            })
+        }
+        args::Command::Down => Command::Down,
+        args::Command::Log => Command::Log,
+        args::Command::Completions { shell } => Command::Completions(shell),
+    })
+}
+
+fn typed_attach(attach: args::Attach, environment: &Environment) -> Result<Attach, Error> {
+    let target = match (attach.target.netns, attach.target.pid, attach.target.ip) {
+        (Some(path), _, _) => Some(Target::Netns(not_empty("--netns", path)?)),
+        (_, Some(pid), _) => Some(Target::Pid(pid)),
+        (_, _, Some(addresses)) => Some(Target::Addresses(addresses.parse()?)),
+        (None, None, None) => None,
+    };
+    Ok(Attach {
+        container: attach.container.parse()?,
+        target,
+        specs: specs(&attach.publish, environment)?,
+        dry_run: attach.dry_run,
+    })
+}
+
+fn specs(texts: &[String], environment: &Environment) -> Result<Vec<Spec>, SpecError> {
+    let host = environment
+        .host_ip
+        .as_deref()
+        .map(|address| host_address(&lossy(address)))
+        .transpose()?;
+    let specs = texts
+        .iter()
+        .map(|text| text.parse().map(|spec: Spec| spec.or_host(host)))
+        .collect::<Result<Vec<_>, _>>()?;
+    check_list(&specs)?;
+    Ok(specs)
+}
+
+/// Text that is no UTF-8 fails the check that follows, by the replacement characters in it.
+fn lossy(text: &OsStr) -> String {
+    text.to_string_lossy().into_owned()
+}
+
+fn not_empty(option: &str, path: PathBuf) -> Result<PathBuf, Usage> {
+    if path.as_os_str().is_empty() {
+        return Err(Usage {
+            message: format!("the path given with {option} is empty"),
+            hint: None,
+        });
+    }
+    Ok(path)
+}
+
+/// As the kernel's `dev_valid_name` (net/core/dev.c) has it.
+fn check_device(name: &str) -> Result<(), Usage> {
+    let bad = |c: char| c == '/' || c == ':' || c.is_whitespace();
+    if (1..=15).contains(&name.len()) && !matches!(name, "." | "..") && !name.contains(bad) {
+        return Ok(());
+    }
+    Err(Usage {
+        message: format!("{} cannot be the name of a device", shown(name)),
+        hint: Some("ip link shows every device".to_owned()),
+    })
+}

@@ -1,0 +1,229 @@
+//! The arguments as they are typed. Values that have a grammar of their own stay text here, so that
+//! their errors are in our words.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+
+const SPEC_HELP: &str = "\
+SPEC is [HOSTIP:][HOSTPORT[-END]]:CONTAINERPORT[-END][/tcp|udp|sctp]:
+  8080:80                 port 8080 of every host address to the container's port 80
+  127.0.0.1:8080:80       for processes of the host alone
+  [2001:db8::1]:8080:80   of one IPv6 address
+  53:53/udp               UDP
+  8000-8099:9000-9099     as many ports on both sides
+  8000-8099:80            the first free one of these
+  80 or 127.0.0.1::80     a free port is chosen";
+
+const ATTACH_EXAMPLES: &str = "\
+Examples:
+  portfwd attach web --netns /run/netns/web -p 8080:80 -p 8443:443
+  portfwd attach dns --pid 4711 -p 127.0.0.1:53:53/udp";
+
+/// Publishes container ports on this host with eBPF.
+#[derive(Parser, Debug)]
+#[command(
+    name = "portfwd",
+    version,
+    propagate_version = false,
+    subcommand_required = true,
+    arg_required_else_help = false,
+    disable_help_subcommand = true
+)]
+pub(super) struct Args {
+    /// Instance to work on [env: PORTFWD_INSTANCE] [default: default]
+    #[arg(
+        long,
+        global = true,
+        value_name = "NAME",
+        help_heading = "Global options"
+    )]
+    pub(super) instance: Option<String>,
+
+    /// The bpffs that holds its state [env: PORTFWD_BPFFS] [default: /sys/fs/bpf]
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR",
+        help_heading = "Global options"
+    )]
+    pub(super) bpffs: Option<PathBuf>,
+
+    /// Network namespace that plays the host [default: the caller's]
+    #[arg(
+        long,
+        global = true,
+        value_name = "PATH",
+        help_heading = "Global options"
+    )]
+    pub(super) host_netns: Option<PathBuf>,
+
+    /// Print one JSON document
+    #[arg(long, global = true, help_heading = "Global options")]
+    pub(super) json: bool,
+
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+pub(super) enum Command {
+    /// Publish ports of a container
+    #[command(after_help = format!("{SPEC_HELP}\n\n{ATTACH_EXAMPLES}"))]
+    Attach(Attach),
+    /// Withdraw a container's ports, all or some
+    #[command(
+        after_help = "A SPEC is written as for attach; without a host port it withdraws every \
+        forward to that container port."
+    )]
+    Detach(Detach),
+    /// Show every forward with its counters
+    List {
+        /// Only this container's
+        container: Option<String>,
+    },
+    /// Show where a container's ports are published
+    #[command(
+        after_help = "Examples:\n  portfwd port web          80/tcp -> 0.0.0.0:8080\n  \
+        portfwd port web 53/udp   0.0.0.0:53"
+    )]
+    Port {
+        /// The container
+        container: String,
+        /// Only this port of the container; TCP unless it says /udp
+        #[arg(value_name = "PORT[/PROTO]", allow_hyphen_values = true)]
+        port: Option<String>,
+    },
+    /// Show translated connections
+    Flows(Flows),
+    /// Show the state of the instance
+    Status,
+    /// Bring the datapath up; the first attach does so too
+    Up(Up),
+    /// Withdraw everything and remove the instance
+    Down,
+    /// Print what the programs log, as it comes (see up --log-level)
+    Log,
+    /// Print a completion script
+    Completions {
+        /// The shell that is to read it
+        shell: Shell,
+    },
+}
+
+#[derive(clap::Args, Debug)]
+pub(super) struct Attach {
+    /// A name for the container: up to 127 of A-Z a-z 0-9 _ . -
+    pub(super) container: String,
+
+    /// What to publish, as Docker writes it; repeat it for more
+    #[arg(
+        short,
+        long,
+        value_name = "SPEC",
+        required = true,
+        allow_hyphen_values = true
+    )]
+    pub(super) publish: Vec<String>,
+
+    #[command(flatten)]
+    pub(super) target: Target,
+
+    /// Show what would be published, and change nothing
+    #[arg(long)]
+    pub(super) dry_run: bool,
+}
+
+/// Where the container is.
+#[derive(clap::Args, Debug)]
+#[group(multiple = false)]
+pub(super) struct Target {
+    /// Its network namespace, such as /run/netns/web
+    #[arg(long, value_name = "PATH")]
+    pub(super) netns: Option<PathBuf>,
+
+    /// A process inside
+    #[arg(long, value_name = "PID", value_parser = clap::value_parser!(u32).range(1..=i64::from(i32::MAX)),
+        allow_negative_numbers = true)]
+    pub(super) pid: Option<u32>,
+
+    /// Its address, or one of each family
+    #[arg(long, value_name = "ADDR[,ADDR6]", allow_hyphen_values = true)]
+    pub(super) ip: Option<String>,
+}
+
+#[derive(clap::Args, Debug)]
+pub(super) struct Detach {
+    /// The container
+    pub(super) container: String,
+
+    /// Withdraw only this; repeat it for more
+    #[arg(short, long, value_name = "SPEC", allow_hyphen_values = true)]
+    pub(super) publish: Vec<String>,
+
+    /// Succeed if the container is not known
+    #[arg(long)]
+    pub(super) ignore_missing: bool,
+}
+
+#[derive(clap::Args, Debug)]
+#[command(args_conflicts_with_subcommands = true, disable_help_subcommand = true)]
+pub(super) struct Flows {
+    /// Only this container's
+    pub(super) container: Option<String>,
+
+    #[command(subcommand)]
+    pub(super) command: Option<FlowsCommand>,
+}
+
+#[derive(Subcommand, Debug)]
+pub(super) enum FlowsCommand {
+    /// Forget every translated connection
+    Purge,
+}
+
+#[derive(clap::Args, Debug)]
+pub(super) struct Up {
+    /// Serve this device; repeat it for more [default: each on which the host has an address]
+    #[arg(long, value_name = "NAME")]
+    pub(super) device: Vec<String>,
+
+    /// Run the XDP program too
+    #[arg(long, value_enum, value_name = "MODE", default_value_t = XdpMode::Off)]
+    pub(super) xdp: XdpMode,
+
+    /// What the programs log; below off it costs time on every packet
+    #[arg(long, value_enum, value_name = "LEVEL", default_value_t = LogLevel::Off)]
+    pub(super) log_level: LogLevel,
+}
+
+/// Whether and how the XDP program runs on a device.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum XdpMode {
+    /// In the driver where that works, else not at all.
+    Auto,
+    /// In the driver, or fail.
+    Native,
+    /// In the kernel's generic hook.
+    Generic,
+    /// Not at all.
+    Off,
+}
+
+/// What the programs log.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum LogLevel {
+    /// Nothing: the code is left out.
+    Off,
+    /// Errors.
+    Error,
+    /// And what is suspicious.
+    Warn,
+    /// And what happens to flows.
+    Info,
+    /// And why packets are left alone.
+    Debug,
+    /// Everything.
+    Trace,
+}

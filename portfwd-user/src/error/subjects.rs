@@ -1,0 +1,255 @@
+//! Errors by subject: the command line, things that are missing, what the system lacks, the instance,
+//! the container.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use portfwd_common::net::Protocol;
+
+use super::{shown, shown_path};
+use crate::label::{InstanceName, Label};
+use crate::spec::PortQuery;
+
+/// Arguments that make no command (exit code 2).
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct Usage {
+    /// What is wrong, naming the argument.
+    pub message: String,
+    /// What to type instead.
+    pub hint: Option<String>,
+}
+
+impl Usage {
+    /// `attach` of a container that is not known yet, without a word of where it is.
+    #[must_use]
+    pub fn no_target(container: &Label) -> Self {
+        Self {
+            message: format!("it was not said where container \"{container}\" is"),
+            hint: Some("give --netns PATH, --pid PID or --ip ADDR".to_owned()),
+        }
+    }
+}
+
+/// Something that was named and is not there (exit code 4).
+#[derive(Debug, thiserror::Error)]
+pub enum Missing {
+    /// A container with no forward in this instance.
+    #[error("no such container: {0}")]
+    Container(Label),
+    /// A forward of a known container.
+    #[error("container \"{container}\" has no forward {spec}")]
+    Forward {
+        /// Whose it would be.
+        container: Label,
+        /// The SPEC that names it.
+        spec: String,
+    },
+    /// A container port that is not published.
+    #[error("no public port {query} published for container \"{container}\"")]
+    Port {
+        /// The container.
+        container: Label,
+        /// What was asked for.
+        query: PortQuery,
+    },
+    /// The path of a network namespace.
+    #[error("no such network namespace: {}", shown_path(.0))]
+    Namespace(PathBuf),
+    /// A path that leads to something else.
+    #[error("{} is not a network namespace", shown_path(.0))]
+    NotNamespace(PathBuf),
+    /// A process.
+    #[error("no such process: {0}")]
+    Process(u32),
+    /// A network device of the host.
+    #[error("no such device: {}", shown(.0))]
+    Device(String),
+}
+
+impl Missing {
+    pub(super) fn hint(&self) -> Option<String> {
+        match self {
+            Self::Container(_) => Some("portfwd list shows every container".to_owned()),
+            Self::Forward { container, .. } | Self::Port { container, .. } => {
+                Some(format!("portfwd port {container} shows what it publishes"))
+            }
+            Self::Namespace(_) | Self::NotNamespace(_) => {
+                Some("give a file such as /run/netns/NAME or /proc/PID/ns/net".to_owned())
+            }
+            Self::Process(_) => {
+                Some("give the PID of a running process in the container".to_owned())
+            }
+            Self::Device(_) => Some("ip link shows every device".to_owned()),
+        }
+    }
+}
+
+/// What the process or the kernel cannot do (exit code 5).
+#[derive(Debug, thiserror::Error)]
+pub enum Lacking {
+    /// Capabilities, by their names.
+    #[error("missing privilege to {action}: {}", capabilities.join(", "))]
+    Capability {
+        /// What needs them.
+        action: String,
+        /// Such as `CAP_BPF`.
+        capabilities: Vec<&'static str>,
+    },
+    /// Something that the kernel does not have.
+    #[error("missing kernel feature: {feature}")]
+    KernelFeature {
+        /// Its name, and what needs it.
+        feature: String,
+        /// What to do about it.
+        hint: Option<String>,
+    },
+    /// A protocol that this version does not publish.
+    #[error("{} cannot be published: SPEC {}", protocol.name(), shown(spec))]
+    Protocol {
+        /// The protocol.
+        protocol: Protocol,
+        /// The SPEC that asks for it.
+        spec: String,
+    },
+}
+
+impl Lacking {
+    pub(super) fn hint(&self) -> Option<String> {
+        match self {
+            Self::Capability { capabilities, .. } => Some(format!(
+                "run it as root, or with {}",
+                capabilities.join(" and ")
+            )),
+            Self::KernelFeature { hint, .. } => hint.clone(),
+            Self::Protocol { .. } => Some("this version publishes tcp and udp".to_owned()),
+        }
+    }
+}
+
+/// The instance cannot be used (exit code 1).
+#[derive(Debug, thiserror::Error)]
+pub enum InstanceError {
+    /// A file where a directory has to be.
+    #[error("{} is in the way: it is not a directory of portfwd", shown_path(.0))]
+    InTheWay(PathBuf),
+    /// State of another portfwd.
+    #[error(
+        "instance \"{instance}\" has layout {}, this portfwd has layout {own}",
+        found.map_or_else(|| "of no known version".to_owned(), |found| found.to_string())
+    )]
+    OtherLayout {
+        /// The instance.
+        instance: InstanceName,
+        /// Its version; `None` if it names none.
+        found: Option<u32>,
+        /// The version of this program.
+        own: u32,
+    },
+    /// Someone else could change what is in it.
+    #[error("{} is not safe: it is {why}", shown_path(path))]
+    Unsafe {
+        /// The directory.
+        path: PathBuf,
+        /// Such as `writable by others` or `owned by user 1000`.
+        why: String,
+    },
+    /// One namespace, one instance.
+    #[error("the network namespace {namespace} already has an instance: \"{first}\"")]
+    Second {
+        /// The namespace, as `net:[INODE]`.
+        namespace: String,
+        /// The instance that it has.
+        first: InstanceName,
+    },
+    /// The instance was brought up in another namespace.
+    #[error("instance \"{instance}\" belongs to network namespace {theirs}, not to {ours}")]
+    OtherNamespace {
+        /// The instance.
+        instance: InstanceName,
+        /// Its namespace, as `net:[INODE]`.
+        theirs: String,
+        /// Where the command was to work.
+        ours: String,
+    },
+    /// Nothing is loaded.
+    #[error("instance \"{0}\" is not up")]
+    Down(InstanceName),
+    /// The directory for pins is no bpffs and cannot become one.
+    #[error("{} is not a bpffs", shown_path(.0))]
+    NotBpffs(PathBuf),
+}
+
+impl InstanceError {
+    pub(super) fn hint(&self) -> Option<String> {
+        match self {
+            Self::InTheWay(_) => {
+                Some("move it away, or choose another --instance or --bpffs".to_owned())
+            }
+            Self::OtherLayout { .. } => Some(
+                "use the portfwd that made it, or its `down` and then this one, or another --instance"
+                    .to_owned(),
+            ),
+            Self::Unsafe { .. } => {
+                Some("it has to be owned by root and writable by root alone".to_owned())
+            }
+            Self::Second { first, .. } => Some(format!("use --instance {first}")),
+            Self::OtherNamespace { .. } => Some(
+                "choose another --instance, or give that namespace with --host-netns".to_owned(),
+            ),
+            Self::Down(_) => Some("portfwd up, or the first attach, brings it up".to_owned()),
+            Self::NotBpffs(_) => Some("mount -t bpf bpf DIR, or choose another --bpffs".to_owned()),
+        }
+    }
+}
+
+/// The container cannot be attached (exit code 1).
+#[derive(Debug, thiserror::Error)]
+pub enum ContainerError {
+    /// The name is taken by another container.
+    #[error("container \"{label}\" is known with {known}, not with {asked}")]
+    KnownElsewhere {
+        /// The name.
+        label: Label,
+        /// Where it is: `network namespace net:[4026532201]` or `address 10.88.0.2`.
+        known: String,
+        /// Where it was now said to be, in the same form.
+        asked: String,
+    },
+    /// `--netns` or `--pid` lead to the host's own namespace.
+    #[error("container \"{0}\" is in the host's own network namespace")]
+    IsHost(Label),
+    /// Nothing in the namespace can be reached.
+    #[error("container \"{0}\" has no address to publish")]
+    NoAddress(Label),
+    /// The SPEC's host address is of a family that the container does not have.
+    #[error("container \"{label}\" has no {} address for host address {host}", family(*host))]
+    NoFamily {
+        /// The container.
+        label: Label,
+        /// The host address asked for.
+        host: IpAddr,
+    },
+}
+
+impl ContainerError {
+    pub(super) fn hint(&self) -> Option<String> {
+        match self {
+            Self::KnownElsewhere { label, .. } => Some(format!(
+                "portfwd detach {label} first, or choose another name"
+            )),
+            Self::IsHost(_) => Some("its ports are the host's already".to_owned()),
+            Self::NoAddress(_) => {
+                Some("give the container an address, or name one with --ip".to_owned())
+            }
+            Self::NoFamily { .. } => None,
+        }
+    }
+}
+
+const fn family(address: IpAddr) -> &'static str {
+    match address {
+        IpAddr::V4(_) => "IPv4",
+        IpAddr::V6(_) => "IPv6",
+    }
+}
