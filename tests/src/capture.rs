@@ -1,6 +1,5 @@
 //! Capturing on a device inside a namespace, knowing which checksums the kernel still owes.
 
-use std::ffi::CString;
 use std::io;
 use std::mem::{size_of, zeroed};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -9,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 
 use nix::libc;
+use nix::net::if_::if_nametoindex;
 
 use crate::layers::{Layers, checksum_faults};
 use crate::namespace::Namespace;
@@ -98,13 +98,25 @@ pub fn faults(frames: &[Captured], complete: bool) -> Vec<String> {
     faults
 }
 
+/// Sends a frame out of `device` as it is.
+///
+/// # Panics
+/// When the kernel refuses it.
+pub fn inject(namespace: &Namespace, device: &str, frame: &[u8]) {
+    let socket = namespace
+        .run(|| open(device))
+        .unwrap_or_else(|error| panic!("open {device}: {error}"));
+    // SAFETY: the frame is readable for its length; the socket is bound to its device.
+    let sent = unsafe { libc::send(socket.as_raw_fd(), frame.as_ptr().cast(), frame.len(), 0) };
+    assert!(
+        usize::try_from(sent) == Ok(frame.len()),
+        "send a frame out of {device}: {}",
+        io::Error::last_os_error()
+    );
+}
+
 fn open(device: &str) -> io::Result<OwnedFd> {
-    let name = CString::new(device)?;
-    // SAFETY: the name ends with a zero byte and outlives the call.
-    let index = unsafe { libc::if_nametoindex(name.as_ptr()) };
-    if index == 0 {
-        return Err(io::Error::last_os_error());
-    }
+    let index = if_nametoindex(device)?;
     let every_protocol = (libc::ETH_P_ALL as u16).to_be();
     // SAFETY: plain numbers in, a descriptor that nobody else owns out. Protocol 0 keeps the socket
     // silent until it is bound to its device.

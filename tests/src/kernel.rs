@@ -12,13 +12,20 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use nix::libc;
+use nix::net::if_::if_nametoindex;
 
 /// Commands of `bpf(2)` (include/uapi/linux/bpf.h).
 mod bpf_command {
+    pub(super) const MAP_CREATE: i64 = 0;
+    pub(super) const MAP_LOOKUP_ELEM: i64 = 1;
+    pub(super) const PROG_LOAD: i64 = 5;
+    pub(super) const OBJ_PIN: i64 = 6;
     pub(super) const OBJ_GET: i64 = 7;
+    pub(super) const PROG_TEST_RUN: i64 = 10;
     pub(super) const PROG_GET_FD_BY_ID: i64 = 13;
     pub(super) const MAP_GET_FD_BY_ID: i64 = 14;
     pub(super) const PROG_QUERY: i64 = 16;
+    pub(super) const LINK_CREATE: i64 = 28;
     pub(super) const LINK_GET_FD_BY_ID: i64 = 30;
 }
 
@@ -53,7 +60,7 @@ impl Object {
             Self::Program(id) => (bpf_command::PROG_GET_FD_BY_ID, id),
             Self::Link(id) => (bpf_command::LINK_GET_FD_BY_ID, id),
         };
-        let mut attributes = Attributes([0; 16]);
+        let mut attributes = Attributes([0; WORDS]);
         attributes.put(0, id);
         match bpf(command, &mut attributes) {
             Ok(fd) => {
@@ -111,7 +118,7 @@ pub fn pinned_objects(directory: &Path) -> BTreeSet<Object> {
 /// Those of `BPF_OBJ_GET`.
 pub fn open_pin(path: &Path) -> io::Result<OwnedFd> {
     let name = CString::new(path.as_os_str().as_bytes())?;
-    let mut attributes = Attributes([0; 16]);
+    let mut attributes = Attributes([0; WORDS]);
     attributes.put_address(0, name.as_ptr() as u64);
     let fd = bpf(bpf_command::OBJ_GET, &mut attributes)?;
     // SAFETY: the kernel has just made the descriptor for us.
@@ -134,6 +141,15 @@ fn objects_behind(fd: &OwnedFd) -> Vec<Object> {
             }
         })
         .collect()
+}
+
+/// The index of a device of the calling thread's namespace.
+///
+/// # Panics
+/// When there is none of that name.
+#[must_use]
+pub fn index_of(device: &str) -> u32 {
+    if_nametoindex(device).unwrap_or_else(|error| panic!("device {device}: {error}"))
 }
 
 /// The IDs of the programs on a device's TCX hooks; call it inside the device's namespace.
@@ -181,11 +197,158 @@ fn cgroup_root() -> PathBuf {
         .expect("a mounted version 2 control group hierarchy")
 }
 
+/// What a program made of a packet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TestRun {
+    /// The program's return value.
+    pub verdict: i32,
+    /// The packet afterwards.
+    pub packet: Vec<u8>,
+}
+
+/// Runs a program once over a packet (`BPF_PROG_TEST_RUN`), in the calling thread's network
+/// namespace. `context` is the start of `struct __sk_buff` or `struct xdp_md`.
+///
+/// # Errors
+/// Those of the system call.
+pub fn test_run(program: &OwnedFd, packet: &[u8], context: &[u32]) -> io::Result<TestRun> {
+    const ROOM: usize = 4096;
+    let mut out = vec![0_u8; ROOM];
+    let mut attributes = Attributes([0; WORDS]);
+    attributes.put(0, descriptor(program));
+    attributes.put(2, length(packet.len())?);
+    attributes.put(3, length(out.len())?);
+    attributes.put_address(4, packet.as_ptr() as u64);
+    attributes.put_address(6, out.as_mut_ptr() as u64);
+    attributes.put(10, length(size_of_val(context))?);
+    attributes.put_address(12, context.as_ptr() as u64);
+    bpf(bpf_command::PROG_TEST_RUN, &mut attributes)?;
+    out.truncate(attributes.0[3] as usize);
+    Ok(TestRun {
+        verdict: attributes.0[1].cast_signed(),
+        packet: out,
+    })
+}
+
+/// A program that counts the packets it sees and lets each go on (`TCX_NEXT`), with its counter.
+#[derive(Debug)]
+pub struct Observer {
+    program: OwnedFd,
+    counter: OwnedFd,
+}
+
+impl Observer {
+    /// Loads it.
+    ///
+    /// # Panics
+    /// When the kernel refuses.
+    #[must_use]
+    pub fn load() -> Self {
+        let counter = make(bpf_command::MAP_CREATE, |attributes| {
+            const ARRAY: u32 = 2;
+            for (word, value) in [ARRAY, 4, 8, 1].into_iter().enumerate() {
+                attributes.put(word, value);
+            }
+        });
+        let instructions = counting_program(descriptor(&counter));
+        let license = c"GPL";
+        let program = make(bpf_command::PROG_LOAD, |attributes| {
+            const SCHED_CLS: u32 = 3;
+            attributes.put(0, SCHED_CLS);
+            attributes.put(1, length(instructions.len()).expect("a short program"));
+            attributes.put_address(2, instructions.as_ptr() as u64);
+            attributes.put_address(4, license.as_ptr() as u64);
+        });
+        Self { program, counter }
+    }
+
+    /// Puts it last on the TCX ingress hook of a device of the calling thread's namespace, until
+    /// what is given back is dropped.
+    ///
+    /// # Panics
+    /// When the kernel refuses.
+    #[must_use]
+    pub fn attach(&self, device: u32) -> OwnedFd {
+        make(bpf_command::LINK_CREATE, |attributes| {
+            attributes.put(0, descriptor(&self.program));
+            attributes.put(1, device);
+            attributes.put(2, TCX[0]);
+        })
+    }
+
+    /// Pins the program, for `tc filter ... bpf da pinned`.
+    ///
+    /// # Panics
+    /// When the kernel refuses.
+    pub fn pin(&self, path: &Path) {
+        let name = CString::new(path.as_os_str().as_bytes()).expect("no zero byte");
+        let mut attributes = Attributes([0; WORDS]);
+        attributes.put_address(0, name.as_ptr() as u64);
+        attributes.put(2, descriptor(&self.program));
+        bpf(bpf_command::OBJ_PIN, &mut attributes).expect("pin a program");
+    }
+
+    /// How many packets it has seen.
+    ///
+    /// # Panics
+    /// When the map cannot be read.
+    #[must_use]
+    pub fn packets(&self) -> u64 {
+        let (key, mut value) = (0_u32, 0_u64);
+        let mut attributes = Attributes([0; WORDS]);
+        attributes.put(0, descriptor(&self.counter));
+        attributes.put_address(2, &raw const key as u64);
+        attributes.put_address(4, &raw mut value as u64);
+        bpf(bpf_command::MAP_LOOKUP_ELEM, &mut attributes).expect("read a map");
+        value
+    }
+}
+
+/// `counter[0] += 1; return TCX_NEXT;` (encoding: RFC 9669).
+fn counting_program(map: u32) -> [u64; 11] {
+    let instruction = |code: u8, target: u8, source: u8, offset: i16, immediate: i32| {
+        u64::from(code)
+            | u64::from(target | source << 4) << 8
+            | u64::from(offset.cast_unsigned()) << 16
+            | u64::from(immediate.cast_unsigned()) << 32
+    };
+    [
+        instruction(0x62, 10, 0, -4, 0), // *(u32 *)(r10 - 4) = 0
+        instruction(0xbf, 2, 10, 0, 0),  // r2 = r10
+        instruction(0x07, 2, 0, 0, -4),  // r2 += -4
+        instruction(0x18, 1, 1, 0, map.cast_signed()), // r1 = the map
+        0,                               // (second half of the load)
+        instruction(0x85, 0, 0, 0, 1),   // r0 = bpf_map_lookup_elem(r1, r2)
+        instruction(0x15, 0, 0, 2, 0),   // if r0 == 0 skip two
+        instruction(0xb7, 1, 0, 0, 1),   // r1 = 1
+        instruction(0xdb, 0, 1, 0, 0),   // lock *(u64 *)(r0 + 0) += r1
+        instruction(0xb7, 0, 0, 0, -1),  // r0 = TCX_NEXT
+        instruction(0x95, 0, 0, 0, 0),   // return r0
+    ]
+}
+
+fn make(command: i64, fill: impl FnOnce(&mut Attributes)) -> OwnedFd {
+    let mut attributes = Attributes([0; WORDS]);
+    fill(&mut attributes);
+    let fd = bpf(command, &mut attributes)
+        .unwrap_or_else(|error| panic!("bpf command {command}: {error}"));
+    // SAFETY: the kernel has just made the descriptor for us.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+fn descriptor(fd: &OwnedFd) -> u32 {
+    fd.as_raw_fd().cast_unsigned()
+}
+
+fn length(length: usize) -> io::Result<u32> {
+    u32::try_from(length).map_err(io::Error::other)
+}
+
 /// `BPF_PROG_QUERY` for a device index or a control group descriptor.
 fn query(target: u32, hook: u32) -> io::Result<Vec<u32>> {
     const ROOM: u32 = 256;
     let mut ids = vec![0_u32; ROOM as usize];
-    let mut attributes = Attributes([0; 16]);
+    let mut attributes = Attributes([0; WORDS]);
     attributes.put(0, target);
     attributes.put(1, hook);
     attributes.put_address(4, ids.as_mut_ptr() as u64);
@@ -195,9 +358,12 @@ fn query(target: u32, hook: u32) -> io::Result<Vec<u32>> {
     Ok(ids)
 }
 
+/// Enough for every command used here; the kernel wants what it does not know to be zero.
+const WORDS: usize = 32;
+
 /// The start of `union bpf_attr` as 32-bit words.
 #[repr(align(8))]
-struct Attributes([u32; 16]);
+struct Attributes([u32; WORDS]);
 
 impl Attributes {
     fn put(&mut self, word: usize, value: u32) {

@@ -44,9 +44,10 @@ impl Namespace {
             .unwrap_or_else(|error| panic!("open namespace {name}: {error}"))
             .into();
         let namespace = Self { name, handle };
-        // Addresses are usable at once, and the namespace starts from known values, whatever the
-        // machine's own are (a new namespace inherits some of them).
+        // Addresses are usable at once, link-local ones are given and not made up late, and the
+        // namespace starts from known values (it inherits some of the machine's).
         for (key, value) in [
+            ("ipv6/conf/default/addr_gen_mode", "1"),
             ("ipv6/conf/all/accept_dad", "0"),
             ("ipv6/conf/default/accept_dad", "0"),
             ("ipv6/conf/all/forwarding", "0"),

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use portfwd_tests::capture::{self, Capture};
 use portfwd_tests::clients::{self, Churn, Closed, Protocol};
-use portfwd_tests::kernel;
+use portfwd_tests::kernel::{Observer, index_of};
 use portfwd_tests::servers::Server;
 use portfwd_tests::snapshot::Snapshot;
 use portfwd_tests::topology::{FOREIGN, FOREIGN6, HOST, HOST6, Shape, Topology, Wiring};
@@ -121,23 +121,38 @@ fn a_snapshot_sees_a_new_device_a_qdisc_and_a_sysctl() {
 #[test]
 fn the_kernel_lists_pins_and_forgets_objects() {
     let topology = Topology::new(Shape::default());
-    let pin = topology.bpffs().join("map");
-    let arguments = ["map", "create"];
-    let map = "type array key 4 value 4 entries 1 name pf_test";
-    let path = pin.display().to_string();
-    topology.host.output(
-        "bpftool",
-        &arguments
-            .into_iter()
-            .chain([path.as_str()])
-            .chain(map.split(' '))
-            .collect::<Vec<_>>(),
-    );
+    let pin = topology.bpffs().join("program");
+    let observer = Observer::load();
+    observer.pin(&pin);
     let objects = topology.objects();
     assert_eq!(objects.len(), 1);
     assert!(objects.iter().all(|object| object.lives()));
+    drop(observer);
     std::fs::remove_file(&pin).expect("remove the pin");
     topology.assert_nothing_left(&objects);
-    // It answers; what else hangs there is not the harness's.
-    let _ = kernel::cgroup_programs();
+}
+
+#[test]
+fn an_observer_counts_packets_on_both_kinds_of_hook() {
+    let topology = Topology::new(Shape::default());
+    let (on_tcx, on_clsact) = (Observer::load(), Observer::load());
+    let pin = topology.bpffs().join("observer");
+    on_clsact.pin(&pin);
+    let filter = format!(
+        "filter add dev eth0 ingress bpf da pinned {}",
+        pin.display()
+    );
+    topology
+        .host
+        .output("tc", &["qdisc", "add", "dev", "eth0", "clsact"]);
+    topology
+        .host
+        .output("tc", &filter.split(' ').collect::<Vec<_>>());
+    let _link = topology.host.run(|| on_tcx.attach(index_of("eth0")));
+    let to = SocketAddr::new(HOST, 8080);
+    assert_eq!(
+        clients::closed(&topology.client, Protocol::Tcp, to),
+        Closed::Refused
+    );
+    assert!(on_tcx.packets() > 0 && on_clsact.packets() > 0);
 }
