@@ -48,12 +48,18 @@ mod tests {
     #[test]
     fn one_sample_is_its_own_summary() {
         let summary = Summary::of([3.0]).unwrap();
-        assert_eq!((summary.lower, summary.median, summary.upper), (3.0, 3.0, 3.0));
+        assert_eq!(
+            (summary.lower, summary.median, summary.upper),
+            (3.0, 3.0, 3.0)
+        );
     }
 
     #[test]
     fn quartiles_are_interpolated_whatever_the_order_of_samples() {
         let summary = Summary::of([4.0, 1.0, 3.0, 2.0]).unwrap();
-        assert_eq!((summary.lower, summary.median, summary.upper), (1.75, 2.5, 3.25));
+        assert_eq!(
+            (summary.lower, summary.median, summary.upper),
+            (1.75, 2.5, 3.25)
+        );
     }
 }

@@ -61,14 +61,6 @@ impl Workload {
         }
     }
 
-    /// Whether it runs over TCP (else UDP).
-    pub(crate) fn is_tcp(self) -> bool {
-        matches!(
-            self,
-            Workload::TcpRoundTrips | Workload::TcpConnections | Workload::TcpBulk
-        )
-    }
-
     /// Whether the server counts what arrives (else the client counts what was answered).
     pub(crate) fn server_counts(self) -> bool {
         matches!(self, Workload::TcpBulk | Workload::UdpDatagrams)

@@ -129,7 +129,11 @@ mod tests {
             warmup: Duration::ZERO,
             length: Duration::from_millis(5),
         });
-        assert_eq!(meter.add(1000, 7), None, "what came in the warm-up is forgotten");
+        assert_eq!(
+            meter.add(1000, 7),
+            None,
+            "what came in the warm-up is forgotten"
+        );
         assert_eq!(meter.add(2, 1), None);
         std::thread::sleep(Duration::from_millis(6));
         let count = meter.add(3, 0).expect("the window is over");
@@ -155,15 +159,12 @@ mod tests {
         };
         for workload in Workload::ALL {
             // Port 0 cannot be told to the client before the server is up, so the port is found first.
-            let address = if workload.is_tcp() {
-                std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
-            } else {
-                std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
-            };
+            let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            let address = free.local_addr().unwrap();
+            drop(free);
             let (up, is_up) = std::sync::mpsc::channel();
-            let server = std::thread::spawn(move || {
-                serve(workload, address, window, || Ok(up.send(())?))
-            });
+            let server =
+                std::thread::spawn(move || serve(workload, address, window, || Ok(up.send(())?)));
             is_up.recv().unwrap();
             // The client of a one-way workload ends with its process, so it is left behind.
             let client = std::thread::spawn(move || drive(workload, address, window));

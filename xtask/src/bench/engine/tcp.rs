@@ -77,7 +77,10 @@ pub(super) fn request(target: SocketAddr, window: Window) -> anyhow::Result<Coun
         stream.write_all(&request).context("send a request")?;
         let mut length = 0;
         loop {
-            match stream.read(&mut answer[length..]).context("read an answer")? {
+            match stream
+                .read(&mut answer[length..])
+                .context("read an answer")?
+            {
                 0 => break,
                 more => length += more,
             }
@@ -95,9 +98,13 @@ pub(super) fn request(target: SocketAddr, window: Window) -> anyhow::Result<Coun
 /// Waits until the service answers, with one exchange that does not count.
 fn drop_first(target: SocketAddr) -> anyhow::Result<()> {
     let mut stream = connect(target)?;
-    stream.write_all(&[0; EXCHANGE]).context("send the first request")?;
+    stream
+        .write_all(&[0; EXCHANGE])
+        .context("send the first request")?;
     let mut answer = Vec::new();
-    stream.read_to_end(&mut answer).context("read the first answer")?;
+    stream
+        .read_to_end(&mut answer)
+        .context("read the first answer")?;
     Ok(())
 }
 
@@ -137,7 +144,10 @@ pub(super) fn flood(target: SocketAddr) -> anyhow::Result<()> {
 }
 
 fn is_close(error: &io::Error) -> bool {
-    matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset)
+    matches!(
+        error.kind(),
+        ErrorKind::BrokenPipe | ErrorKind::ConnectionReset
+    )
 }
 
 fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {

@@ -31,7 +31,9 @@ pub(super) fn echo(
     ready()?;
     let mut datagram = [0; DATAGRAM];
     loop {
-        let (length, peer) = socket.recv_from(&mut datagram).context("receive a datagram")?;
+        let (length, peer) = socket
+            .recv_from(&mut datagram)
+            .context("receive a datagram")?;
         socket
             .send_to(&datagram[..length], peer)
             .context("send a datagram back")?;
