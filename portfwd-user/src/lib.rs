@@ -5,3 +5,6 @@ pub mod error;
 pub mod label;
 pub mod spec;
 pub mod target;
+pub mod object;
+pub mod tables;
+pub mod report;

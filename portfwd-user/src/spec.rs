@@ -17,7 +17,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use portfwd_common::net::Protocol;
 
-pub use error::{Port, SpecError, SpecErrorKind};
+pub use error::{Meant, Port, SpecError, SpecErrorKind};
 pub use parse::host_address;
 
 /// One port or several in a row; never empty, never with port 0.
@@ -229,7 +229,7 @@ pub fn check_list(specs: &[Spec]) -> Result<(), SpecError> {
             } else {
                 continue;
             };
-            return Err(SpecError::new("SPEC", &second.to_string(), kind));
+            return Err(SpecError::new(Meant::Spec, &second.to_string(), kind));
         }
     }
     Ok(())

@@ -28,8 +28,7 @@ Examples:
     version,
     propagate_version = false,
     subcommand_required = true,
-    arg_required_else_help = false,
-    disable_help_subcommand = true
+    arg_required_else_help = false
 )]
 pub(super) struct Args {
     /// Instance to work on [env: PORTFWD_INSTANCE] [default: default]

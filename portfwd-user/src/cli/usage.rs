@@ -25,6 +25,9 @@ pub(super) fn from_clap(error: &clap::Error, arguments: &[OsString]) -> Usage {
             shown(&argument.to_string_lossy())
         );
     }
+    if error.kind() == ErrorKind::MissingSubcommand {
+        "no command was given".clone_into(&mut message);
+    }
     let usage = text.lines().find_map(|line| line.strip_prefix("Usage: "));
     Usage {
         message,
@@ -65,7 +68,9 @@ fn join_lines(paragraph: &str) -> String {
 fn tip(text: &str) -> Option<String> {
     let mut tips = text
         .lines()
-        .filter_map(|line| line.trim_start().strip_prefix("tip: "));
+        .filter_map(|line| line.trim_start().strip_prefix("tip: "))
+        // "to pass '--x' as a value, use '-- --x'": no value of ours looks like an option.
+        .filter(|tip| !tip.starts_with("to pass "));
     tips.next().map(str::to_owned)
 }
 

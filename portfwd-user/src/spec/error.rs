@@ -8,11 +8,43 @@ use crate::error::shown;
 /// A malformed SPEC, host address or port query.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct SpecError {
-    /// What `text` was meant to be, as the help calls it.
-    what: &'static str,
+    /// What `text` was meant to be.
+    meant: Meant,
     /// The text as it was typed.
     text: String,
     kind: SpecErrorKind,
+}
+
+/// What a text was meant to be.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Meant {
+    /// A SPEC.
+    Spec,
+    /// The port that `portfwd port` is asked about.
+    Query,
+    /// The host address in the environment.
+    HostIp,
+}
+
+impl Meant {
+    /// As the help calls it.
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Spec => "SPEC",
+            Self::Query => "PORT",
+            Self::HostIp => "PORTFWD_HOST_IP",
+        }
+    }
+
+    const fn form(self) -> &'static str {
+        match self {
+            Self::Spec => {
+                "a SPEC is [HOSTIP:][HOSTPORT[-END]]:CONTAINERPORT[-END][/tcp|udp|sctp], as in 8080:80"
+            }
+            Self::Query => "a PORT is one of the container's, as in 80 or 53/udp",
+            Self::HostIp => "it is one of the host's addresses, as in 127.0.0.1 or ::1",
+        }
+    }
 }
 
 /// Which of the ports of a SPEC is meant.
@@ -134,11 +166,11 @@ pub enum SpecErrorKind {
 }
 
 impl SpecError {
-    /// `kind` is what is wrong with `text`, which was meant to be a `what`.
+    /// `kind` is what is wrong with `text`.
     #[must_use]
-    pub fn new(what: &'static str, text: &str, kind: SpecErrorKind) -> Self {
+    pub fn new(meant: Meant, text: &str, kind: SpecErrorKind) -> Self {
         Self {
-            what,
+            meant,
             text: text.to_owned(),
             kind,
         }
@@ -155,6 +187,7 @@ impl SpecError {
     pub fn hint(&self) -> String {
         use SpecErrorKind as Kind;
         match &self.kind {
+            _ if self.meant == Meant::HostIp => self.meant.form().to_owned(),
             Kind::ProtocolMissing | Kind::ProtocolUnknown(_) | Kind::ProtocolTwice => {
                 "the protocol is tcp, udp or sctp".to_owned()
             }
@@ -182,15 +215,14 @@ impl SpecError {
                 "give one of the host's own unicast addresses".to_owned()
             }
             Kind::Twice | Kind::Overlap { .. } => "give each host port once".to_owned(),
-            _ => "a SPEC is [HOSTIP:][HOSTPORT[-END]]:CONTAINERPORT[-END][/tcp|udp|sctp], as in 8080:80"
-                .to_owned(),
+            _ => self.meant.form().to_owned(),
         }
     }
 }
 
 impl fmt::Display for SpecError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (what, text) = (self.what, shown(&self.text));
+        let (what, text) = (self.meant.name(), shown(&self.text));
         match &self.kind {
             // These read on from the SPEC, the others stand for themselves.
             kind @ (SpecErrorKind::Empty

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use portfwd_common::net::Protocol;
 
-use super::{HostPorts, Port, PortQuery, PortRange, Spec, SpecError, SpecErrorKind as Kind};
+use super::{HostPorts, Meant, Port, PortQuery, PortRange, Spec, SpecError, SpecErrorKind as Kind};
 
 /// More than the longest SPEC needs: a bracketed IPv6 address, two ranges and a protocol.
 const LONGEST: usize = 96;
@@ -14,7 +14,7 @@ impl FromStr for Spec {
     type Err = SpecError;
 
     fn from_str(text: &str) -> Result<Self, SpecError> {
-        parse_spec(text).map_err(|kind| SpecError::new("SPEC", text, kind))
+        parse_spec(text).map_err(|kind| SpecError::new(Meant::Spec, text, kind))
     }
 }
 
@@ -30,7 +30,7 @@ impl FromStr for PortQuery {
                 protocol,
             })
         };
-        parse().map_err(|kind| SpecError::new("PORT", text, kind))
+        parse().map_err(|kind| SpecError::new(Meant::Query, text, kind))
     }
 }
 
@@ -54,7 +54,7 @@ pub fn host_address(text: &str) -> Result<IpAddr, SpecError> {
             Err(_) => plain_address(text),
         }
     };
-    parse().map_err(|kind| SpecError::new("PORTFWD_HOST_IP", text, kind))
+    parse().map_err(|kind| SpecError::new(Meant::HostIp, text, kind))
 }
 
 fn parse_spec(text: &str) -> Result<Spec, Kind> {

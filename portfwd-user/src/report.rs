@@ -1,0 +1,47 @@
+//! What goes to standard output: lines for people, or one JSON document. Pure but for the writer.
+
+mod flows;
+mod forwards;
+mod status;
+mod table;
+#[cfg(test)]
+mod tests;
+
+use std::io::{self, BufWriter, Write};
+
+use serde::Serialize;
+
+pub use flows::{FlowRow, write_flows};
+pub use forwards::{ForwardRow, Published, answering, sort, write_forwards, write_ports};
+pub use status::{Datapath, DeviceRow, ReasonRow, Status, write_status};
+
+use crate::error::{Doing, Error};
+
+/// Runs `write` on standard output, locked and buffered. A reader that has gone away (`| head -1`) has
+/// read what it wanted, and is no error.
+///
+/// # Errors
+/// When the output cannot be written for another reason, such as a full disk.
+pub fn to_stdout(
+    write: impl FnOnce(&mut BufWriter<io::StdoutLock<'static>>) -> io::Result<()>,
+) -> Result<(), Error> {
+    let mut out = BufWriter::new(io::stdout().lock());
+    let written = write(&mut out).and_then(|()| out.flush());
+    match written {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+            // What is still in the buffer would be tried once more when it is dropped.
+            let _discarded = out.into_parts();
+            Ok(())
+        }
+        written => written.doing(|| "write to standard output".to_owned()),
+    }
+}
+
+/// `document` as indented JSON with an end of line.
+///
+/// # Errors
+/// As the writer.
+pub fn write_json(out: &mut impl Write, document: &(impl Serialize + ?Sized)) -> io::Result<()> {
+    serde_json::to_writer_pretty(&mut *out, document)?;
+    out.write_all(b"\n")
+}
