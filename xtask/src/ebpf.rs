@@ -1,6 +1,10 @@
 //! The eBPF object: built from source the same to the byte on every machine, and compared with the
 //! committed one.
 
+mod compile;
+mod moved;
+mod object;
+
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -9,18 +13,14 @@ use std::{
 use anyhow::{Context as _, bail};
 use sha2::{Digest as _, Sha256};
 
-use crate::{btf, process, toolchain, workspace};
+use crate::{process, toolchain, workspace};
 
-/// The compiler's name for the target: BPF, little-endian.
-const TARGET: &str = "bpfel-unknown-none";
-/// The programs' package, and the profile in the root manifest that it is built with.
-const PACKAGE: &str = "portfwd-ebpf";
-const PROFILE: &str = "ebpf";
+/// The package of the programs, which is built for their target alone.
+pub(crate) const PACKAGE: &str = "portfwd-ebpf";
 
 /// `cargo xtask ebpf`: builds the object and replaces the committed one.
 pub(crate) fn update() -> anyhow::Result<()> {
-    let object = build()?;
-    let bytes = read(&object)?;
+    let bytes = read(&build()?)?;
     let committed = workspace::committed_object();
     let changed = workspace::write_if_changed(&committed, &bytes)?;
     workspace::write_if_changed(
@@ -37,16 +37,34 @@ pub(crate) fn update() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// `cargo xtask ebpf --check`: fails unless the committed object is what the source gives.
-pub(crate) fn check() -> anyhow::Result<()> {
+/// `cargo xtask ebpf --check`: fails unless the committed object is what the source gives, here and, if
+/// `elsewhere`, in another directory with every line moved.
+pub(crate) fn check(elsewhere: bool) -> anyhow::Result<()> {
     let built = read(&build()?)?;
-    let committed = read(&workspace::committed_object())?;
     let versions = toolchain::versions()?;
     eprint!("compared with:\n{versions}");
+    compare_with_committed(&built, &versions)?;
+    if elsewhere {
+        let moved = moved::build(&workspace::target().join("ebpf-moved"))?;
+        if moved != built {
+            bail!(
+                "the object depends on the directory or the lines of its source\n\
+                 here:      {}\nelsewhere: {}",
+                sha256(&built),
+                sha256(&moved)
+            );
+        }
+        println!("another directory, and a comment on top of every file, give the same object");
+    }
+    Ok(())
+}
+
+fn compare_with_committed(built: &[u8], versions: &str) -> anyhow::Result<()> {
+    let committed = read(&workspace::committed_object())?;
     if built == committed {
         println!(
             "{}: the committed object is what the source gives",
-            sha256(&built)
+            sha256(built)
         );
         return Ok(());
     }
@@ -65,7 +83,7 @@ pub(crate) fn check() -> anyhow::Result<()> {
         workspace::committed_object().display(),
         sha256(&committed),
         committed.len(),
-        sha256(&built),
+        sha256(built),
         built.len(),
     );
 }
@@ -76,161 +94,23 @@ pub(crate) fn build() -> anyhow::Result<PathBuf> {
     let directory = workspace::target().join("ebpf");
     // Two builds in one clone take turns: the second must not link while the first one strips.
     let _lock = workspace::lock(&directory.join(".xtask-lock"))?;
-    compile(&directory)?;
-    let linked = directory.join(TARGET).join(PROFILE).join("portfwd");
-    let bytes = strip(&linked)?;
+    let linked = compile::link(&workspace::root(), &directory)?;
     let object = directory.join("portfwd.o");
-    workspace::write_if_changed(&object, &bytes)?;
-    refuse_panics(&object)?;
-    report_copies(&object)?;
+    workspace::write_if_changed(&object, &object::strip(&linked)?)?;
+    object::refuse_panics(&object)?;
+    object::report_copies(&object)?;
     Ok(object)
 }
 
-/// Compiles and links the programs into `directory`.
-fn compile(directory: &Path) -> anyhow::Result<()> {
-    let linker = toolchain::bpf_linker();
-    if !linker.exists() {
-        bail!(
-            "{} is missing\nhint: run `cargo xtask setup`",
-            linker.display()
-        );
-    }
-    let mut cargo = toolchain::pinned("cargo");
-    cargo
-        .current_dir(workspace::root())
-        .args([
-            "build",
-            "--locked",
-            "--package",
-            PACKAGE,
-            "--profile",
-            PROFILE,
-        ])
-        .args(["-Z", "build-std=core", "--target", TARGET, "--target-dir"])
-        .arg(directory)
-        // The target has no prebuilt core, and building one is an unstable option of a stable compiler.
-        .env("RUSTC_BOOTSTRAP", "1")
-        .env("CARGO_ENCODED_RUSTFLAGS", flags()?.join("\x1f"))
-        // Not a flag: flags are part of the names of symbols, and this path differs between machines.
-        .env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", &linker);
-    process::run(&mut cargo)
-}
-
-/// The compiler's flags. No path of this machine may reach the object, so the workspace, cargo's home
-/// and the compiler's own directory get fixed names.
-fn flags() -> anyhow::Result<Vec<String>> {
-    let sysroot = process::output(toolchain::pinned("rustc").args(["--print", "sysroot"]))?;
-    let remap = |from: &Path, to: &str| format!("--remap-path-prefix={}={to}", from.display());
-    Ok(vec![
-        // The linker makes BTF from full debug information.
-        "-Cdebuginfo=2".to_owned(),
-        "-Clink-arg=--btf".to_owned(),
-        // Atomics and 32-bit instructions; Linux 5.10 runs it.
-        "-Ctarget-cpu=v3".to_owned(),
-        // Whatever the host is: its registers are named in bindings for probes, which we have none of.
-        "--cfg=bpf_target_arch=\"x86_64\"".to_owned(),
-        remap(&toolchain::cargo_home()?, "/cargo"),
-        remap(Path::new(sysroot.trim()), "/rust"),
-        remap(&workspace::root(), "/src"),
-    ])
-}
-
-/// The linked object without DWARF and without line information.
-fn strip(linked: &Path) -> anyhow::Result<Vec<u8>> {
-    let scratch = tempfile::tempdir().context("make a temporary directory")?;
-    let path = |name: &str| scratch.path().join(name);
-    let (types, ext, object) = (path("types"), path("ext"), path("object"));
-    process::output(
-        toolchain::llvm("llvm-objcopy")
-            .arg(format!("--dump-section=.BTF={}", types.display()))
-            .arg(format!("--dump-section=.BTF.ext={}", ext.display()))
-            .arg(linked)
-            .arg(path("unused")),
-    )?;
-    let (new_types, new_ext) = btf::without_lines(&read(&types)?, &read(&ext)?)
-        .with_context(|| format!("type information of {}", linked.display()))?;
-    write(&types, &new_types)?;
-    write(&ext, &new_ext)?;
-    process::output(
-        toolchain::llvm("llvm-objcopy")
-            .arg("--strip-debug")
-            // Loaders do without these: the records hold the offsets of functions, and the symbol table
-            // those of variables. The first would still have an entry for each line; the second would
-            // point at nothing, since objcopy forgets what it belongs to when .BTF is replaced.
-            .arg("--remove-section=.rel.BTF.ext")
-            .arg("--remove-section=.rel.BTF")
-            .arg(format!("--update-section=.BTF={}", types.display()))
-            .arg(format!("--update-section=.BTF.ext={}", ext.display()))
-            .arg(linked)
-            .arg(&object),
-    )?;
-    read(&object)
-}
-
-/// Fails if a panic is left in the programs: the verifier would refuse them with a message that helps
-/// nobody.
-fn refuse_panics(object: &Path) -> anyhow::Result<()> {
-    let symbols = process::output(toolchain::llvm("llvm-nm").arg(object))?;
-    let panics: Vec<&str> = symbols
-        .lines()
-        .filter(|line| line.contains("panic"))
-        .collect();
-    if !panics.is_empty() {
-        bail!(
-            "the programs can panic:\n{}\nhint: look for an index, a division or a slice range",
-            panics.join("\n")
-        );
-    }
-    Ok(())
-}
-
-/// Says how often the programs call the byte-wise memory routines, which are slow and long to verify.
-fn report_copies(object: &Path) -> anyhow::Result<()> {
-    let listing = process::output(
-        toolchain::llvm("llvm-objdump")
-            .args(["--disassemble", "--reloc", "--no-show-raw-insn"])
-            .arg(object),
-    )?;
-    let calls = copies(&listing);
-    if calls.is_empty() {
-        return Ok(());
-    }
-    eprintln!(
-        "warning: {} calls of byte-wise memory routines:",
-        calls.len()
-    );
-    for (function, routine) in calls {
-        eprintln!("  {routine} in {function}");
-    }
-    Ok(())
-}
-
-/// The calls of memory routines in a listing: caller and routine.
-fn copies(listing: &str) -> Vec<(&str, &str)> {
-    let mut function = "";
-    let mut calls = Vec::new();
-    for line in listing.lines() {
-        if let Some(name) = line
-            .strip_suffix(">:")
-            .and_then(|line| line.split_once('<'))
-        {
-            function = name.1;
-        } else if line.contains("R_BPF_64_32") {
-            let symbol = line.split_whitespace().last().unwrap_or_default();
-            if ["memcpy", "memmove", "memset", "memcmp", "bcmp"].contains(&symbol) {
-                calls.push((function, symbol));
-            }
-        }
-    }
-    calls
+/// Lints the programs with their target's core, warnings being errors.
+pub(crate) fn clippy() -> anyhow::Result<()> {
+    let directory = workspace::target().join("ebpf");
+    let mut cargo = compile::cargo("clippy", &workspace::root(), &directory)?;
+    process::run(cargo.args(["--", "-D", "warnings"]))
 }
 
 fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
     fs::read(path).with_context(|| format!("read {}", path.display()))
-}
-
-fn write(path: &Path, contents: &[u8]) -> anyhow::Result<()> {
-    fs::write(path, contents).with_context(|| format!("write {}", path.display()))
 }
 
 fn sha256(bytes: &[u8]) -> String {

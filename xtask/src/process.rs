@@ -35,7 +35,7 @@ pub(crate) fn output(command: &mut Command) -> anyhow::Result<String> {
 }
 
 /// `command` as one would type it, without its environment.
-fn shown(command: &Command) -> String {
+pub(crate) fn shown(command: &Command) -> String {
     let mut line = program(command);
     for argument in command.get_args() {
         let argument = argument.to_string_lossy();

@@ -19,6 +19,8 @@ pub(crate) const RUST: &str = "1.95.0";
 pub(crate) const LLVM: &str = "22";
 /// The linker of the eBPF programs, built against [`LLVM`].
 pub(crate) const BPF_LINKER: &str = "0.13.0";
+/// Checks the licences and advisories of all dependencies.
+pub(crate) const CARGO_DENY: &str = "0.20.2";
 
 /// The directory of tools that setup builds: shared by all clones of one user, never on anyone's PATH.
 /// `PORTFWD_TOOLS` names another one.
@@ -45,6 +47,16 @@ pub(crate) fn bpf_linker_root() -> PathBuf {
 /// The linker's binary.
 pub(crate) fn bpf_linker() -> PathBuf {
     bpf_linker_root().join("bin/bpf-linker")
+}
+
+/// The `--root` that `cargo install` gets for cargo-deny.
+pub(crate) fn cargo_deny_root() -> PathBuf {
+    tools().join(format!("cargo-deny-{CARGO_DENY}"))
+}
+
+/// Where setup puts the programs that only the benchmark runs.
+pub(crate) fn peers() -> PathBuf {
+    tools().join("peers")
 }
 
 /// Where Debian puts LLVM's own prefix.
@@ -76,6 +88,12 @@ pub(crate) fn pinned(program: &str) -> Command {
         }
     }
     command
+}
+
+/// The directory of the pinned toolchain.
+pub(crate) fn sysroot() -> anyhow::Result<PathBuf> {
+    let path = process::output(pinned("rustc").args(["--print", "sysroot"]))?;
+    Ok(PathBuf::from(path.trim()))
 }
 
 /// The home of cargo, which the object must not name.

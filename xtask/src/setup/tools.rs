@@ -1,0 +1,162 @@
+//! Programs in the directory of tools: built by cargo, or taken out of Debian packages.
+
+use std::{env, fs, os::unix::fs::PermissionsExt as _, path::PathBuf, process::Command};
+
+use anyhow::Context as _;
+
+use super::{Extras, debian};
+use crate::{process, toolchain};
+
+/// A program that cargo builds.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Crate {
+    BpfLinker,
+    CargoDeny,
+}
+
+impl Crate {
+    pub(super) fn describe(self) -> String {
+        let root = self.root();
+        let (name, version) = self.name();
+        format!(
+            "{name} {version}, built into {} (about a minute)",
+            root.display()
+        )
+    }
+
+    fn name(self) -> (&'static str, &'static str) {
+        match self {
+            Self::BpfLinker => ("bpf-linker", toolchain::BPF_LINKER),
+            Self::CargoDeny => ("cargo-deny", toolchain::CARGO_DENY),
+        }
+    }
+
+    fn root(self) -> PathBuf {
+        match self {
+            Self::BpfLinker => toolchain::bpf_linker_root(),
+            Self::CargoDeny => toolchain::cargo_deny_root(),
+        }
+    }
+
+    /// Whether it is there and starts: a library it was linked with may have gone since.
+    fn works(self) -> bool {
+        let (name, version) = self.name();
+        let binary = self.root().join("bin").join(name);
+        process::output(Command::new(binary).arg("--version"))
+            .is_ok_and(|text| text.trim() == format!("{name} {version}"))
+    }
+
+    pub(super) fn install(self) -> anyhow::Result<()> {
+        let (name, version) = self.name();
+        let mut cargo = toolchain::pinned("cargo");
+        cargo
+            .args([
+                "install",
+                name,
+                "--version",
+                version,
+                "--locked",
+                "--force",
+                "--root",
+            ])
+            .arg(self.root());
+        match self {
+            Self::BpfLinker => {
+                let feature = format!("llvm-{}", toolchain::LLVM);
+                let llvm = toolchain::llvm_prefix();
+                let path = env::var_os("PATH").unwrap_or_default();
+                let paths = [llvm.join("bin")]
+                    .into_iter()
+                    .chain(env::split_paths(&path));
+                cargo
+                    .args(["--no-default-features", "--features", &feature])
+                    .env("LLVM_PREFIX", &llvm)
+                    .env("PATH", env::join_paths(paths).context("PATH")?);
+            }
+            Self::CargoDeny => {
+                // It runs for seconds: optimizing it would take longer than it ever saves.
+                cargo.arg("--debug").env("CARGO_PROFILE_DEV_DEBUG", "false");
+            }
+        }
+        process::run(&mut cargo)
+    }
+}
+
+/// The programs that are needed and not there, or that do not start.
+pub(super) fn missing_crates(extras: Extras) -> Vec<Crate> {
+    let wanted: &[Crate] = if extras.check {
+        &[Crate::BpfLinker, Crate::CargoDeny]
+    } else {
+        &[Crate::BpfLinker]
+    };
+    wanted
+        .iter()
+        .copied()
+        .filter(|tool| !tool.works())
+        .collect()
+}
+
+/// A program of a Debian package that is better not installed: docker.io starts a daemon that writes
+/// rules of its own.
+pub(super) struct Unpacked {
+    package: &'static str,
+    /// As the package lists it.
+    member: &'static str,
+    name: &'static str,
+}
+
+const UNPACKED: [Unpacked; 2] = [
+    Unpacked {
+        package: "docker.io",
+        member: "./usr/sbin/docker-proxy",
+        name: "docker-proxy",
+    },
+    Unpacked {
+        package: "containernetworking-plugins",
+        member: "./usr/lib/cni/portmap",
+        name: "portmap",
+    },
+];
+
+/// The programs that are not there yet.
+pub(super) fn missing_unpacked() -> Vec<Unpacked> {
+    UNPACKED
+        .into_iter()
+        .filter(|program| !program.path().is_file())
+        .collect()
+}
+
+impl Unpacked {
+    fn path(&self) -> PathBuf {
+        toolchain::peers().join(self.name)
+    }
+
+    pub(super) fn describe(&self) -> String {
+        format!(
+            "{} of the package {}, into {}",
+            self.name,
+            self.package,
+            self.path().display()
+        )
+    }
+
+    pub(super) fn install(&self) -> anyhow::Result<()> {
+        debian::update()?;
+        let directory = toolchain::peers();
+        fs::create_dir_all(&directory)
+            .with_context(|| format!("create {}", directory.display()))?;
+        let scratch = tempfile::tempdir_in(&directory).context("make a temporary directory")?;
+        debian::download(self.package, scratch.path())?;
+        let unpack = "dpkg-deb --fsys-tarfile ./*.deb | tar --extract --file=- \"$1\"";
+        process::output(
+            Command::new("sh")
+                .args(["-c", unpack, "sh", self.member])
+                .current_dir(scratch.path()),
+        )?;
+        let program = scratch.path().join(self.member);
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755))
+            .with_context(|| format!("make {} executable", program.display()))?;
+        fs::rename(&program, self.path())
+            .with_context(|| format!("move {} to {}", program.display(), self.path().display()))
+    }
+}

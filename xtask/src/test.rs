@@ -1,0 +1,173 @@
+//! `cargo xtask test`: all tests, on an eBPF object that was just built from source.
+
+use std::{
+    ffi::{OsStr, OsString},
+    io::{BufRead as _, BufReader, Write as _},
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context as _, bail, ensure};
+
+use crate::{ebpf, process, setup, workspace};
+
+/// Runs `cargo test` with `arguments`: on the whole workspace, unless they choose packages.
+pub(crate) fn run(arguments: &[OsString]) -> anyhow::Result<()> {
+    setup::ensure(setup::Extras::default())?;
+    let object = ebpf::build()?;
+    // The command line's tests run the binary, which `cargo test` builds for its own package only.
+    process::run(cargo("build", &object).args(["--package", "portfwd-user"]))?;
+
+    let mut command = cargo("test", &object);
+    // One failure must not hide the others.
+    command.arg("--no-fail-fast");
+    if !choose_packages(arguments) {
+        command.args(["--workspace", "--exclude", ebpf::PACKAGE]);
+    }
+    command
+        .args(arguments)
+        .env("PORTFWD_BIN", workspace::target().join("debug/portfwd"))
+        .stdout(Stdio::piped());
+    eprintln!("+ {}", process::shown(&command));
+    let mut child = command.spawn().context("start cargo")?;
+    let mut tally = Tally::default();
+    if let Some(output) = child.stdout.take() {
+        show(BufReader::new(output), &mut tally)?;
+    }
+    let status = child.wait().context("wait for cargo")?;
+    println!("\n{}", tally.summary());
+    ensure!(status.success(), "cargo test ended with {status}");
+    ensure!(tally.failed == 0, "{} tests failed", tally.failed);
+    if tally.passed == 0 {
+        bail!("no test has run");
+    }
+    Ok(())
+}
+
+/// The cargo that runs us, for the loader that embeds `object`.
+fn cargo(task: &str, object: &std::path::Path) -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command
+        .arg(task)
+        .current_dir(workspace::root())
+        .env("PORTFWD_EBPF_OBJECT", object);
+    command
+}
+
+/// Whether arguments of `cargo test` name packages.
+fn choose_packages(arguments: &[OsString]) -> bool {
+    arguments
+        .iter()
+        .take_while(|argument| *argument != OsStr::new("--"))
+        .filter_map(|argument| argument.to_str())
+        .any(|argument| {
+            argument.starts_with("-p")
+                || argument.starts_with("--package")
+                || argument == "--workspace"
+                || argument == "--all"
+        })
+}
+
+/// Passes lines on as they come, and counts.
+fn show(output: impl std::io::Read, tally: &mut Tally) -> anyhow::Result<()> {
+    let mut output = BufReader::new(output);
+    let mut line = Vec::new();
+    while output
+        .read_until(b'\n', &mut line)
+        .context("read cargo's output")?
+        > 0
+    {
+        std::io::stdout()
+            .write_all(&line)
+            .context("write to standard output")?;
+        tally.count(&String::from_utf8_lossy(&line));
+        line.clear();
+    }
+    Ok(())
+}
+
+/// What the closing lines of all test binaries say together.
+#[derive(Default)]
+struct Tally {
+    binaries: u32,
+    passed: u32,
+    failed: u32,
+    ignored: u32,
+    /// The tests that did not run although nothing was wrong: nobody should take them for passed.
+    skipped: Vec<String>,
+}
+
+impl Tally {
+    fn count(&mut self, line: &str) {
+        let line = line.trim_end();
+        if let Some(counts) = line.strip_prefix("test result: ") {
+            self.binaries += 1;
+            for part in counts.split(['.', ';']) {
+                let Some((number, what)) = part.trim().split_once(' ') else {
+                    continue;
+                };
+                let Ok(number) = number.parse::<u32>() else {
+                    continue;
+                };
+                match what {
+                    "passed" => self.passed += number,
+                    "failed" => self.failed += number,
+                    "ignored" => self.ignored += number,
+                    _ => {}
+                }
+            }
+        } else if let Some((test, reason)) = line.split_once(" ... ignored") {
+            self.skipped
+                .push(format!("{}{reason}", test.trim_start_matches("test ")));
+        }
+    }
+
+    fn summary(&self) -> String {
+        let Self {
+            binaries,
+            passed,
+            failed,
+            ignored,
+            ..
+        } = self;
+        let mut text = String::new();
+        for test in &self.skipped {
+            text.push_str(&format!("not run: {test}\n"));
+        }
+        text.push_str(&format!(
+            "all tests: {passed} passed; {failed} failed; {ignored} not run; {binaries} test binaries"
+        ));
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn closing_lines_add_up_and_ignored_tests_are_named() {
+        let mut tally = Tally::default();
+        for line in [
+            "running 3 tests\n",
+            "test a_port_is_published ... ok\n",
+            "test ten_gigabytes_arrive ... ignored, takes ten minutes\n",
+            "test result: ok. 2 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.10s\n",
+            "test result: FAILED. 4 passed; 2 failed; 0 ignored; 0 measured; 7 filtered out; finished in 1.20s\n",
+        ] {
+            tally.count(line);
+        }
+        assert_eq!(
+            tally.summary(),
+            "not run: ten_gigabytes_arrive, takes ten minutes\n\
+             all tests: 6 passed; 2 failed; 1 not run; 2 test binaries"
+        );
+    }
+
+    #[test]
+    fn arguments_after_the_separator_choose_no_package() {
+        let words = |text: &str| text.split(' ').map(OsString::from).collect::<Vec<_>>();
+        assert!(choose_packages(&words("-p portfwd-common checksum")));
+        assert!(choose_packages(&words("--package=portfwd-common")));
+        assert!(!choose_packages(&words("--test cli -- -p")));
+    }
+}
