@@ -18,11 +18,13 @@ use std::process::Command;
 use std::time::Duration;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use serde_json::Value;
 
 use crate::deadline::{PATIENCE, until, until_ok};
 use crate::kernel::{self, Object};
 use crate::namespace::{Namespace, unique};
 use crate::portfwd::{self, Outcome};
+use crate::servers::Server;
 use crate::snapshot::Snapshot;
 
 /// The host's address toward the client.
@@ -233,6 +235,39 @@ impl Topology {
             arguments.extend(["-p", spec]);
         }
         self.portfwd(&arguments)
+    }
+
+    /// Servers on port 80 of both containers, which call themselves `web` and `db`.
+    #[must_use]
+    pub fn serve(&self) -> [Server; 2] {
+        let [web, db] = &self.containers;
+        [
+            Server::start(&web.namespace, &web.addresses(), 80, "web"),
+            Server::start(&db.namespace, &db.addresses(), 80, "db"),
+        ]
+    }
+
+    /// What `list --json` says.
+    ///
+    /// # Panics
+    /// When it is no array.
+    #[track_caller]
+    #[must_use]
+    pub fn list(&self) -> Vec<Value> {
+        let document = self.portfwd(&["--json", "list"]).expect_ok().json();
+        let Value::Array(forwards) = document else {
+            panic!("list --json printed no array: {document}");
+        };
+        forwards
+    }
+
+    /// What is published, one line a forward: `web tcp 0.0.0.0:8080 -> 10.88.0.2:80`, sorted.
+    #[track_caller]
+    #[must_use]
+    pub fn published(&self) -> Vec<String> {
+        let mut lines: Vec<String> = self.list().iter().map(forward_line).collect();
+        lines.sort();
+        lines
     }
 
     /// Every BPF object that the instance has pinned at this moment.
@@ -481,6 +516,31 @@ fn wire_container(host: &Namespace, container: &Container, wiring: Wiring) {
     container
         .namespace
         .ip("route add default via 10.88.0.1\nroute add default via fd88::1\n");
+}
+
+/// One element of `list --json` on a line.
+fn forward_line(forward: &Value) -> String {
+    let text = |key: &str| forward[key].as_str().unwrap_or("?").to_owned();
+    let end = |address: String, port: &Value| {
+        let brackets = address.contains(':');
+        let address = if brackets {
+            format!("[{address}]")
+        } else {
+            address
+        };
+        format!("{address}:{port}")
+    };
+    let host = end(text("hostIp"), &forward["hostPort"]);
+    let container = end(text("containerIp"), &forward["containerPort"]);
+    let mut line = format!(
+        "{} {} {host} -> {container}",
+        text("container"),
+        text("protocol")
+    );
+    if forward["count"] != 1 {
+        let _ = write!(line, " x{}", forward["count"]);
+    }
+    line
 }
 
 fn mac_text(mac: [u8; 6]) -> String {
