@@ -28,7 +28,7 @@ const _: () = assert!(size_of::<Neighbour>() == size_of::<bpf_redir_neigh>());
 pub fn to_container(hook: &Tc, link: u32) -> Verdict {
     hook.address_to_host();
     // SAFETY: the helper only notes the index.
-    Verdict::Redirected(unsafe { bpf_redirect_peer(link, 0) } as i32)
+    Verdict::redirected(unsafe { bpf_redirect_peer(link, 0) })
 }
 
 /// The way out for a reply of `flow`, asked for at most once a second. `device` is what routes for the
@@ -57,7 +57,7 @@ pub fn route_of<A: Family>(
 /// Whether the device of `route` takes the packet, or each of the packets that it is cut into.
 #[inline(always)]
 pub fn fits<A: Family>(hook: &Tc, packet: &Packet<A>, route: &Route<A>) -> bool {
-    if packet.length <= route.mtu {
+    if packet.length <= route.mtu as u64 {
         return true;
     }
     let segment = hook.segment();
@@ -88,5 +88,5 @@ pub fn to_client<A: Family>(route: &Route<A>) -> Verdict {
             bpf_redirect_neigh(route.device, core::ptr::null_mut(), 0, 0)
         }
     };
-    Verdict::Redirected(action as i32)
+    Verdict::redirected(action)
 }

@@ -64,7 +64,7 @@ impl Family for V4 {
         let total = first & 0xffff;
         // A total length of 0 is that of a BIG TCP packet (kernel: `iph_totlen`).
         let contradicts =
-            total != 0 && (total < header as u32 || total > hook.len() - ETHERNET as u32);
+            total != 0 && (total < header as u32 || total as u64 > hook.len() - ETHERNET as u64);
         if first >> 28 != 4 || header < 20 || contradicts {
             return Err(Unparsed::Malformed);
         }
@@ -137,7 +137,7 @@ impl Family for V6 {
         let second = u32::from_be(words[1]);
         let payload = second >> 16;
         // A payload length of 0 is that of a jumbogram, or of BIG TCP.
-        if u32::from_be(words[0]) >> 28 != 6 || payload > hook.len() - ETHERNET as u32 {
+        if u32::from_be(words[0]) >> 28 != 6 || payload as u64 > hook.len() - ETHERNET as u64 {
             return Err(Unparsed::Malformed);
         }
         let addresses: [u64; 4] = hook.load(Self::SOURCE_AT).ok_or(Unparsed::Malformed)?;

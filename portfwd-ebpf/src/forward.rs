@@ -176,16 +176,16 @@ pub enum Way {
 
 /// Counts a translated packet of `bytes`.
 #[inline(always)]
-pub fn count_packet(index: u32, way: Way, bytes: u32) {
+pub fn count_packet(index: u32, way: Way, bytes: u64) {
     if let Some(counters) = COUNTERS.get_ptr_mut(index) {
         // SAFETY: this CPU's own element.
         unsafe {
             if way == Way::ToContainer {
                 (*counters).rx_packets += 1;
-                (*counters).rx_bytes += bytes as u64;
+                (*counters).rx_bytes += bytes;
             } else {
                 (*counters).tx_packets += 1;
-                (*counters).tx_bytes += bytes as u64;
+                (*counters).tx_bytes += bytes;
             }
         }
     }

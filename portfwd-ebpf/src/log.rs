@@ -4,7 +4,6 @@ use core::ffi::c_void;
 
 use aya_ebpf::EbpfContext;
 use aya_log_ebpf::{debug, info};
-use portfwd_common::verdict::Reason;
 
 use crate::{family::Family, packet::Hook, parse::Packet};
 
@@ -34,14 +33,9 @@ pub fn opened<H: Hook, A: Family>(hook: &H, packet: &Packet<A>, container: A, po
     );
 }
 
-/// A packet was dropped.
+/// A packet was dropped for the reason of that number.
 #[inline(always)]
-pub fn dropped<H: Hook>(hook: &H, reason: Reason) {
+pub fn dropped<H: Hook>(hook: &H, reason: u32) {
     let context = Context(hook.context());
-    debug!(
-        &context,
-        "drop reason={} device={}",
-        reason.name(),
-        hook.device()
-    );
+    debug!(&context, "drop reason={} device={}", reason, hook.device());
 }

@@ -1,5 +1,6 @@
 //! The hooks. Each reads as the packet's way: parse, flow, else forward, translate, deliver.
 #![no_std]
+#![feature(asm_experimental_arch)]
 #![no_main]
 #![allow(
     missing_docs,

@@ -14,7 +14,7 @@ use crate::maps::DEVICES;
 /// Length of an Ethernet header.
 pub const ETHERNET: usize = 14;
 /// More than this is never read: Ethernet, an IPv4 header with all options, a TCP header without.
-const HEADERS: u32 = 14 + 60 + 20;
+const HEADERS: u64 = 14 + 60 + 20;
 /// `PACKET_HOST` of linux/if_packet.h: the frame was addressed to the device it came in by.
 const PACKET_HOST: u32 = 0;
 
@@ -27,7 +27,8 @@ pub trait Hook {
     /// Address behind the last byte that can be read directly.
     fn data_end(&self) -> usize;
     /// Length of the whole packet in bytes, from the Ethernet header on.
-    fn len(&self) -> u32;
+    /// Wide, because LLVM would compute a narrow one of XDP from halves of pointers.
+    fn len(&self) -> u64;
     /// Moves the headers to where they can be read directly. Ends every pointer into the packet.
     fn pull_headers(&self);
     /// Interface index of the device that it came in by.
@@ -119,12 +120,12 @@ impl Hook for Tc {
         field!(self.0, data_end) as usize
     }
     #[inline(always)]
-    fn len(&self) -> u32 {
-        field!(self.0, len)
+    fn len(&self) -> u64 {
+        field!(self.0, len) as u64
     }
     #[inline(always)]
     fn pull_headers(&self) {
-        let linear = (self.data_end() - self.data()) as u32;
+        let linear = (self.data_end() - self.data()) as u64;
         if linear < HEADERS && linear < self.len() {
             let wanted = if self.len() < HEADERS {
                 self.len()
@@ -132,7 +133,7 @@ impl Hook for Tc {
                 HEADERS
             };
             // SAFETY: a live context. On failure the headers stay out of reach and the packet passes.
-            unsafe { bpf_skb_pull_data(self.0, wanted) };
+            unsafe { bpf_skb_pull_data(self.0, wanted as u32) };
         }
     }
     #[inline(always)]
@@ -217,8 +218,8 @@ impl Hook for Xdp {
         field!(self.0, data_end) as usize
     }
     #[inline(always)]
-    fn len(&self) -> u32 {
-        (self.data_end() - self.data()) as u32
+    fn len(&self) -> u64 {
+        (self.data_end() - self.data()) as u64
     }
     #[inline(always)]
     fn pull_headers(&self) {}

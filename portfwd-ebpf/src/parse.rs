@@ -19,7 +19,7 @@ pub struct Network<A> {
     pub protocol: u8,
     /// Time to live, or hop limit.
     pub hops: u8,
-    /// Where the transport header begins: at most 74, which the verifier relies on.
+    /// Where the transport header begins: at most 74. Used through [`Network::transport_at`].
     pub transport: usize,
     /// Whether the packet is a fragment, and whether it is the first.
     pub fragment: Fragment,
@@ -33,6 +33,18 @@ pub enum Fragment {
     Later,
 }
 
+impl<A> Network<A> {
+    /// Offset of the byte at `offset` of the transport header. LLVM knows its bound and drops every check
+    /// of it, but the verifier forgets the bound of a spilled register: so it is stated here once more.
+    #[inline(always)]
+    pub fn transport_at(&self, offset: usize) -> usize {
+        let mut start = self.transport;
+        // SAFETY: changes nothing, as the start is below 128.
+        unsafe { core::arch::asm!("{0} &= 0x7f", inout(reg) start, options(pure, nomem, nostack)) };
+        start + offset
+    }
+}
+
 /// A TCP or UDP packet.
 #[derive(Clone, Copy)]
 pub struct Packet<A> {
@@ -41,7 +53,7 @@ pub struct Packet<A> {
     pub source_port: NetPort,
     pub destination_port: NetPort,
     /// Bytes from the IP header on.
-    pub length: u32,
+    pub length: u64,
     /// Of TCP; 0 for UDP.
     pub flags: TcpFlags,
     /// Of TCP, in host order.
@@ -69,7 +81,7 @@ impl<A: Family> Packet<A> {
         } else {
             6
         };
-        self.network.transport + field
+        self.network.transport_at(field)
     }
 }
 
@@ -91,7 +103,7 @@ pub fn transport<H: Hook, A: Family>(hook: &H, network: Network<A>) -> Result<Pa
         protocol,
         source_port: NetPort::from_wire(ports[0]),
         destination_port: NetPort::from_wire(ports[1]),
-        length: hook.len() - ETHERNET as u32,
+        length: hook.len() - ETHERNET as u64,
         flags: TcpFlags(0),
         sequence: 0,
         acknowledgment: 0,

@@ -44,7 +44,7 @@ pub fn rewrite<H: Hook, A: Family>(
     // SAFETY: in bounds by `at`.
     unsafe { *place = address };
     let place = hook
-        .at::<u16>(packet.network.transport + port_at)
+        .at::<u16>(packet.network.transport_at(port_at))
         .ok_or(Reason::RewriteFailed)?;
     // SAFETY: in bounds by `at`.
     unsafe { *place = port.wire() };

@@ -6,70 +6,79 @@ use portfwd_common::verdict::Reason;
 use crate::{
     forward, log,
     maps::REASONS,
-    packet::{Tc, Xdp},
+    packet::{Hook, Tc, Xdp},
 };
 
-/// What becomes of a packet.
+/// What becomes of a packet: one number, because the verifier does not follow an enum's payload through
+/// registers that hold a pointer in another variant.
 #[must_use]
-pub enum Verdict {
-    /// It goes on to the next program and the stack.
-    Next,
-    /// The same, although its port is published.
-    NextFor(Reason),
-    /// It ends here, on account of the forward with this index (0: of none).
-    Drop(Reason, u32),
-    /// A helper has taken it; its return code.
-    Redirected(i32),
-}
+#[derive(Clone, Copy)]
+pub struct Verdict(u64);
+
+const NEXT: u64 = 0;
+const NEXT_FOR: u64 = 1;
+const DROP: u64 = 2;
+const REDIRECTED: u64 = 3;
 
 impl Verdict {
+    /// It goes on to the next program and the stack.
+    pub const NEXT: Self = Self(NEXT);
+
+    /// The same, although its port is published.
+    #[inline(always)]
+    pub fn next_for(reason: Reason) -> Self {
+        Self(NEXT_FOR | (reason as u64) << 8)
+    }
+    /// It ends here, on account of the forward with this index (0: of none).
+    #[inline(always)]
+    pub fn drop(reason: Reason, index: u32) -> Self {
+        Self(DROP | (reason as u64) << 8 | (index as u64) << 32)
+    }
+    /// A helper has taken it; its return code.
+    #[inline(always)]
+    pub fn redirected(action: i64) -> Self {
+        Self(REDIRECTED | (action as u64) << 32)
+    }
     /// The return code of a TC program. `TC_ACT_OK` would end the chain and keep the packet from other
     /// programs on the hook.
     #[inline(always)]
     pub fn tc(self, hook: &Tc) -> i32 {
-        match self {
-            Self::Next => TCX_NEXT,
-            Self::NextFor(reason) => {
-                count(reason);
-                TCX_NEXT
-            }
-            Self::Drop(reason, index) => {
-                drop(hook, reason, index);
-                TC_ACT_SHOT
-            }
-            Self::Redirected(action) => action,
-        }
+        self.finish(hook, TCX_NEXT, TC_ACT_SHOT)
     }
     /// The return code of an XDP program.
     #[inline(always)]
     pub fn xdp(self, hook: &Xdp) -> u32 {
-        match self {
-            Self::Next => xdp_action::XDP_PASS,
-            Self::NextFor(reason) => {
+        self.finish(
+            hook,
+            xdp_action::XDP_PASS as i32,
+            xdp_action::XDP_DROP as i32,
+        ) as u32
+    }
+    #[inline(always)]
+    fn finish<H: Hook>(self, hook: &H, next: i32, dropped: i32) -> i32 {
+        let (reason, rest) = ((self.0 >> 8) as u32 & 0xff, (self.0 >> 32) as u32);
+        match self.0 & 0xff {
+            NEXT => next,
+            REDIRECTED => rest as i32,
+            NEXT_FOR => {
                 count(reason);
-                xdp_action::XDP_PASS
+                next
             }
-            Self::Drop(reason, index) => {
-                drop(hook, reason, index);
-                xdp_action::XDP_DROP
+            _ => {
+                count(reason);
+                if rest != 0 {
+                    forward::count_drop(rest);
+                }
+                log::dropped(hook, reason);
+                dropped
             }
-            Self::Redirected(action) => action as u32,
         }
     }
 }
 
 #[inline(always)]
-fn drop<H: crate::packet::Hook>(hook: &H, reason: Reason, index: u32) {
-    count(reason);
-    if index != 0 {
-        forward::count_drop(index);
-    }
-    log::dropped(hook, reason);
-}
-
-#[inline(always)]
-fn count(reason: Reason) {
-    if let Some(counter) = REASONS.get_ptr_mut(reason as u32) {
+fn count(reason: u32) {
+    if let Some(counter) = REASONS.get_ptr_mut(reason) {
         // SAFETY: this CPU's own element.
         unsafe { *counter += 1 };
     }

@@ -31,22 +31,22 @@ pub trait PacketWay<H> {
 pub fn by_family<H: Hook>(hook: &H, way: impl PacketWay<H>) -> Verdict {
     hook.pull_headers();
     if hook.is_tagged() {
-        return Verdict::Next;
+        return Verdict::NEXT;
     }
     match hook.load::<u16>(ETHERNET - 2) {
         Some(V4::ETHERTYPE) => way.go::<V4>(hook),
         Some(V6::ETHERTYPE) => way.go::<V6>(hook),
-        _ => Verdict::Next,
+        _ => Verdict::NEXT,
     }
 }
 
-/// The packet at the hook, or `Verdict::Next` for what is not TCP or UDP.
+/// The packet at the hook, or `Verdict::NEXT` for what is not TCP or UDP.
 macro_rules! packet {
     ($hook:expr, $network:expr) => {
         match parse::transport($hook, $network) {
             Ok(packet) => packet,
-            Err(Unparsed::Other) => return Verdict::Next,
-            Err(Unparsed::Malformed) => return Verdict::NextFor(Reason::Malformed),
+            Err(Unparsed::Other) => return Verdict::NEXT,
+            Err(Unparsed::Malformed) => return Verdict::next_for(Reason::Malformed),
         }
     };
 }
@@ -55,8 +55,8 @@ macro_rules! network {
     ($hook:expr) => {
         match A::network($hook) {
             Ok(network) => network,
-            Err(Unparsed::Other) => return Verdict::Next,
-            Err(Unparsed::Malformed) => return Verdict::NextFor(Reason::Malformed),
+            Err(Unparsed::Other) => return Verdict::NEXT,
+            Err(Unparsed::Malformed) => return Verdict::next_for(Reason::Malformed),
         }
     };
 }
@@ -70,11 +70,11 @@ impl PacketWay<Tc> for Device {
         let network: Network<A> = network!(hook);
         let packet = packet!(hook, network);
         let slot = forward::slot::<A>(packet.protocol, packet.destination_port);
-        match request(hook, &packet, slot, Ingress::Device(hook.device())) {
-            Request::Translated { link, delivery } => delivered(hook, link, delivery),
-            Request::Over(verdict) => verdict,
-            Request::NotPublished => translated_before(hook, &packet, slot),
-        }
+        let ingress = Ingress::Device(hook.device());
+        let deliver = |link, delivery| delivered(hook, link, delivery);
+        request(hook, &packet, slot, ingress, deliver, || {
+            translated_before(hook, &packet, slot)
+        })
     }
 }
 
@@ -87,10 +87,15 @@ impl PacketWay<Xdp> for EarlyDevice {
         let network: Network<A> = network!(hook);
         let packet = packet!(hook, network);
         let slot = forward::slot::<A>(packet.protocol, packet.destination_port);
-        match request(hook, &packet, slot, Ingress::Device(hook.device())) {
-            Request::Over(verdict) => verdict,
-            Request::Translated { .. } | Request::NotPublished => Verdict::Next,
-        }
+        let ingress = Ingress::Device(hook.device());
+        request(
+            hook,
+            &packet,
+            slot,
+            ingress,
+            |_, _| Verdict::NEXT,
+            || Verdict::NEXT,
+        )
     }
 }
 
@@ -101,28 +106,36 @@ impl PacketWay<Tc> for Link {
     #[inline(always)]
     fn go<A: Family>(self, hook: &Tc) -> Verdict {
         let network: Network<A> = network!(hook);
-        let parsed = parse::transport(hook, network);
-        if let Ok(packet) = &parsed
-            && let Some(verdict) = reply(hook, packet)
-        {
+        let packet = match parse::transport(hook, network) {
+            Ok(packet) => packet,
+            Err(_) if may_send(hook, &network) => return Verdict::NEXT,
+            Err(_) => return Verdict::drop(Reason::ForeignSource, 0),
+        };
+        if let Some(verdict) = reply(hook, &packet) {
             return verdict;
         }
-        let source = LinkSource::new(hook.device(), network.source.ip());
-        // SAFETY: only the presence counts.
-        let is_own = unsafe { LINK_SOURCES.get(&source) }.is_some();
-        if !is_own && !network.source.is_link_scoped() {
-            return Verdict::Drop(Reason::ForeignSource, 0);
+        if !may_send(hook, &network) {
+            return Verdict::drop(Reason::ForeignSource, 0);
         }
-        let Ok(packet) = parsed else {
-            return Verdict::Next;
-        };
         let slot = forward::slot::<A>(packet.protocol, packet.destination_port);
-        match request(hook, &packet, slot, Ingress::Link(hook.device())) {
-            Request::Translated { link, delivery } => delivered(hook, link, delivery),
-            Request::Over(verdict) => verdict,
-            Request::NotPublished => Verdict::Next,
-        }
+        let deliver = |link, delivery| delivered(hook, link, delivery);
+        request(
+            hook,
+            &packet,
+            slot,
+            Ingress::Link(hook.device()),
+            deliver,
+            || Verdict::NEXT,
+        )
     }
+}
+
+/// Whether the source is one that the container behind this link may send from.
+#[inline(always)]
+fn may_send<A: Family>(hook: &Tc, network: &Network<A>) -> bool {
+    let source = LinkSource::new(hook.device(), network.source.ip());
+    // SAFETY: only the presence counts.
+    unsafe { LINK_SOURCES.get(&source) }.is_some() || network.source.is_link_scoped()
 }
 
 /// TC egress of a device: replies of flows that go through the stack.
@@ -135,22 +148,22 @@ impl PacketWay<Tc> for Egress {
         let packet = packet!(hook, network);
         let slot = forward::slot::<A>(packet.protocol, packet.source_port);
         if !slot.has(PortSlot::CONTAINER_SIDE) {
-            return Verdict::Next;
+            return Verdict::NEXT;
         }
         let Some((entry, state, now)) = flow::of_key(&reply_key(&packet)) else {
-            return Verdict::Next;
+            return Verdict::NEXT;
         };
         // SAFETY: see `flow::Entry`.
         let flow = unsafe { &mut *entry };
         if flow.delivery != Delivery::Stack as u8 {
-            return Verdict::Next;
+            return Verdict::NEXT;
         }
         flow::advance(flow, state, Side::Container, &packet, now);
         let (index, host, port) = (flow.forward, flow.host, flow.host_port);
         forward::count_packet(index, Way::ToClient, packet.length);
         match translate::rewrite(hook, &packet, End::Source, host, port, false) {
-            Ok(()) => Verdict::Next,
-            Err(reason) => Verdict::Drop(reason, index),
+            Ok(()) => Verdict::NEXT,
+            Err(reason) => Verdict::drop(reason, index),
         }
     }
 }
@@ -164,42 +177,35 @@ enum Ingress {
     Link(u32),
 }
 
-/// What became of a request.
-enum Request {
-    /// The forward's container is its destination now.
-    Translated { link: u32, delivery: u8 },
-    /// It ends or goes on as it is.
-    Over(Verdict),
-    /// No forward publishes its destination.
-    NotPublished,
-}
-
-/// From outside to the container: the flow's, else the forward's.
+/// From outside to the container: the flow's, else the forward's. What becomes of the translated packet
+/// is `deliver`'s to say, given link and delivery; what becomes of one that no forward publishes,
+/// `absent`'s.
 #[inline(always)]
 fn request<H: Hook, A: Family>(
     hook: &H,
     packet: &Packet<A>,
     slot: PortSlot,
     ingress: Ingress,
-) -> Request {
+    deliver: impl FnOnce(u32, u8) -> Verdict,
+    absent: impl FnOnce() -> Verdict,
+) -> Verdict {
     let destination = packet.network.destination;
     let port = packet.destination_port;
     let Some(published) = forward::published(slot, packet.protocol, destination, port) else {
-        return Request::NotPublished;
+        return absent();
     };
-    let next_for = |reason| Request::Over(Verdict::NextFor(reason));
     if packet.network.fragment != Fragment::Whole {
-        return next_for(Reason::Fragment);
+        return Verdict::next_for(Reason::Fragment);
     }
     let record = published.record;
     // A forward without a target only holds its port.
     if destination.is_never_forwarded() || record.target.is_unspecified() {
-        return next_for(Reason::NotForHost);
+        return Verdict::next_for(Reason::NotForHost);
     }
     let target = A::from_ip(record.target);
     let target_port = record.target_port_of(port);
     if destination == target {
-        return Request::NotPublished;
+        return absent();
     }
     let protocol = packet.network.protocol;
     let key = FlowKey::new(
@@ -211,7 +217,7 @@ fn request<H: Hook, A: Family>(
     );
     let hop = record.delivery == Delivery::Redirect as u8;
     if hop && packet.network.hops <= 1 {
-        return next_for(Reason::Expired);
+        return Verdict::next_for(Reason::Expired);
     }
     let (link, delivery) = match flow::of_request(&key, packet, published) {
         // SAFETY: see `flow::Entry`.
@@ -222,20 +228,20 @@ fn request<H: Hook, A: Family>(
                 Ingress::Link(link) => (false, routing_device(link)),
             };
             if let Err(reason) = forward::admits(hook, packet, framed) {
-                return next_for(reason);
+                return Verdict::next_for(reason);
             }
             if let Err(reason) = flow::open(&key, packet, published, device) {
-                return Request::Over(Verdict::Drop(reason, published.index));
+                return Verdict::drop(reason, published.index);
             }
             log::opened(hook, packet, target, target_port.get());
             (record.link, record.delivery)
         }
-        Err(reason) => return Request::Over(Verdict::Drop(reason, published.index)),
+        Err(reason) => return Verdict::drop(reason, published.index),
     };
     forward::count_packet(published.index, Way::ToContainer, packet.length);
     match translate::rewrite(hook, packet, End::Destination, target, target_port, hop) {
-        Ok(()) => Request::Translated { link, delivery },
-        Err(reason) => Request::Over(Verdict::Drop(reason, published.index)),
+        Ok(()) => deliver(link, delivery),
+        Err(reason) => Verdict::drop(reason, published.index),
     }
 }
 
@@ -254,11 +260,11 @@ fn reply<A: Family>(hook: &Tc, packet: &Packet<A>) -> Option<Verdict> {
         return None;
     }
     if packet.network.hops <= 1 {
-        return Some(Verdict::NextFor(Reason::Expired));
+        return Some(Verdict::next_for(Reason::Expired));
     }
     let route = deliver::route_of(hook, packet, flow, || routing_device(link), now);
     if !deliver::fits(hook, packet, &route) {
-        return Some(Verdict::NextFor(Reason::TooBig));
+        return Some(Verdict::next_for(Reason::TooBig));
     }
     flow::advance(flow, state, Side::Container, packet, now);
     let (index, host, port) = (flow.forward, flow.host, flow.host_port);
@@ -266,7 +272,7 @@ fn reply<A: Family>(hook: &Tc, packet: &Packet<A>) -> Option<Verdict> {
     Some(
         match translate::rewrite(hook, packet, End::Source, host, port, true) {
             Ok(()) => deliver::to_client(&route),
-            Err(reason) => Verdict::Drop(reason, index),
+            Err(reason) => Verdict::drop(reason, index),
         },
     )
 }
@@ -275,7 +281,7 @@ fn reply<A: Family>(hook: &Tc, packet: &Packet<A>) -> Option<Verdict> {
 #[inline(always)]
 fn translated_before<A: Family>(hook: &Tc, packet: &Packet<A>, slot: PortSlot) -> Verdict {
     if !slot.has(PortSlot::CONTAINER_SIDE) {
-        return Verdict::Next;
+        return Verdict::NEXT;
     }
     let network = &packet.network;
     let key = FlowKey::new(
@@ -288,7 +294,7 @@ fn translated_before<A: Family>(hook: &Tc, packet: &Packet<A>, slot: PortSlot) -
     match flow::of_key(&key) {
         // SAFETY: see `flow::Entry`.
         Some((entry, _, _)) => unsafe { delivered(hook, (*entry).link, (*entry).delivery) },
-        None => Verdict::Next,
+        None => Verdict::NEXT,
     }
 }
 
@@ -297,7 +303,7 @@ fn delivered(hook: &Tc, link: u32, delivery: u8) -> Verdict {
     if delivery == Delivery::Redirect as u8 {
         deliver::to_container(hook, link)
     } else {
-        Verdict::Next
+        Verdict::NEXT
     }
 }
 
