@@ -8,6 +8,8 @@ mod choose;
 mod error;
 mod port_set;
 #[cfg(test)]
+mod properties;
+#[cfg(test)]
 mod tests;
 
 use std::collections::HashSet;

@@ -1,1 +1,357 @@
+use std::os::unix::ffi::OsStringExt;
 
+use super::*;
+use crate::spec::HostPorts;
+use crate::target::Addresses;
+
+fn parse_with(environment: &Environment, arguments: &[&str]) -> Result<Parsed, Error> {
+    let arguments = ["portfwd"].iter().chain(arguments);
+    parse(arguments.map(OsString::from), environment)
+}
+
+fn cli(arguments: &[&str]) -> Cli {
+    match parse_with(&Environment::default(), arguments) {
+        Ok(Parsed::Run(cli)) => cli,
+        other => panic!("{arguments:?}: {other:?}"),
+    }
+}
+
+fn refused(arguments: &[&str]) -> String {
+    let error = parse_with(&Environment::default(), arguments).unwrap_err();
+    assert_eq!(error.exit_code(), 2, "{error}");
+    error.report()
+}
+
+#[test]
+fn clap_finds_no_fault_with_the_definition() {
+    args::Args::command().debug_assert();
+}
+
+#[test]
+fn attach_takes_specs_and_a_target() {
+    let attach = |arguments: &[&str]| match cli(arguments).command {
+        Command::Attach(attach) => attach,
+        other => panic!("{other:?}"),
+    };
+    let web = attach(&[
+        "attach",
+        "web",
+        "--netns",
+        "/run/netns/web",
+        "-p",
+        "8080:80",
+        "-p",
+        "53/udp",
+    ]);
+    assert_eq!(web.container.as_str(), "web");
+    assert_eq!(web.target, Some(Target::Netns("/run/netns/web".into())));
+    assert_eq!(
+        web.specs,
+        ["8080:80".parse().unwrap(), "53/udp".parse().unwrap()]
+    );
+    assert!(!web.dry_run);
+    let web = attach(&[
+        "attach",
+        "--publish=[::1]:8080:80",
+        "--pid",
+        "4711",
+        "--dry-run",
+        "web",
+    ]);
+    assert_eq!(web.target, Some(Target::Pid(4711)));
+    assert!(web.dry_run);
+    let web = attach(&["attach", "web", "-p8080:80", "--ip", "10.88.0.2,fd00::2"]);
+    let addresses = Addresses {
+        v4: Some("10.88.0.2".parse().unwrap()),
+        v6: Some("fd00::2".parse().unwrap()),
+    };
+    assert_eq!(web.target, Some(Target::Addresses(addresses)));
+    assert_eq!(attach(&["attach", "web", "-p", "80"]).target, None);
+}
+
+#[test]
+fn the_other_commands_are_what_they_say() {
+    let label = |name: &str| -> Label { name.parse().unwrap() };
+    for (arguments, want) in [
+        (&["list"][..], Command::List(None)),
+        (&["list", "web"], Command::List(Some(label("web")))),
+        (&["port", "web"], Command::Port(label("web"), None)),
+        (
+            &["port", "web", "53/udp"],
+            Command::Port(label("web"), Some("53/udp".parse().unwrap())),
+        ),
+        (&["flows"], Command::Flows(None)),
+        (&["flows", "web"], Command::Flows(Some(label("web")))),
+        (&["flows", "purge"], Command::FlowsPurge),
+        (&["status"], Command::Status),
+        (&["down"], Command::Down),
+        (&["log"], Command::Log),
+        (&["completions", "bash"], Command::Completions(Shell::Bash)),
+        (
+            &["up"],
+            Command::Up(Up {
+                devices: vec![],
+                xdp: XdpMode::Off,
+                log_level: LogLevel::Off,
+            }),
+        ),
+        (
+            &[
+                "up",
+                "--device",
+                "eth0",
+                "--device",
+                "br0",
+                "--xdp",
+                "auto",
+                "--log-level=trace",
+            ],
+            Command::Up(Up {
+                devices: vec!["eth0".to_owned(), "br0".to_owned()],
+                xdp: XdpMode::Auto,
+                log_level: LogLevel::Trace,
+            }),
+        ),
+        (
+            &["detach", "web"],
+            Command::Detach(Detach {
+                container: label("web"),
+                specs: vec![],
+                ignore_missing: false,
+            }),
+        ),
+        (
+            &["detach", "web", "--ignore-missing", "-p", "8080:80"],
+            Command::Detach(Detach {
+                container: label("web"),
+                specs: vec!["8080:80".parse().unwrap()],
+                ignore_missing: true,
+            }),
+        ),
+    ] {
+        assert_eq!(cli(arguments).command, want, "{arguments:?}");
+    }
+}
+
+#[test]
+fn global_options_stand_before_or_after_the_command() {
+    for arguments in [
+        &[
+            "--instance",
+            "lab",
+            "--bpffs",
+            "/bpf",
+            "--host-netns",
+            "/run/netns/h",
+            "--json",
+            "list",
+        ],
+        &[
+            "list",
+            "--json",
+            "--host-netns",
+            "/run/netns/h",
+            "--bpffs",
+            "/bpf",
+            "--instance",
+            "lab",
+        ],
+    ] {
+        let cli = cli(arguments);
+        assert_eq!(cli.instance.as_str(), "lab");
+        assert_eq!(cli.bpffs, PathBuf::from("/bpf"));
+        assert_eq!(cli.host_netns, Some(PathBuf::from("/run/netns/h")));
+        assert!(cli.json);
+    }
+    let cli = cli(&["list"]);
+    assert_eq!(cli.instance.as_str(), "default");
+    assert_eq!(cli.bpffs, PathBuf::from("/sys/fs/bpf"));
+    assert_eq!((cli.host_netns, cli.json), (None, false));
+}
+
+#[test]
+fn the_environment_stands_in_for_options_that_are_not_given() {
+    let environment = Environment {
+        instance: Some("lab".into()),
+        bpffs: Some("/bpf".into()),
+        host_ip: Some("127.0.0.1".into()),
+    };
+    let run = |arguments: &[&str]| match parse_with(&environment, arguments) {
+        Ok(Parsed::Run(cli)) => cli,
+        other => panic!("{other:?}"),
+    };
+    let list = run(&["list"]);
+    assert_eq!(
+        (list.instance.as_str(), list.bpffs),
+        ("lab", PathBuf::from("/bpf"))
+    );
+    assert_eq!(run(&["list", "--instance", "x"]).instance.as_str(), "x");
+    for command in ["attach", "detach"] {
+        let arguments = [command, "web", "-p", "80", "-p", "[::1]:80:80"];
+        let (Command::Attach(Attach { specs, .. }) | Command::Detach(Detach { specs, .. })) =
+            run(&arguments).command
+        else {
+            panic!("{command}");
+        };
+        assert_eq!(specs[0], "127.0.0.1::80".parse().unwrap());
+        assert_eq!(specs[0].ports, HostPorts::Chosen);
+        assert_eq!(specs[1], "[::1]:80:80".parse().unwrap());
+    }
+    for (instance, host_ip) in [(Some("a.b"), None), (None, Some("localhost"))] {
+        let environment = Environment {
+            instance: instance.map(OsString::from),
+            host_ip: host_ip.map(OsString::from),
+            bpffs: None,
+        };
+        let error = parse_with(&environment, &["attach", "web", "-p", "80"]).unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+    }
+}
+
+#[test]
+fn what_makes_no_command_is_one_line_and_a_hint() {
+    for (arguments, report) in [
+        (
+            &[][..],
+            "error: no command was given\nhint: portfwd --help shows what is possible\n",
+        ),
+        (
+            &["atach", "web"],
+            "error: unrecognized subcommand 'atach'\n\
+             hint: some similar subcommands exist: 'detach', 'attach'\n",
+        ),
+        (
+            &["attach", "web"],
+            "error: the following required arguments were not provided: --publish <SPEC>\n\
+             hint: portfwd attach --help shows what is possible\n",
+        ),
+        (
+            &["attach", "web", "-p", "8080:80", "81:81"],
+            "error: unexpected argument '81:81' found\n\
+             hint: give each SPEC with its own -p: -p 81:81\n",
+        ),
+        (
+            &["attach", "web", "-p", "80", "--netns", "/x", "--pid", "1"],
+            "error: the argument '--netns <PATH>' cannot be used with '--pid <PID>'\n\
+             hint: portfwd attach --help shows what is possible\n",
+        ),
+        (
+            &["attach", "web", "-p", "80", "--replace"],
+            "error: unexpected argument '--replace' found\n\
+             hint: portfwd attach --help shows what is possible\n",
+        ),
+        (
+            &["attach", "web", "-p", "80", "--pid", "-4"],
+            "error: invalid value '-4' for '--pid <PID>': -4 is not in 1..=2147483647\n",
+        ),
+        (
+            &["up", "--xdp", "fast"],
+            "error: invalid value 'fast' for '--xdp <MODE>' [possible values: auto, native, generic, off]\n",
+        ),
+        (
+            &["up", "--device", "a/b"],
+            "error: \"a/b\" cannot be the name of a device\nhint: ip link shows every device\n",
+        ),
+        (
+            &["a\nhint: b\n\nc"],
+            "error: unrecognized subcommand 'a\\nhint: b\\n\\nc'\n\
+             hint: portfwd --help shows what is possible\n",
+        ),
+    ] {
+        assert_eq!(refused(arguments), report, "{arguments:?}");
+    }
+}
+
+#[test]
+fn hostile_values_get_as_far_as_our_own_errors() {
+    for (arguments, says) in [
+        (
+            &["attach", "web", "-p", "-1:80"][..],
+            "host port \"-1\" is negative",
+        ),
+        (&["attach", "web", "-p", ""], "SPEC \"\" is empty"),
+        (
+            &["attach", "web", "-p", "--json"],
+            "SPEC \"--json\": container port \"--json\" is not",
+        ),
+        (
+            &["detach", "web", "-p", "-1"],
+            "container port \"-1\" is negative",
+        ),
+        (
+            &["attach", "web", "-p", "80", "-p", "80/tcp"],
+            "SPEC \"80/tcp\" is given twice",
+        ),
+        (
+            &["attach", "web", "-p", "80:1", "-p", "80:2"],
+            "shares host port 80",
+        ),
+        (
+            &["attach", "a b", "-p", "80"],
+            "container \"a b\" holds ' '",
+        ),
+        (
+            &["attach", "", "-p", "80"],
+            "the name of the container is empty",
+        ),
+        (
+            &["attach", "web", "-p", "80", "--ip", "-1"],
+            "container address \"-1\"",
+        ),
+        (&["attach", "web", "-p", "80", "--netns="], "--netns <PATH>"),
+        (&["list", "--instance", "a/b"], "instance \"a/b\" holds '/'"),
+        (&["port", "web", "-1"], "PORT \"-1\""),
+        (&["list", "\u{202e}"], "\\u{202e}"),
+    ] {
+        let report = refused(arguments);
+        assert!(report.contains(says), "{arguments:?}: {report}");
+        assert!((1..=2).contains(&report.lines().count()), "{report}");
+    }
+}
+
+#[test]
+fn an_argument_that_is_not_utf8_is_named() {
+    let arguments = [b"portfwd".to_vec(), b"list".to_vec(), b"we\xffb".to_vec()];
+    let arguments = arguments.map(OsString::from_vec);
+    let error = parse(arguments, &Environment::default()).unwrap_err();
+    assert!(
+        error.to_string().contains("\"we\u{fffd}b\" is not UTF-8"),
+        "{error}"
+    );
+}
+
+#[test]
+fn help_and_version_are_no_errors() {
+    for arguments in [
+        &["--help"][..],
+        &["-h"],
+        &["help"],
+        &["attach", "--help"],
+        &["flows", "-h"],
+    ] {
+        let parsed = parse_with(&Environment::default(), arguments).unwrap();
+        let Parsed::Help(text) = parsed else {
+            panic!("{arguments:?}: {parsed:?}");
+        };
+        assert!(text.contains("Usage: portfwd"), "{text}");
+        assert!(text.lines().all(|line| line.len() <= 100), "{text}");
+    }
+    for flag in ["--version", "-V"] {
+        assert_eq!(
+            parse_with(&Environment::default(), &[flag]).unwrap(),
+            Parsed::Version
+        );
+    }
+    let version = version_text("c0ffee");
+    assert!(version.starts_with(concat!("portfwd ", env!("CARGO_PKG_VERSION"), "\n")));
+    assert!(version.ends_with("c0ffee\n"), "{version}");
+}
+
+#[test]
+fn every_shell_gets_its_completions() {
+    use clap::ValueEnum;
+    for shell in Shell::value_variants() {
+        let script = String::from_utf8(completions(*shell)).unwrap();
+        assert!(script.contains("ignore-missing"), "{shell}");
+    }
+}

@@ -217,8 +217,8 @@ fn pair(host_ports: &str, container: &str) -> Result<(HostPorts, PortRange), Kin
 
 fn port_range(text: &str, which: Port) -> Result<PortRange, Kind> {
     // A leading dash is a sign, not a range without a start.
-    let dash = text.get(1..).and_then(|rest| rest.find('-'));
-    let Some(dash) = dash.map(|position| position + 1) else {
+    let signs = text.len() - text.trim_start_matches('-').len();
+    let Some(dash) = text[signs..].find('-').map(|position| signs + position) else {
         let port = port_number(text, which)?;
         return PortRange::single(port).ok_or(Kind::PortZero(which));
     };
