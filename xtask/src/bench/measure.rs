@@ -11,6 +11,7 @@ use anyhow::{Context as _, bail};
 use super::{
     Family,
     engine::{Count, Window},
+    machine::Machine,
     peer::{Peer, Publication, Tools},
     topology::{self, Place, Topology},
     worker,
@@ -20,16 +21,17 @@ use super::{
 /// Where the two parties of a measurement run.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Cores {
-    pub(crate) client: usize,
-    pub(crate) server: usize,
+    client: usize,
+    server: usize,
 }
 
 impl Cores {
-    /// Both on the same.
-    pub(crate) fn one(core: usize) -> Cores {
+    /// From the last core down: devices like to interrupt the first.
+    pub(crate) fn of(workload: Workload, machine: &Machine) -> Cores {
+        let client = machine.cores - 1;
         Cores {
-            client: core,
-            server: core,
+            client,
+            server: client.saturating_sub(usize::from(!workload.on_one_core())),
         }
     }
 }

@@ -75,18 +75,9 @@ pub(crate) struct Args {
     /// Address family of the traffic
     #[arg(long, value_enum, default_value = "4")]
     family: Family,
-    /// Cores that client and server are pinned to, a proxy to both [default: the last core for all]
-    #[arg(long, value_delimiter = ',', num_args = 1..=2, value_name = "CORE")]
-    cores: Vec<usize>,
     /// Where the figures go as JSON [default: bench/report.json in the target directory]
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Docker's proxy, where it is not on PATH
-    #[arg(long, value_name = "FILE")]
-    docker_proxy: Option<PathBuf>,
-    /// Directory of CNI plugins, where it is none of the usual
-    #[arg(long, value_name = "DIR")]
-    cni_plugins: Option<PathBuf>,
 }
 
 /// Address family of the traffic.
@@ -110,7 +101,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         );
     }
     let wanted = wanted_peers(&args);
-    let tools = tools(&args, &wanted)?;
+    let tools = tools(&wanted)?;
     let (present, skipped) = sort_out(&wanted, &tools);
 
     topology::isolate()?;
@@ -152,7 +143,7 @@ fn wanted_peers(args: &Args) -> Vec<Peer> {
 }
 
 /// Builds what is ours and finds what is others'.
-fn tools(args: &Args, wanted: &[Peer]) -> anyhow::Result<Tools> {
+fn tools(wanted: &[Peer]) -> anyhow::Result<Tools> {
     // A client of the development profile would spend its own time beside the kernel's.
     let mut packages = vec!["xtask"];
     if wanted.contains(&Peer::Portfwd) {
@@ -170,12 +161,7 @@ fn tools(args: &Args, wanted: &[Peer]) -> anyhow::Result<Tools> {
     let portfwd = wanted
         .contains(&Peer::Portfwd)
         .then(|| release.join("portfwd"));
-    Ok(Tools::find(
-        release.join("xtask"),
-        portfwd,
-        args.docker_proxy.clone(),
-        args.cni_plugins.clone(),
-    ))
+    Ok(Tools::find(release.join("xtask"), portfwd))
 }
 
 fn sort_out(wanted: &[Peer], tools: &Tools) -> (Vec<Peer>, Vec<Skipped>) {
@@ -200,11 +186,6 @@ fn measure_all(
     tools: &Tools,
     subjects: &mut [Subject],
 ) -> anyhow::Result<Vec<WorkloadReport>> {
-    let cores = match args.cores[..] {
-        [] => Cores::one(machine.cores - 1),
-        [core] => Cores::one(core),
-        [client, server, ..] => Cores { client, server },
-    };
     let window = Window {
         warmup: Duration::from_millis(args.length / 5 + 20),
         length: Duration::from_millis(args.length),
@@ -220,6 +201,7 @@ fn measure_all(
             show_progress(round + 1, args.rounds, *workload);
             for place in 0..subjects.len() {
                 let index = (place + round) % subjects.len();
+                let cores = Cores::of(*workload, machine);
                 let count = subjects[index].measure(tools, *workload, window, cores);
                 results[index].push(count.map_err(|error| format!("{error:#}")));
             }

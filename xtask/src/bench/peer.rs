@@ -22,7 +22,7 @@ use super::{
     topology::{self, Place, Topology},
     worker,
 };
-use crate::process;
+use crate::{process, toolchain};
 
 /// One way to reach the service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
@@ -97,29 +97,27 @@ pub(crate) struct Tools {
 }
 
 impl Tools {
-    /// Looks for the peers' programs. The arguments are places to prefer.
-    pub(crate) fn find(
-        worker: PathBuf,
-        portfwd: Option<PathBuf>,
-        docker_proxy: Option<PathBuf>,
-        cni_directory: Option<PathBuf>,
-    ) -> Tools {
+    /// Looks for the peers' programs: first for installed ones, then for those that setup unpacked.
+    pub(crate) fn find(worker: PathBuf, portfwd: Option<PathBuf>) -> Tools {
         let is_file = |path: &PathBuf| path.is_file();
-        let cni_directories =
-            ["/usr/lib/cni", "/opt/cni/bin", "/usr/libexec/cni"].map(PathBuf::from);
+        let unpacked = toolchain::peers();
+        let portmap = ["/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni"]
+            .map(PathBuf::from)
+            .into_iter()
+            .chain([unpacked.clone()])
+            .map(|directory| directory.join("portmap"))
+            .find(is_file);
+        let docker_proxy = on_path("docker-proxy").or_else(|| {
+            [PathBuf::from("/usr/libexec/docker"), unpacked]
+                .map(|directory| directory.join("docker-proxy"))
+                .into_iter()
+                .find(is_file)
+        });
         Tools {
             portfwd,
             worker,
-            docker_proxy: docker_proxy
-                .or_else(|| on_path("docker-proxy"))
-                .or_else(|| {
-                    Some(PathBuf::from("/usr/libexec/docker/docker-proxy")).filter(is_file)
-                }),
-            portmap: cni_directory
-                .into_iter()
-                .chain(cni_directories)
-                .map(|directory| directory.join("portmap"))
-                .find(is_file),
+            docker_proxy,
+            portmap,
         }
     }
 
@@ -136,7 +134,7 @@ impl Tools {
             Peer::Iptables => missing("iptables"),
             Peer::DockerProxy => match self.docker_proxy {
                 Some(_) => None,
-                None => Some("docker-proxy is not installed".to_owned()),
+                None => Some("docker-proxy is not installed: cargo xtask setup --bench".to_owned()),
             },
             Peer::Socat => missing("socat"),
         }

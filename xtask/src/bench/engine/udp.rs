@@ -3,6 +3,7 @@
 use std::{
     io::ErrorKind,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -21,6 +22,10 @@ const PATIENCE: Duration = Duration::from_millis(200);
 /// sender makes in one slice of a core that the two share; what overflows would measure the
 /// scheduler.
 const RECEIVE_BUFFER: usize = 64 << 20;
+
+/// How long the sink sleeps when it has nothing left to read. It is not woken by datagrams: waking a
+/// reader costs the sender more than the way does, and how often it happens is the scheduler's mood.
+const NAP: Duration = Duration::from_micros(200);
 
 /// Sends every datagram back.
 pub(super) fn echo(
@@ -98,9 +103,7 @@ pub(super) fn drain(
 ) -> anyhow::Result<Count> {
     let socket = bind(address)?;
     setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER).context("set SO_RCVBUFFORCE")?;
-    socket
-        .set_read_timeout(Some(SILENCE))
-        .context("set the receive timeout")?;
+    socket.set_nonblocking(true).context("set O_NONBLOCK")?;
     ready()?;
     let mut next = receive_number(&socket)? + 1;
     let mut meter = Meter::start(window);
@@ -117,7 +120,16 @@ pub(super) fn drain(
 
 fn receive_number(socket: &UdpSocket) -> anyhow::Result<u64> {
     let mut datagram = [0; DATAGRAM];
-    let length = socket.recv(&mut datagram).context("wait for a datagram")?;
+    let deadline = Instant::now() + SILENCE;
+    let length = loop {
+        match socket.recv(&mut datagram) {
+            Ok(length) => break length,
+            Err(error) if error.kind() == ErrorKind::WouldBlock && Instant::now() < deadline => {
+                thread::sleep(NAP);
+            }
+            Err(error) => return Err(error).context("wait for a datagram"),
+        }
+    };
     match datagram.first_chunk() {
         Some(number) if length == DATAGRAM => Ok(u64::from_le_bytes(*number)),
         _ => bail!("a datagram of {length} bytes instead of {DATAGRAM}"),
