@@ -211,6 +211,20 @@ pub fn closed(namespace: &Namespace, protocol: Protocol, to: SocketAddr) -> Clos
     }
 }
 
+/// Whether a published port serves: it answers, or it is refused at once.
+///
+/// # Panics
+/// When neither happens.
+#[track_caller]
+#[must_use]
+pub fn serves(namespace: &Namespace, protocol: Protocol, to: SocketAddr) -> bool {
+    match ask(namespace, protocol, to) {
+        Ok(_) => true,
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => false,
+        Err(error) => panic!("{protocol:?} {to} from {}: {error}", namespace.name()),
+    }
+}
+
 /// Sends `length` bytes of a known pattern to a hash server and gives its answer beside the hash
 /// of what was sent: they must be the same.
 ///

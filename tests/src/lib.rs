@@ -8,6 +8,7 @@
 
 pub mod capture;
 pub mod clients;
+pub mod datapath;
 pub mod deadline;
 pub mod kernel;
 pub mod layers;

@@ -48,6 +48,9 @@ impl Namespace {
         // namespace starts from known values (it inherits some of the machine's).
         for (key, value) in [
             ("ipv6/conf/default/addr_gen_mode", "1"),
+            // Every closed UDP port answers, not only the first few in a second.
+            ("ipv4/icmp_ratelimit", "0"),
+            ("ipv6/icmp/ratelimit", "0"),
             ("ipv6/conf/all/accept_dad", "0"),
             ("ipv6/conf/default/accept_dad", "0"),
             ("ipv6/conf/all/forwarding", "0"),

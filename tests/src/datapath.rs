@@ -1,0 +1,214 @@
+//! Packet tables: an instance's own pinned programs, run over single packets with the tables that
+//! `portfwd attach` has filled (`BPF_PROG_TEST_RUN`). No packet goes anywhere: the verdict and the
+//! bytes are what a program made of it.
+
+use std::os::fd::OwnedFd;
+
+use crate::kernel::{self, TestRun, index_of};
+use crate::layers::difference;
+use crate::topology::Topology;
+
+/// What a program decides.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// On to the next program and the stack.
+    Next,
+    /// Taken by a redirecting helper.
+    Redirect,
+    /// Dropped.
+    Drop,
+}
+
+/// One of the programs that see packets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Program {
+    /// TC ingress of a device of the host.
+    Device,
+    /// XDP of such a device.
+    EarlyDevice,
+    /// TC ingress of a container's host-side link.
+    Link,
+}
+
+impl Program {
+    /// The name of its pin.
+    fn pin(self) -> &'static str {
+        match self {
+            Self::Device => portfwd_common::programs::TC_DEVICE,
+            Self::EarlyDevice => portfwd_common::programs::XDP_DEVICE,
+            Self::Link => portfwd_common::programs::TC_LINK,
+        }
+    }
+
+    /// What a return code means (include/uapi/linux/bpf.h, pkt_cls.h).
+    fn verdict(self, code: i32) -> Verdict {
+        match (self, code) {
+            (Self::EarlyDevice, 2) | (Self::Device | Self::Link, -1) => Verdict::Next,
+            (Self::EarlyDevice, 3 | 4) | (Self::Device | Self::Link, 7) => Verdict::Redirect,
+            (Self::EarlyDevice, 1) | (Self::Device | Self::Link, 2) => Verdict::Drop,
+            (program, code) => panic!("{program:?} must not return {code}"),
+        }
+    }
+}
+
+/// The opened programs of an instance.
+#[derive(Debug)]
+pub struct Datapath<'a> {
+    topology: &'a Topology,
+    device: OwnedFd,
+    early_device: OwnedFd,
+    link: OwnedFd,
+}
+
+impl<'a> Datapath<'a> {
+    /// Opens them; the instance has to be up.
+    ///
+    /// # Panics
+    /// When one is not there.
+    #[must_use]
+    pub fn open(topology: &'a Topology) -> Self {
+        let pins = kernel::pins(&topology.pins());
+        let open = |program: Program| {
+            let path = pins.iter().find(|path| path.ends_with(program.pin()));
+            let path = path.unwrap_or_else(|| panic!("{} is not among {pins:?}", program.pin()));
+            kernel::open_pin(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+        };
+        Self {
+            topology,
+            device: open(Program::Device),
+            early_device: open(Program::EarlyDevice),
+            link: open(Program::Link),
+        }
+    }
+
+    /// Runs a program over a frame as if it had come in by `device` of the host.
+    ///
+    /// # Panics
+    /// When the kernel refuses to.
+    #[must_use]
+    pub fn run(&self, program: Program, device: &str, frame: &[u8]) -> (Verdict, Vec<u8>) {
+        let run = self.topology.host.run(|| {
+            let index = index_of(device);
+            match program {
+                Program::Device => kernel::test_run(&self.device, frame, &skb_context(index)),
+                Program::Link => kernel::test_run(&self.link, frame, &skb_context(index)),
+                Program::EarlyDevice => {
+                    kernel::test_run(&self.early_device, frame, &xdp_context(index, frame))
+                }
+            }
+        });
+        let TestRun { verdict, packet } =
+            run.unwrap_or_else(|error| panic!("{program:?} on {device}: {error}: {frame:02x?}"));
+        (program.verdict(verdict), packet)
+    }
+
+    /// What is wrong with a program's verdict over a frame or with the bytes that come out; `None` if
+    /// nothing is. Hardware addresses do not count: whoever delivers the packet writes them.
+    ///
+    /// XDP may pass up untouched what TC can do, and never redirects yet: where TC redirects, it has
+    /// to pass up the same bytes.
+    #[must_use]
+    pub fn fault(&self, row: &Row) -> Option<String> {
+        let (verdict, mut packet) = self.run(row.program, row.device, &row.input);
+        if packet.len() >= 12 && row.output.len() >= 12 {
+            packet[..12].copy_from_slice(&row.output[..12]);
+        }
+        if row.program == Program::EarlyDevice {
+            if verdict == Verdict::Next && difference(&row.input, &packet).is_empty() {
+                return None;
+            }
+            if row.verdict == Verdict::Redirect && verdict == Verdict::Next {
+                return describe(row, verdict, Verdict::Next, &packet);
+            }
+        }
+        describe(row, verdict, row.verdict, &packet)
+    }
+}
+
+fn describe(row: &Row, verdict: Verdict, expected: Verdict, packet: &[u8]) -> Option<String> {
+    let bytes = if expected == Verdict::Drop {
+        String::new()
+    } else {
+        difference(&row.output, packet)
+    };
+    (verdict != expected || !bytes.is_empty()).then(|| {
+        format!(
+            "{} ({:?}): expected {expected:?}, found {verdict:?}\n{bytes}",
+            row.name, row.program
+        )
+    })
+}
+
+/// One line of a packet table.
+#[derive(Debug, Clone)]
+pub struct Row {
+    /// A description.
+    pub name: String,
+    /// Which program sees the packet.
+    pub program: Program,
+    /// By which device of the host it comes in.
+    pub device: &'static str,
+    /// The frame.
+    pub input: Vec<u8>,
+    /// What must become of it.
+    pub verdict: Verdict,
+    /// The frame afterwards.
+    pub output: Vec<u8>,
+}
+
+impl Row {
+    /// A frame that has to go on as it is.
+    #[must_use]
+    pub fn untouched(name: &str, program: Program, device: &'static str, input: Vec<u8>) -> Self {
+        Self {
+            name: name.to_owned(),
+            program,
+            device,
+            output: input.clone(),
+            input,
+            verdict: Verdict::Next,
+        }
+    }
+
+    /// A frame that has to be translated and redirected.
+    #[must_use]
+    pub fn translated(
+        name: &str,
+        program: Program,
+        device: &'static str,
+        input: Vec<u8>,
+        output: Vec<u8>,
+    ) -> Self {
+        Self {
+            name: name.to_owned(),
+            program,
+            device,
+            input,
+            verdict: Verdict::Redirect,
+            output,
+        }
+    }
+
+    /// A frame that has to be dropped.
+    #[must_use]
+    pub fn dropped(name: &str, program: Program, device: &'static str, input: Vec<u8>) -> Self {
+        Self {
+            verdict: Verdict::Drop,
+            ..Self::untouched(name, program, device, input)
+        }
+    }
+}
+
+/// `struct __sk_buff` with the index of the device.
+fn skb_context(index: u32) -> [u32; 48] {
+    const IFINDEX: usize = 10;
+    let mut context = [0; 48];
+    context[IFINDEX] = index;
+    context
+}
+
+/// `struct xdp_md`: the packet's length, and the index of the device.
+fn xdp_context(index: u32, frame: &[u8]) -> [u32; 6] {
+    let length = u32::try_from(frame.len()).expect("a frame is short");
+    [0, length, 0, index, 0, 0]
+}

@@ -1,0 +1,228 @@
+//! A command that is killed at any of its system calls leaves what was there, or what is new.
+//!
+//! Each sweep kills at some forty calls spread over the whole run; with `PORTFWD_FULL=1`, at every one.
+
+use std::env;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use portfwd_tests::clients::{self, Protocol};
+use portfwd_tests::kernel::Object;
+use portfwd_tests::ptrace::{self, End};
+use portfwd_tests::servers::Server;
+use portfwd_tests::topology::{HOST, HOST6, Shape, Topology};
+
+/// Kills in a sweep that is not full.
+const KILLS: u32 = 40;
+/// What the killed command publishes or withdraws, beside what is there throughout.
+const SPECS: [&str; 3] = ["9090:80", "9091:80", "9090:80/udp"];
+const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
+/// A topology with servers, and a port of the second container that has to stay.
+struct Stand {
+    topology: Topology,
+    _servers: [Server; 2],
+}
+
+impl Stand {
+    fn new() -> Self {
+        let topology = Topology::new(Shape::default());
+        let servers = topology.serve();
+        Self {
+            topology,
+            _servers: servers,
+        }
+    }
+
+    fn with_a_port_that_stays() -> Self {
+        let stand = Self::new();
+        stand.topology.attach("stays", 1, &["8070:80"]);
+        stand
+    }
+
+    /// The arguments of the attach that is killed.
+    fn attach_arguments(&self) -> Vec<String> {
+        let netns = self.topology.containers[0].netns();
+        let mut arguments = vec!["attach".to_owned(), "web".to_owned()];
+        arguments.extend(["--netns".to_owned(), netns]);
+        for spec in SPECS {
+            arguments.extend(["-p".to_owned(), spec.to_owned()]);
+        }
+        arguments
+    }
+
+    /// Runs a command under the tracer, killed at call `at`; whether it was killed.
+    fn killed(&self, arguments: &[&str], at: u32) -> bool {
+        match ptrace::run(self.topology.command(arguments), at) {
+            End::Killed => true,
+            End::Exited { code: 0, .. } => false,
+            End::Exited { code, .. } => panic!("{arguments:?} ended with {code} by itself"),
+        }
+    }
+
+    /// How many system calls a whole run takes.
+    fn calls(&self, arguments: &[&str]) -> u32 {
+        match ptrace::run(self.topology.command(arguments), 0) {
+            End::Exited { code: 0, calls } => calls,
+            other => panic!("{arguments:?}: {other:?}"),
+        }
+    }
+
+    /// Whether the ports of [`SPECS`] are published, as packets and host sockets see it.
+    ///
+    /// # Panics
+    /// When some are and some are not.
+    fn all_or_nothing(&self, at: u32) -> bool {
+        let mut seen = Vec::new();
+        for address in [HOST, HOST6] {
+            for (protocol, port) in [
+                (Protocol::Tcp, 9090),
+                (Protocol::Tcp, 9091),
+                (Protocol::Udp, 9090),
+            ] {
+                let to = SocketAddr::new(address, port);
+                seen.push(clients::serves(&self.topology.client, protocol, to));
+            }
+        }
+        let to = SocketAddr::new(LOOPBACK, 9090);
+        seen.push(clients::serves(&self.topology.host, Protocol::Tcp, to));
+        let all = seen.iter().all(|serves| *serves);
+        let nothing = seen.iter().all(|serves| !*serves);
+        assert!(all || nothing, "killed at {at}: {seen:?}");
+        all
+    }
+
+    fn assert_the_other_port_stays(&self, at: u32) {
+        for (from, address) in [
+            (&self.topology.client, HOST),
+            (&self.topology.client, HOST6),
+            (&self.topology.host, LOOPBACK),
+        ] {
+            let answer = clients::ask(from, Protocol::Tcp, SocketAddr::new(address, 8070));
+            assert!(answer.is_ok(), "killed at {at}: {answer:?}");
+        }
+    }
+
+    /// The tables agree with the packets.
+    fn assert_listed(&self, at: u32, published: bool) {
+        let lines = self.topology.published();
+        let of_web = lines.iter().filter(|line| line.starts_with("web ")).count();
+        let expected = if published { 2 * SPECS.len() } else { 0 };
+        assert_eq!(of_web, expected, "killed at {at}: {lines:?}");
+    }
+}
+
+/// The calls at which a command of so many is killed.
+fn kills(calls: u32) -> impl Iterator<Item = u32> {
+    let full = env::var_os("PORTFWD_FULL").is_some();
+    let stride = if full { 1 } else { (calls / KILLS).max(1) };
+    (1..=calls).step_by(stride as usize)
+}
+
+fn borrowed(arguments: &[String]) -> Vec<&str> {
+    arguments.iter().map(String::as_str).collect()
+}
+
+#[test]
+fn an_attach_killed_anywhere_publishes_everything_or_nothing() {
+    let stand = Stand::with_a_port_that_stays();
+    let arguments = stand.attach_arguments();
+    let attach = borrowed(&arguments);
+    let calls = stand.calls(&attach);
+    stand.topology.portfwd(&["detach", "web"]).expect_ok();
+    let mut published_from = None;
+    for at in kills(calls) {
+        stand.killed(&attach, at);
+        let published = stand.all_or_nothing(at);
+        if published {
+            published_from.get_or_insert(at);
+        }
+        stand.assert_the_other_port_stays(at);
+        stand.assert_listed(at, published);
+        // The next command works, and repairs what is left.
+        stand.topology.portfwd(&attach).expect_ok();
+        assert!(stand.all_or_nothing(at), "after {at} and again");
+        stand.topology.portfwd(&["detach", "web"]).expect_ok();
+        assert!(!stand.all_or_nothing(at), "after {at} and detach");
+        stand.assert_listed(at, false);
+    }
+    println!("{calls} system calls, published from {published_from:?} on");
+    stand.topology.take_down();
+}
+
+#[test]
+fn a_detach_killed_anywhere_withdraws_everything_or_nothing() {
+    let stand = Stand::with_a_port_that_stays();
+    let arguments = stand.attach_arguments();
+    let attach = borrowed(&arguments);
+    let detach = ["detach", "web"];
+    stand.topology.portfwd(&attach).expect_ok();
+    let calls = stand.calls(&detach);
+    for at in kills(calls) {
+        stand.topology.portfwd(&attach).expect_ok();
+        stand.killed(&detach, at);
+        let published = stand.all_or_nothing(at);
+        stand.assert_the_other_port_stays(at);
+        stand.assert_listed(at, published);
+        stand
+            .topology
+            .portfwd(&["detach", "web", "--ignore-missing"])
+            .expect_ok();
+        assert!(!stand.all_or_nothing(at), "after {at} and again");
+        stand.assert_listed(at, false);
+    }
+    println!("{calls} system calls");
+    stand.topology.take_down();
+}
+
+#[test]
+fn an_attach_that_brings_the_datapath_up_may_be_killed_anywhere() {
+    let stand = Stand::new();
+    let arguments = stand.attach_arguments();
+    let attach = borrowed(&arguments);
+    let calls = stand.calls(&attach);
+    stand.topology.take_down();
+    for at in kills(calls) {
+        stand.killed(&attach, at);
+        stand.all_or_nothing(at);
+        stand.topology.portfwd(&attach).expect_ok();
+        assert!(stand.all_or_nothing(at), "after {at} and again");
+        stand.topology.take_down();
+        assert!(!stand.all_or_nothing(at), "after {at} and down");
+    }
+    println!("{calls} system calls");
+}
+
+#[test]
+fn down_after_a_killed_first_attach_leaves_nothing() {
+    let stand = Stand::new();
+    let arguments = stand.attach_arguments();
+    let attach = borrowed(&arguments);
+    let calls = stand.calls(&attach);
+    stand.topology.take_down();
+    for at in kills(calls) {
+        stand.killed(&attach, at);
+        let objects = stand.topology.objects();
+        stand.topology.portfwd(&["down"]).expect_ok();
+        stand.topology.assert_nothing_left(&objects);
+        assert!(!stand.all_or_nothing(at), "after {at} and down");
+    }
+}
+
+#[test]
+fn down_killed_anywhere_is_finished_by_the_next_down() {
+    let stand = Stand::new();
+    let arguments = stand.attach_arguments();
+    let attach = borrowed(&arguments);
+    stand.topology.portfwd(&attach).expect_ok();
+    let calls = stand.calls(&["down"]);
+    for at in kills(calls) {
+        stand.topology.portfwd(&attach).expect_ok();
+        let objects: std::collections::BTreeSet<Object> = stand.topology.objects();
+        stand.killed(&["down"], at);
+        stand.all_or_nothing(at);
+        stand.topology.portfwd(&["down"]).expect_ok();
+        stand.topology.assert_nothing_left(&objects);
+        assert!(!stand.all_or_nothing(at), "after {at} and down");
+    }
+    println!("{calls} system calls");
+}
