@@ -296,7 +296,13 @@ impl Topology {
     pub fn assert_nothing_left(&self, objects: &BTreeSet<Object>) {
         let pins = kernel::pins(self.bpffs());
         assert!(pins.is_empty(), "pins are left: {pins:?}");
-        assert!(!self.pins().exists(), "the instance's directory is left");
+        let parent = self.bpffs().join("portfwd");
+        let left: Vec<PathBuf> = fs::read_dir(&parent)
+            .into_iter()
+            .flatten()
+            .map(|entry| entry.expect("read a directory").path())
+            .collect();
+        assert!(left.is_empty(), "directories are left: {left:?}");
         // The kernel frees objects a grace period after their last user.
         until(
             "the kernel to free the instance's objects",

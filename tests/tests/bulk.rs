@@ -1,23 +1,13 @@
 //! Much data through a published port.
 
-use std::env;
 use std::net::SocketAddr;
 
-use portfwd_tests::clients::{self, Churn};
+use portfwd_tests::clients::{self, Churn, bulk_length};
 use portfwd_tests::servers::Server;
 use portfwd_tests::topology::{HOST, HOST6, Shape, Topology};
 
 /// Connections a second beside the transfer.
 const RATE: u32 = 200;
-
-/// Bytes of one transfer: `PORTFWD_BULK_MIB` mebibytes, 256 unless it is set.
-fn length() -> u64 {
-    let mebibytes = env::var("PORTFWD_BULK_MIB").map_or(256, |text| {
-        text.parse::<u64>()
-            .unwrap_or_else(|error| panic!("PORTFWD_BULK_MIB={text}: {error}"))
-    });
-    mebibytes << 20
-}
 
 #[test]
 fn a_transfer_arrives_intact_while_connections_come_and_go() {
@@ -32,7 +22,7 @@ fn a_transfer_arrives_intact_while_connections_come_and_go() {
 
         let churn = Churn::start(&topology.client, SocketAddr::new(address, 8080), RATE);
         let to = SocketAddr::new(address, 8081);
-        let (sent, received) = clients::bulk(&topology.client, to, length())
+        let (sent, received) = clients::bulk(&topology.client, to, bulk_length())
             .unwrap_or_else(|error| panic!("{shape:?}: {error}"));
         let report = churn.finish();
         assert_eq!(sent, received);
@@ -40,7 +30,7 @@ fn a_transfer_arrives_intact_while_connections_come_and_go() {
         assert!(report.served > 0, "{report:?}");
         println!(
             "{} MiB; {} connections in {:?} beside it",
-            length() >> 20,
+            bulk_length() >> 20,
             report.served,
             report.duration
         );

@@ -51,7 +51,8 @@ fn a_transfer_goes_on_while_rules_are_flushed() {
         topology.attach("web", 0, &["8080:80"]);
         let to = SocketAddr::new(address, 8080);
         std::thread::scope(|scope| {
-            let transfer = scope.spawn(|| clients::bulk(&topology.client, to, 256 << 20));
+            let transfer =
+                scope.spawn(|| clients::bulk(&topology.client, to, clients::bulk_length()));
             let mut flushes = 0;
             while !transfer.is_finished() {
                 topology.host.output("iptables", &["-w", "-F"]);
