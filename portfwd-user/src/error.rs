@@ -5,6 +5,7 @@
 //! [`Error::details`] and one for its [`Error::hint`]. Text from outside (arguments, file names,
 //! messages of libraries) is escaped and cut, so that no value can add a line.
 
+mod foreign;
 mod subjects;
 #[cfg(test)]
 mod tests;
@@ -18,6 +19,7 @@ pub use text::{one_line, shown, shown_path};
 
 use crate::collision::CollisionError;
 use crate::label::NameError;
+use crate::observe;
 use crate::spec::SpecError;
 use crate::target::AddressError;
 
@@ -59,6 +61,12 @@ pub enum Error {
         /// What the system said.
         source: Box<dyn StdError + Send + Sync>,
     },
+    /// The container's link cannot be used.
+    #[error(transparent)]
+    Link(Box<observe::container::ContainerError>),
+    /// A failure that another module has put into words.
+    #[error("{}", one_line(.0.as_ref()))]
+    System(Box<dyn StdError + Send + Sync>),
     /// A command failed, and what it had done could not be taken back entirely.
     #[error("{cause}")]
     Undo {
@@ -91,11 +99,17 @@ impl Error {
             Self::Collision(_) => 3,
             Self::Missing(_) => 4,
             Self::Lacking(_) => 5,
-            Self::Failed { source, .. } if is_permission_denied(source.as_ref()) => 5,
+            Self::Failed { source, .. } | Self::System(source)
+                if is_permission_denied(source.as_ref()) =>
+            {
+                5
+            }
             Self::Undo { cause, .. } => cause.exit_code(),
             Self::Instance(_)
             | Self::Container(_)
+            | Self::Link(_)
             | Self::Failed { .. }
+            | Self::System(_)
             | Self::Teardown { .. } => 1,
         }
     }
@@ -132,12 +146,17 @@ impl Error {
             Self::Lacking(lacking) => lacking.hint(),
             Self::Instance(error) => error.hint(),
             Self::Container(error) => error.hint(),
-            Self::Failed { source, .. } if is_permission_denied(source.as_ref()) => Some(
-                "run it as root, or with CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON and CAP_SYS_ADMIN"
-                    .to_owned(),
-            ),
+            Self::Link(error) => error.hint(),
+            Self::Failed { source, .. } | Self::System(source)
+                if is_permission_denied(source.as_ref()) =>
+            {
+                Some(
+                    "run it as root, or with CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON and CAP_SYS_ADMIN"
+                        .to_owned(),
+                )
+            }
             Self::Undo { cause, .. } => cause.hint(),
-            Self::Failed { .. } | Self::Teardown { .. } => None,
+            Self::Failed { .. } | Self::System(_) | Self::Teardown { .. } => None,
         }
     }
 

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use portfwd_user::cli::{self, Cli, Command, Environment, Parsed};
 use portfwd_user::error::{Error, Usage};
-use portfwd_user::report;
+use portfwd_user::{object, report};
 
 fn main() -> ExitCode {
     match run() {
@@ -21,13 +21,13 @@ fn main() -> ExitCode {
 fn run() -> Result<(), Error> {
     match cli::parse(std::env::args_os(), &Environment::of_process())? {
         Parsed::Help(text) => print(text.as_bytes()),
-        Parsed::Version => print(cli::version_text("").as_bytes()),
+        Parsed::Version => print(cli::version_text(&object::hash()).as_bytes()),
         Parsed::Run(Cli {
             command: Command::Completions(shell),
             ..
         }) => print(&cli::completions(shell)),
-        Parsed::Run(cli) => Err(Usage {
-            message: format!("this build cannot run {:?}", cli.command),
+        Parsed::Run(_) => Err(Usage {
+            message: "this build only reads its arguments".to_owned(),
             hint: None,
         }
         .into()),

@@ -216,12 +216,6 @@ pub enum ContainerError {
         /// Where it was now said to be, in the same form.
         asked: String,
     },
-    /// `--netns` or `--pid` lead to the host's own namespace.
-    #[error("container \"{0}\" is in the host's own network namespace")]
-    IsHost(Label),
-    /// Nothing in the namespace can be reached.
-    #[error("container \"{0}\" has no address to publish")]
-    NoAddress(Label),
     /// The SPEC's host address is of a family that the container does not have.
     #[error("container \"{label}\" has no {} address for host address {host}", family(*host))]
     NoFamily {
@@ -238,10 +232,6 @@ impl ContainerError {
             Self::KnownElsewhere { label, .. } => Some(format!(
                 "portfwd detach {label} first, or choose another name"
             )),
-            Self::IsHost(_) => Some("its ports are the host's already".to_owned()),
-            Self::NoAddress(_) => {
-                Some("give the container an address, or name one with --ip".to_owned())
-            }
             Self::NoFamily { .. } => None,
         }
     }

@@ -219,6 +219,52 @@ fn every_error_says_what_and_what_next_and_has_its_exit_code() {
 }
 
 #[test]
+fn errors_of_the_system_get_their_place_in_the_contract() {
+    use crate::observe::container::ContainerError as LinkError;
+    use crate::observe::netns::{NetnsError, Origin};
+    let refused = |errno| NetnsError::Enter {
+        name: Origin::Process(7),
+        source: io::Error::from_raw_os_error(errno),
+    };
+    for (error, code, says) in [
+        (
+            Error::from(NetnsError::Missing("/run/netns/x".into())),
+            4,
+            "error: no such network namespace: /run/netns/x\n",
+        ),
+        (
+            Error::from(LinkError::Netns(NetnsError::NoProcess(7))),
+            4,
+            "error: no such process: 7\n",
+        ),
+        (
+            Error::from(NetnsError::NotNetns("/etc/passwd".into())),
+            4,
+            "error: /etc/passwd is not a network namespace\n",
+        ),
+        (
+            Error::from(refused(1)),
+            5,
+            "error: cannot enter network namespace of process 7: Operation not permitted (os error 1)\n\
+             hint: run it as root, or with CAP_BPF,",
+        ),
+        (
+            Error::from(refused(12)),
+            1,
+            "error: cannot enter network namespace of process 7: Cannot allocate memory (os error 12)\n",
+        ),
+        (
+            Error::from(LinkError::NoRoute("10.88.0.2".parse().unwrap())),
+            1,
+            "error: no route to 10.88.0.2\nhint: ",
+        ),
+    ] {
+        assert!(error.report().starts_with(says), "{}", error.report());
+        assert_eq!(error.exit_code(), code, "{says}");
+    }
+}
+
+#[test]
 fn a_refusal_for_want_of_privilege_is_told_from_other_failures() {
     for errno in [1, 13] {
         let denied = io::Error::from_raw_os_error(errno);

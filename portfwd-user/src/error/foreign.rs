@@ -1,0 +1,69 @@
+//! The errors of the other modules as [`Error`]s: what has a place in the contract goes there, the rest
+//! is told in its own words.
+
+use super::{Error, Lacking, Missing};
+use crate::lock::LockError;
+use crate::object::LoadError;
+use crate::observe::addresses::AddressError;
+use crate::observe::container::ContainerError as LinkError;
+use crate::observe::netlink::NetlinkError;
+use crate::observe::netns::NetnsError;
+use crate::observe::sockets::SocketError;
+use crate::tables::TableError;
+
+impl From<NetnsError> for Error {
+    fn from(error: NetnsError) -> Self {
+        match error {
+            NetnsError::Missing(path) => Missing::Namespace(path).into(),
+            NetnsError::NotNetns(path) => Missing::NotNamespace(path).into(),
+            NetnsError::NoProcess(pid) => Missing::Process(pid).into(),
+            other => Self::System(Box::new(other)),
+        }
+    }
+}
+
+impl From<LinkError> for Error {
+    fn from(error: LinkError) -> Self {
+        match error {
+            LinkError::Netns(error) => error.into(),
+            LinkError::Netlink(error) => error.into(),
+            other => Self::Link(Box::new(other)),
+        }
+    }
+}
+
+impl From<AddressError> for Error {
+    fn from(error: AddressError) -> Self {
+        match error {
+            AddressError::Netns(error) => error.into(),
+            AddressError::Netlink(error) => error.into(),
+        }
+    }
+}
+
+impl From<SocketError> for Error {
+    fn from(error: SocketError) -> Self {
+        match error {
+            SocketError::Netns(error) => error.into(),
+            SocketError::DestroyUnsupported { .. } => Lacking::KernelFeature {
+                feature: error.to_string(),
+                hint: None,
+            }
+            .into(),
+            other => Self::System(Box::new(other)),
+        }
+    }
+}
+
+/// Errors that say all there is to say.
+macro_rules! told_in_their_own_words {
+    ($($error:ty),+) => {$(
+        impl From<$error> for Error {
+            fn from(error: $error) -> Self {
+                Self::System(Box::new(error))
+            }
+        }
+    )+};
+}
+
+told_in_their_own_words!(NetlinkError, LockError, LoadError, TableError);
