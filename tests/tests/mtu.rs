@@ -1,0 +1,114 @@
+//! Ways that are narrower than the container's device.
+
+use std::net::{SocketAddr, UdpSocket};
+
+use portfwd_tests::clients::{self, Protocol};
+use portfwd_tests::deadline::PATIENCE;
+use portfwd_tests::servers::Server;
+use portfwd_tests::topology::{HOST, HOST6, Shape, Topology};
+
+/// Sends much over TCP, both ways.
+#[track_caller]
+fn transfer(topology: &Topology, shape: Shape) {
+    let block: Vec<u8> = (0..=u8::MAX).cycle().take(100_000).collect();
+    for address in [HOST, HOST6] {
+        let to = SocketAddr::new(address, 8080);
+        let stream = clients::connect(&topology.client, to)
+            .unwrap_or_else(|error| panic!("{shape:?} {to}: {error}"));
+        clients::ask_stream(&stream).expect("an answer");
+        for _ in 0..5 {
+            clients::echo(&stream, &block)
+                .unwrap_or_else(|error| panic!("{shape:?} {to}: {error}"));
+        }
+    }
+}
+
+fn shapes() -> impl Iterator<Item = Shape> {
+    [Shape::default(), Shape::routed()]
+        .into_iter()
+        .flat_map(|shape| [true, false].map(|offloads| Shape { offloads, ..shape }))
+}
+
+#[test]
+fn tcp_gets_through_to_a_client_on_a_narrow_link() {
+    for shape in shapes() {
+        let topology = Topology::new(shape);
+        let _servers = topology.serve();
+        topology.client.ip("link set eth0 mtu 1300\n");
+        topology.host.ip("link set eth0 mtu 1300\n");
+        topology.attach("web", 0, &["8080:80"]);
+        transfer(&topology, shape);
+    }
+}
+
+#[test]
+fn tcp_gets_through_where_only_the_host_knows_of_the_narrow_link() {
+    for shape in shapes() {
+        // The host tells the container, as a router would: it forwards.
+        let shape = Shape {
+            forwarding: true,
+            ..shape
+        };
+        let topology = Topology::new(shape);
+        let _servers = topology.serve();
+        topology.host.ip("link set eth0 mtu 1300\n");
+        topology.attach("web", 0, &["8080:80"]);
+        transfer(&topology, shape);
+    }
+}
+
+#[test]
+fn a_datagram_too_large_for_the_way_back_is_reported_to_its_sender() {
+    let topology = Topology::new(Shape {
+        forwarding: true,
+        ..Shape::default()
+    });
+    let [own, _] = &topology.containers;
+    topology.host.ip("link set eth0 mtu 1300\n");
+    topology.client.ip("link set eth0 mtu 1300\n");
+    topology.attach("web", 0, &["8080:80/udp"]);
+    for (address, container) in [(HOST, own.addresses()[0]), (HOST6, own.addresses()[1])] {
+        let at = SocketAddr::new(container, 80);
+        let server = own.namespace.run(|| UdpSocket::bind(at)).expect("bind");
+        server.set_read_timeout(Some(PATIENCE)).expect("a limit");
+        let client = clients::datagram_socket(&topology.client, SocketAddr::new(address, 8080))
+            .expect("a socket");
+        client.send(b"question").expect("send");
+        let (_, peer) = server.recv_from(&mut [0; 100]).expect("the question");
+        // Linux forbids fragments by default (ip(7), IP_MTU_DISCOVER): too large, until it is told.
+        server.connect(peer).expect("connect");
+        let large = [0; 1400];
+        portfwd_tests::deadline::until("the sender to be told", PATIENCE, || {
+            let sent = server.send(&large);
+            let told = sent.is_err_and(|error| error.raw_os_error() == Some(90)); // EMSGSIZE
+            told.then_some(())
+        });
+        server.send(&[0; 1200]).expect("what fits is sent");
+        let mut buffer = [0; 2048];
+        assert_eq!(client.recv(&mut buffer).expect("what fits arrives"), 1200);
+    }
+}
+
+#[test]
+fn large_datagrams_in_fragments_are_left_to_the_stack() {
+    let topology = Topology::new(Shape::default());
+    let _servers = topology.serve();
+    let _own = Server::start(&topology.host, &[HOST, HOST6], 7, "host");
+    topology.attach("web", 0, &["8080:80/udp"]);
+    for address in [HOST, HOST6] {
+        // The host's own server gets fragments as ever.
+        let to = SocketAddr::new(address, 7);
+        let socket = clients::datagram_socket(&topology.client, to).expect("a socket");
+        let large: Vec<u8> = (0..=u8::MAX).cycle().take(1_900).collect();
+        socket.send(&large).expect("send");
+        let mut buffer = [0; 4096];
+        let length = socket.recv(&mut buffer).expect("an answer");
+        assert!(buffer[..length].ends_with(&large));
+        clients::ask(
+            &topology.client,
+            Protocol::Udp,
+            SocketAddr::new(address, 8080),
+        )
+        .expect("whole datagrams are served");
+    }
+}
