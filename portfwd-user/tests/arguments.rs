@@ -15,7 +15,7 @@ fn portfwd(arguments: &[&str]) -> Command {
 
 /// Exit code, standard output, standard error.
 fn ended(output: Output) -> (Option<i32>, String, String) {
-    let text = |bytes| String::from_utf8(bytes).unwrap();
+    let text = |bytes| String::from_utf8(bytes).expect("portfwd prints UTF-8");
     (
         output.status.code(),
         text(output.stdout),
