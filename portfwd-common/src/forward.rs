@@ -205,16 +205,14 @@ pub struct Journal {
     pub open: u64,
     /// One more than the highest index of a forward ever used.
     pub forwards_used: u32,
-    /// Index after which the search for a free record starts, so that a record rests long before it is
-    /// taken again.
-    pub cursor: u32,
-    /// ID of the next attachment.
-    pub next_attachment: u32,
-    padding: u32,
+    /// ID that was given to an attachment last.
+    pub last_attachment: u32,
     /// Cookie of the namespace that plays the host.
     pub host_netns: u64,
     /// Device and inode of that namespace's file.
     pub host_netns_file: [u64; 2],
+    /// Highest level that the programs log, 0 for none.
+    pub log_level: u64,
 }
 
 /// Traffic of one forward, as one CPU counted it. `rx` is client to container.

@@ -17,6 +17,15 @@ use crate::{
 /// table); programs then read or write a wrong value once, never outside the entry.
 pub type Entry<A> = *mut Flow<A>;
 
+/// How packets get to a container.
+#[derive(Clone, Copy)]
+pub struct Target {
+    /// Interface index of the host-side link.
+    pub link: u32,
+    /// [`portfwd_common::forward::Delivery`].
+    pub delivery: u8,
+}
+
 /// The flow of a request through `published`, if there is one.
 #[inline(always)]
 pub fn of_request<A: Family>(
@@ -37,8 +46,7 @@ pub fn of_request<A: Family>(
     if gone || (packet.flags.opens() && state.gives_way_to_syn()) {
         return Ok(None);
     }
-    let same_forward =
-        flow.forward == published.index && flow.generation == published.record.generation;
+    let same_forward = flow.forward == published.index && flow.generation == published.generation;
     let same_host = flow.host == packet.network.destination
         && flow.host_port.wire() == packet.destination_port.wire();
     if !(same_forward && same_host) {
@@ -74,6 +82,7 @@ pub fn open<A: Family>(
     key: &FlowKey<A>,
     packet: &Packet<A>,
     published: Published,
+    target: Target,
     ingress: u32,
 ) -> Result<(), Reason> {
     let now = clock::now();
@@ -86,10 +95,10 @@ pub fn open<A: Family>(
         } else {
             State::UdpUnanswered
         } as u8,
-        delivery: published.record.delivery,
-        link: published.record.link,
+        delivery: target.delivery,
+        link: target.link,
         forward: published.index,
-        generation: published.record.generation,
+        generation: published.generation,
         last_seen: now,
         created: now,
         client_ack: 0,

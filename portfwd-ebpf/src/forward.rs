@@ -28,7 +28,18 @@ const TCP_LISTEN: u32 = 10;
 #[derive(Clone, Copy)]
 pub struct Published {
     pub index: u32,
+    pub generation: u32,
     pub record: &'static Forward,
+}
+
+impl Published {
+    /// Whether the record is still the one that was found: asked after its other fields have been read,
+    /// because the loader changes the generation before it fills the record anew.
+    #[inline(always)]
+    pub fn is_unchanged(&self) -> bool {
+        // SAFETY: an aligned word of a map.
+        unsafe { core::ptr::read_volatile(&raw const self.record.generation) == self.generation }
+    }
 }
 
 /// What the port table says of a port of family `A`.
@@ -79,7 +90,11 @@ pub fn visible(index: u32, generation: u32) -> Option<Published> {
         )
     };
     let is_visible = portfwd_common::forward::is_visible(since, until, committed);
-    (seen == generation && is_visible).then_some(Published { index, record })
+    (seen == generation && is_visible).then_some(Published {
+        index,
+        generation,
+        record,
+    })
 }
 
 /// Whether `packet` may open a flow through a forward. `framed`: it came by a device, so that its frame

@@ -162,9 +162,12 @@ fn target<A: Argument>(call: &Call, address: A, datagram: bool) -> Option<End> {
     };
     let record = published.record;
     let end = (record.target, record.target_port_of(port));
+    if !published.is_unchanged() {
+        return None;
+    }
     let key = SocketKey::new(call.cookie(), end.0, end.1);
     if HOST_SOCKETS.get_ptr(&key).is_none() {
-        let (index, generation) = (published.index, record.generation);
+        let (index, generation) = (published.index, published.generation);
         let origin = SocketOrigin::new(host.ip(), port, protocol, index, generation);
         // Without the entry the answers could not be translated back: leave the call alone then.
         HOST_SOCKETS.insert(&key, &origin, 0).ok()?;

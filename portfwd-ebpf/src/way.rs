@@ -204,7 +204,8 @@ fn request<H: Hook, A: Family>(
     }
     let target = A::from_ip(record.target);
     let target_port = record.target_port_of(port);
-    if destination == target {
+    let (link, delivery) = (record.link, record.delivery);
+    if destination == target || !published.is_unchanged() {
         return absent();
     }
     let protocol = packet.network.protocol;
@@ -215,7 +216,7 @@ fn request<H: Hook, A: Family>(
         target_port,
         protocol,
     );
-    let hop = record.delivery == Delivery::Redirect as u8;
+    let hop = delivery == Delivery::Redirect as u8;
     if hop && packet.network.hops <= 1 {
         return Verdict::next_for(Reason::Expired);
     }
@@ -230,11 +231,12 @@ fn request<H: Hook, A: Family>(
             if let Err(reason) = forward::admits(hook, packet, framed) {
                 return Verdict::next_for(reason);
             }
-            if let Err(reason) = flow::open(&key, packet, published, device) {
+            let target = flow::Target { link, delivery };
+            if let Err(reason) = flow::open(&key, packet, published, target, device) {
                 return Verdict::drop(reason, published.index);
             }
-            log::opened(hook, packet, target, target_port.get());
-            (record.link, record.delivery)
+            log::opened(hook, packet, key.container, target_port.get());
+            (link, delivery)
         }
         Err(reason) => return Verdict::drop(reason, published.index),
     };

@@ -206,16 +206,12 @@ impl<'a> Resolver<'a> {
     }
 
     fn settle(&mut self, spec: &Spec) -> Result<Resolved, CollisionError> {
-        let ports = match (spec.ports, self.published(spec)) {
-            (HostPorts::Fixed(ports), _) | (_, Some(ports)) => ports,
-            (HostPorts::Pool(pool), None) => first_free(pool, &self.taken_on_all(spec))
-                .ok_or_else(|| self.pool_taken(spec, pool))?,
-            (HostPorts::Chosen, None) => {
-                let mut taken = self.taken_on_all(spec);
-                taken.extend(self.occupied.reserved);
-                choose(self.owner, spec.protocol, spec.container, &taken)
-                    .ok_or(CollisionError::NoneLeft { spec: *spec })?
-            }
+        let ports = match spec.ports {
+            HostPorts::Fixed(ports) => ports,
+            HostPorts::Pool(_) | HostPorts::Chosen => match self.published(spec) {
+                Some(ports) => ports,
+                None => self.find(spec)?,
+            },
         };
         let mut hosts: Vec<IpAddr> = spec.hosts().collect();
         hosts.retain(|host| {
@@ -238,6 +234,17 @@ impl<'a> Resolver<'a> {
             ports,
             hosts,
         })
+    }
+
+    /// Free host ports for a SPEC that does not fix them.
+    fn find(&mut self, spec: &Spec) -> Result<PortRange, CollisionError> {
+        let mut taken = self.taken_on_all(spec);
+        if let HostPorts::Pool(pool) = spec.ports {
+            return first_free(pool, &taken).ok_or_else(|| self.pool_taken(spec, pool));
+        }
+        taken.extend(self.occupied.reserved);
+        choose(self.owner, spec.protocol, spec.container, &taken)
+            .ok_or(CollisionError::NoneLeft { spec: *spec })
     }
 
     /// The host ports under which the owner has published what `spec` asks for, on all its addresses.

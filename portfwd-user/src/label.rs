@@ -25,6 +25,15 @@ pub struct Label(String);
 #[serde(transparent)]
 pub struct InstanceName(String);
 
+impl Label {
+    /// As the maps hold it.
+    #[must_use]
+    pub fn key(&self) -> portfwd_common::host::Label {
+        // The checks of the name are stricter than those of the key.
+        portfwd_common::host::Label::new(&self.0).unwrap_or_else(|| unreachable!("{}", self.0))
+    }
+}
+
 /// Why a name was refused. Every message holds the name.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum NameError {

@@ -1,16 +1,24 @@
-//! The loader of portfwd.
+//! The loader of portfwd: what the binary does, as a library.
+
+pub mod apply;
+pub mod bpffs;
 pub mod cli;
 pub mod collision;
-pub mod error;
-pub mod label;
-pub mod spec;
-pub mod target;
-pub mod object;
-pub mod tables;
-pub mod report;
+pub mod commands;
 pub mod coverage;
-pub mod transaction;
-pub mod bpffs;
+pub mod datapath;
+pub mod error;
+pub mod hooks;
 pub mod instance;
+pub mod label;
 pub mod lock;
+pub mod object;
 pub mod observe;
+pub mod plan;
+pub mod report;
+pub mod spec;
+pub mod state;
+pub mod sweep;
+pub mod tables;
+pub mod target;
+pub mod transaction;

@@ -3,9 +3,12 @@
 use std::io::Write;
 use std::process::ExitCode;
 
-use portfwd_user::cli::{self, Cli, Command, Environment, Parsed};
-use portfwd_user::error::{Error, Usage};
-use portfwd_user::{object, report};
+use portfwd_user::{
+    cli::{self, Environment, Parsed},
+    commands,
+    error::Error,
+    object, report,
+};
 
 fn main() -> ExitCode {
     match run() {
@@ -22,15 +25,7 @@ fn run() -> Result<(), Error> {
     match cli::parse(std::env::args_os(), &Environment::of_process())? {
         Parsed::Help(text) => print(text.as_bytes()),
         Parsed::Version => print(cli::version_text(&object::hash()).as_bytes()),
-        Parsed::Run(Cli {
-            command: Command::Completions(shell),
-            ..
-        }) => print(&cli::completions(shell)),
-        Parsed::Run(_) => Err(Usage {
-            message: "this build only reads its arguments".to_owned(),
-            hint: None,
-        }
-        .into()),
+        Parsed::Run(cli) => commands::run(&cli),
     }
 }
 

@@ -10,8 +10,11 @@
 mod error;
 mod parse;
 #[cfg(test)]
+mod properties;
+#[cfg(test)]
 mod tests;
 
+use std::collections::HashMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -217,22 +220,54 @@ pub fn hosts_overlap(a: Option<IpAddr>, b: Option<IpAddr>) -> bool {
 /// # Errors
 /// Names the first such pair.
 pub fn check_list(specs: &[Spec]) -> Result<(), SpecError> {
-    for (position, second) in specs.iter().enumerate() {
-        for first in &specs[..position] {
-            let kind = if first == second {
-                SpecErrorKind::Twice
-            } else if let Some(shared) = shared_port(first, second) {
-                SpecErrorKind::Overlap {
-                    first: first.to_string(),
-                    port: shared,
-                }
-            } else {
-                continue;
-            };
-            return Err(SpecError::new(Meant::Spec, &second.to_string(), kind));
+    let pairs = equal_pairs(specs).chain(overlapping_pairs(specs));
+    let Some((second, first)) = pairs.min() else {
+        return Ok(());
+    };
+    let (first, second) = (&specs[first], &specs[second]);
+    let kind = match shared_port(first, second) {
+        Some(port) if first != second => SpecErrorKind::Overlap {
+            first: first.to_string(),
+            port,
+        },
+        _ => SpecErrorKind::Twice,
+    };
+    Err(SpecError::new(Meant::Spec, &second.to_string(), kind))
+}
+
+/// Positions of SPECs that are equal to an earlier one, each before the position of that one.
+fn equal_pairs(specs: &[Spec]) -> impl Iterator<Item = (usize, usize)> {
+    let mut seen = HashMap::new();
+    specs.iter().enumerate().filter_map(move |(second, spec)| {
+        let first = *seen.entry(spec).or_insert(second);
+        (first != second).then_some((second, first))
+    })
+}
+
+/// The same for SPECs that share a host port. Sorted by port, a SPEC has to be compared with its
+/// neighbours only, so that ten thousand single ports are no work.
+fn overlapping_pairs(specs: &[Spec]) -> impl Iterator<Item = (usize, usize)> {
+    let mut fixed: Vec<(Protocol, PortRange, usize)> = specs
+        .iter()
+        .enumerate()
+        .filter_map(|(position, spec)| match spec.ports {
+            HostPorts::Fixed(ports) => Some((spec.protocol, ports, position)),
+            HostPorts::Pool(_) | HostPorts::Chosen => None,
+        })
+        .collect();
+    fixed.sort_unstable();
+    let mut pairs = Vec::new();
+    for (place, (protocol, ports, one)) in fixed.iter().enumerate() {
+        let neighbours = fixed[place + 1..]
+            .iter()
+            .take_while(|(other, next, _)| other == protocol && next.first() <= ports.last());
+        for (_, _, other) in neighbours {
+            if hosts_overlap(specs[*one].host, specs[*other].host) {
+                pairs.push((*one.max(other), *one.min(other)));
+            }
         }
     }
-    Ok(())
+    pairs.into_iter()
 }
 
 fn shared_port(a: &Spec, b: &Spec) -> Option<u16> {

@@ -175,6 +175,9 @@ pub enum InstanceError {
     /// Nothing is loaded.
     #[error("instance \"{0}\" is not up")]
     Down(InstanceName),
+    /// The programs were loaded without their log.
+    #[error("instance \"{0}\" logs nothing")]
+    Silent(InstanceName),
     /// The directory for pins is no bpffs and cannot become one.
     #[error("{} is not a bpffs", shown_path(.0))]
     NotBpffs(PathBuf),
@@ -198,6 +201,7 @@ impl InstanceError {
                 "choose another --instance, or give that namespace with --host-netns".to_owned(),
             ),
             Self::Down(_) => Some("portfwd up, or the first attach, brings it up".to_owned()),
+            Self::Silent(_) => Some("portfwd down, then portfwd up --log-level info".to_owned()),
             Self::NotBpffs(_) => Some("mount -t bpf bpf DIR, or choose another --bpffs".to_owned()),
         }
     }

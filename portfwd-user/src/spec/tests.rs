@@ -1,7 +1,6 @@
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
 use portfwd_common::net::Protocol::{Sctp, Tcp, Udp};
-use proptest::prelude::*;
 
 use super::*;
 use SpecErrorKind as Kind;
@@ -10,11 +9,11 @@ fn spec(text: &str) -> Spec {
     text.parse().unwrap_or_else(|error| panic!("{error}"))
 }
 
-fn ports(first: u16, last: u16) -> PortRange {
+pub(super) fn ports(first: u16, last: u16) -> PortRange {
     PortRange::new(first, last).unwrap()
 }
 
-fn address(text: &str) -> IpAddr {
+pub(super) fn address(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
 
@@ -411,76 +410,4 @@ fn a_range_is_never_empty_and_never_holds_port_0() {
     assert_eq!((all.count(), all.ports().count()), (65_535, 65_535));
     assert_eq!(ports(1, 5).intersection(ports(5, 9)), PortRange::single(5));
     assert_eq!(ports(1, 4).intersection(ports(5, 9)), None);
-}
-
-fn any_range() -> impl Strategy<Value = PortRange> {
-    (1..=u16::MAX, 1..=u16::MAX).prop_map(|(a, b)| ports(a.min(b), a.max(b)))
-}
-
-fn any_host() -> impl Strategy<Value = Option<IpAddr>> {
-    let v4 = any::<u32>().prop_map(|bits| IpAddr::V4(Ipv4Addr::from_bits(bits)));
-    let v6 = any::<u128>().prop_map(|bits| IpAddr::V6(Ipv6Addr::from_bits(bits)));
-    let special = prop::sample::select(vec!["0.0.0.0", "127.0.0.1", "::", "::1", "2001:db8::1"]);
-    let address = prop_oneof![v4, v6, special.prop_map(address)];
-    let fit = address.prop_filter("an address that can be published on", |address| {
-        host_address(&address.to_string()) == Ok(*address)
-    });
-    prop::option::of(fit)
-}
-
-prop_compose! {
-    fn any_spec()(
-        host in any_host(),
-        range in any_range(),
-        first in 1..=u16::MAX,
-        kind in 0..3,
-        protocol in prop::sample::select(vec![Tcp, Udp, Sctp]),
-    ) -> Spec {
-        let single = ports(first, first);
-        let shifted = PortRange::from_count(first, range.count());
-        let (ports, container) = match (kind, shifted) {
-            (0, _) => (HostPorts::Chosen, range),
-            (1, Some(shifted)) => (HostPorts::Fixed(shifted), range),
-            _ if range.count() > 1 => (HostPorts::Pool(range), single),
-            _ => (HostPorts::Fixed(range), single),
-        };
-        Spec { host, ports, container, protocol }
-    }
-}
-
-proptest! {
-    #[test]
-    fn a_spec_survives_being_printed_and_read_again(want in any_spec()) {
-        prop_assert_eq!(want.to_string().parse::<Spec>(), Ok(want));
-    }
-
-    #[test]
-    fn no_text_makes_the_parser_panic(text in ".{0,120}") {
-        if let Err(error) = text.parse::<Spec>() {
-            prop_assert!(!error.to_string().contains(char::is_control));
-        }
-        let _query = text.parse::<PortQuery>();
-        let _host = host_address(&text);
-    }
-
-    #[test]
-    fn nor_does_a_text_that_is_nearly_a_spec(text in "[0-9a-f:./\\[\\]%tcpud+-]{0,24}") {
-        if let Ok(spec) = text.parse::<Spec>() {
-            prop_assert_eq!(spec.to_string().parse::<Spec>(), Ok(spec));
-        }
-        let _query = text.parse::<PortQuery>();
-        let _host = host_address(&text);
-    }
-
-    #[test]
-    fn overlap_of_host_addresses_is_mutual(a in any_host(), b in any_host()) {
-        prop_assert_eq!(hosts_overlap(a, b), hosts_overlap(b, a));
-        prop_assert!(hosts_overlap(a, a));
-        prop_assert!(hosts_overlap(a, None));
-    }
-
-    #[test]
-    fn what_is_checked_does_not_depend_on_the_order(a in any_spec(), b in any_spec()) {
-        prop_assert_eq!(check_list(&[a, b]).is_ok(), check_list(&[b, a]).is_ok());
-    }
 }

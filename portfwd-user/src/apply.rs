@@ -1,0 +1,125 @@
+//! The one executor of plans. Nothing it does before the commit is seen by a packet; what it did is
+//! undone backwards if a step fails.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use portfwd_common::{
+    forward::{Delivery, MAX_FORWARDS},
+    host, maps,
+    net::Ip,
+};
+
+use crate::{
+    datapath::{Datapath, Writable},
+    error::{Doing, Error},
+    hooks::{self, Hook},
+    observe::{addresses::Host, netns::Netns},
+    plan::{LinkPlan, Plan},
+    sweep,
+    tables::{TableError, Tables},
+    transaction::{NewForward, Transaction},
+};
+
+/// Executes an attach.
+///
+/// # Errors
+/// When a step fails; what was before is then as it was.
+pub fn attach(writable: &mut Writable, netns: &Netns, plan: &Plan) -> Result<(), Error> {
+    if plan.forwards.is_empty() {
+        return Ok(());
+    }
+    let Writable { datapath, host, .. } = writable;
+    match publish(datapath, host, netns, plan) {
+        Ok(()) => sweep::close(&mut datapath.tables),
+        Err(cause) => {
+            // The transaction is taken back already; the sweep removes what hangs on no forward.
+            match sweep::sweep(&mut datapath.tables, &datapath.layout, netns) {
+                Ok(()) => Err(cause),
+                Err(failure) => Err(Error::Undo {
+                    cause: Box::new(cause),
+                    failures: vec![failure],
+                }),
+            }
+        }
+    }
+}
+
+fn publish(datapath: &mut Datapath, host: &Host, netns: &Netns, plan: &Plan) -> Result<(), Error> {
+    if plan
+        .forwards
+        .iter()
+        .any(|forward| forward.delivery == Delivery::Stack)
+    {
+        datapath.attach_egress(host, netns)?;
+    }
+    let Datapath { tables, layout } = datapath;
+    let mut transaction = Transaction::begin(tables);
+    let id = match plan.known {
+        true => plan.container.id,
+        false => next_id(transaction.tables()),
+    };
+    if let Some(link) = &plan.link {
+        // The addresses go before the hook that asks for them.
+        allow_sources(transaction.tables(), link, id)?;
+        hooks::attach(layout, Hook::Link, netns, &link.link)?;
+    }
+    for forward in &plan.forwards {
+        let forward = NewForward {
+            attachment: id,
+            ..*forward
+        };
+        transaction
+            .publish(&forward)
+            .doing(|| format!("publish port {}", forward.host_port))?;
+    }
+    if !plan.known {
+        record_container(transaction.tables(), plan, id)?;
+    }
+    transaction.commit();
+    Ok(())
+}
+
+fn next_id(tables: &mut Tables) -> u32 {
+    let mut journal = tables.journal.get(0);
+    journal.last_attachment += 1;
+    tables.journal.set(0, journal);
+    journal.last_attachment
+}
+
+fn allow_sources(tables: &mut Tables, link: &LinkPlan, attachment: u32) -> Result<(), Error> {
+    let doing = || format!("record link {}", link.link.name);
+    let record = host::Link {
+        attachment,
+        l3_device: link.l3_ifindex,
+    };
+    tables
+        .links
+        .insert(link.link.index, record, 0)
+        .map_err(|source| TableError::full_or(maps::LINKS, MAX_FORWARDS, source))
+        .doing(doing)?;
+    for source in &link.sources {
+        let key = host::LinkSource::new(link.link.index, Ip::from(*source));
+        tables
+            .link_sources
+            .insert(key, attachment, 0)
+            .map_err(|source| TableError::full_or(maps::LINK_SOURCES, 4 * MAX_FORWARDS, source))
+            .doing(doing)?;
+    }
+    Ok(())
+}
+
+fn record_container(tables: &mut Tables, plan: &Plan, id: u32) -> Result<(), Error> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    let created = now.map_or(0, |since| since.as_secs());
+    let record = host::Attachment {
+        id,
+        created,
+        ..plan.container
+    };
+    let label = plan.label.key();
+    tables
+        .attachments
+        .insert(label, record, 0)
+        .map_err(|source| TableError::full_or(maps::ATTACHMENTS, MAX_FORWARDS, source))
+        .doing(|| format!("record container {}", plan.label))
+}

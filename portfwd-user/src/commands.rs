@@ -1,0 +1,81 @@
+//! What each command does, from its arguments to its output.
+
+mod attach;
+mod detach;
+mod follow_log;
+mod show;
+
+use crate::{
+    cli::{Cli, Command},
+    datapath::{Options, Site},
+    error::{Error, InstanceError},
+    report, sweep,
+};
+
+/// Runs a command.
+///
+/// # Errors
+/// Whatever ends it early.
+pub fn run(cli: &Cli) -> Result<(), Error> {
+    match &cli.command {
+        Command::Attach(attach) => attach::run(cli, attach),
+        Command::Detach(detach) => detach::run(cli, detach),
+        Command::List(container) => show::list(cli, container.as_ref()),
+        Command::Port(container, query) => show::port(cli, container, *query),
+        Command::Flows(container) => show::flows(cli, container.as_ref()),
+        Command::FlowsPurge => purge(cli),
+        Command::Status => show::status(cli),
+        Command::Up(up) => {
+            let options = Options {
+                devices: up.devices.clone(),
+                xdp: up.xdp,
+                log_level: up.log_level,
+            };
+            bring_up(cli, &options)
+        }
+        Command::Down => down(cli),
+        Command::Log => follow_log::run(cli),
+        Command::Completions(shell) => {
+            let script = crate::cli::completions(*shell);
+            report::to_stdout(|out| std::io::Write::write_all(out, &script))
+        }
+    }
+}
+
+fn bring_up(cli: &Cli, options: &Options) -> Result<(), Error> {
+    let site = create(cli)?;
+    let (mut writable, fresh) = site.up(options)?;
+    if !fresh {
+        let host = writable.host.clone();
+        writable.datapath.serve(&host, &site.host, options)?;
+        eprintln!("instance \"{}\" was up already", site.name());
+    }
+    Ok(())
+}
+
+fn down(cli: &Cli) -> Result<(), Error> {
+    let was_up = match Site::of(cli, false)? {
+        Some(site) => site.down()?,
+        None => false,
+    };
+    if !was_up {
+        eprintln!("instance \"{}\" was not up", cli.instance);
+    }
+    Ok(())
+}
+
+fn purge(cli: &Cli) -> Result<(), Error> {
+    let writable = match Site::of(cli, false)? {
+        Some(site) => site.open_writable()?,
+        None => None,
+    };
+    let mut writable = writable.ok_or_else(|| InstanceError::Down(cli.instance.clone()))?;
+    let count = sweep::purge_all_flows(&mut writable.datapath.tables)?;
+    eprintln!("{count} flows forgotten");
+    Ok(())
+}
+
+/// The site of a command that makes what is missing.
+fn create(cli: &Cli) -> Result<Site, Error> {
+    Site::of(cli, true)?.ok_or_else(|| InstanceError::NotBpffs(cli.bpffs.clone()).into())
+}

@@ -1,0 +1,169 @@
+//! `portfwd attach`: observe, plan, apply, report.
+
+use std::{collections::HashSet, io::Write as _};
+
+use portfwd_common::net::Protocol;
+
+use crate::{
+    apply,
+    cli::{Attach, Cli},
+    collision::{CollisionError, Listener, Occupied, PortSet, Resolved},
+    datapath::{Options, Site, Writable},
+    error::{Doing, Error, Lacking, Missing},
+    label::Label,
+    observe::{
+        container::{self, ContainerLink},
+        netns::Netns,
+        processes, sockets,
+    },
+    plan::{self, Found, Plan},
+    report::{self, Published},
+    spec::Spec,
+    state,
+    target::Target,
+};
+
+pub(super) fn run(cli: &Cli, attach: &Attach) -> Result<(), Error> {
+    refuse_protocols(&attach.specs)?;
+    let target = attach.target.as_ref();
+    // Everything that can be wrong with what was typed is found before anything is made.
+    let container = target
+        .map(|target| open_container(target))
+        .transpose()?
+        .flatten();
+    let site = super::create(cli)?;
+    let found = match target {
+        Some(target) => Some(find(&site, target, container.as_ref())?),
+        None => None,
+    };
+    if attach.dry_run {
+        return dry_run(cli, &site, attach, found);
+    }
+    let (mut writable, _) = site.up(&Options::default())?;
+    let plan = make_plan(&site, Some(&mut writable), attach, found)?;
+    apply::attach(&mut writable, &site.host, &plan)?;
+    drop(writable);
+    print(cli, &plan.published)
+}
+
+/// The plan without its execution. An instance that is not up is not brought up for it.
+fn dry_run(cli: &Cli, site: &Site, attach: &Attach, found: Option<Found>) -> Result<(), Error> {
+    let mut writable = site.open_writable()?;
+    let plan = make_plan(site, writable.as_mut(), attach, found)?;
+    drop(writable);
+    print(cli, &plan.published)
+}
+
+fn make_plan(
+    site: &Site,
+    writable: Option<&mut Writable>,
+    attach: &Attach,
+    found: Option<Found>,
+) -> Result<Plan, Error> {
+    let state = match &writable {
+        Some(writable) => state::read(&writable.datapath.tables)?,
+        None => state::State::default(),
+    };
+    let known = state.container(&attach.container);
+    let found = match (found, known) {
+        (Some(found), _) => found,
+        (None, Some(known)) => Found::Known(*known),
+        // What runs the container is asked in a later version; nobody else knows the name.
+        (None, None) => return Err(Missing::Container(attach.container.clone()).into()),
+    };
+    let resolved = settle_ports(site, &state, &attach.container, &attach.specs)?;
+    plan::attach(&attach.container, known, &found, &resolved)
+}
+
+/// The host ports, against what is held and who listens. Processes are named only when one is in the way:
+/// that takes a walk through /proc.
+fn settle_ports(
+    site: &Site,
+    state: &state::State,
+    owner: &Label,
+    specs: &[Spec],
+) -> Result<Vec<Resolved>, Error> {
+    let protocols: HashSet<Protocol> = specs.iter().map(|spec| spec.protocol).collect();
+    let protocols: Vec<Protocol> = protocols.into_iter().collect();
+    let (listening, reserved) = site
+        .host
+        .run_in(|| (sockets::listeners_here(&protocols), reserved_ports()))?;
+    let listening = listening?;
+    let reserved = reserved?;
+    let resolve = |listeners: &[Listener]| {
+        Occupied {
+            held: &state.held,
+            listeners,
+            reserved: &reserved,
+        }
+        .resolve(owner, specs)
+    };
+    let unnamed: Vec<Listener> = listening.iter().map(|socket| socket.named(None)).collect();
+    match resolve(&unnamed) {
+        Ok(resolved) => Ok(resolved),
+        Err(CollisionError::NoneLeft { spec }) => Err(CollisionError::NoneLeft { spec }.into()),
+        Err(_) => {
+            let inodes: Vec<u32> = listening.iter().map(|socket| socket.inode).collect();
+            let owners = processes::owners(&inodes).doing(|| "name processes".to_owned())?;
+            let named: Vec<Listener> = listening
+                .iter()
+                .map(|socket| socket.named(owners.get(&socket.inode)))
+                .collect();
+            Ok(resolve(&named)?)
+        }
+    }
+}
+
+/// `ip_local_reserved_ports` of the calling thread's namespace: such a port is never chosen.
+fn reserved_ports() -> Result<PortSet, Error> {
+    const PATH: &str = "/proc/sys/net/ipv4/ip_local_reserved_ports";
+    let text = std::fs::read_to_string(PATH).doing(|| format!("read {PATH}"))?;
+    PortSet::from_kernel_list(&text).doing(|| format!("read {PATH}"))
+}
+
+fn refuse_protocols(specs: &[Spec]) -> Result<(), Error> {
+    let sctp = specs.iter().find(|spec| spec.protocol == Protocol::Sctp);
+    match sctp {
+        Some(spec) => Err(Lacking::Protocol {
+            protocol: spec.protocol,
+            spec: spec.to_string(),
+        }
+        .into()),
+        None => Ok(()),
+    }
+}
+
+fn open_container(target: &Target) -> Result<Option<Netns>, Error> {
+    Ok(match target {
+        Target::Netns(path) => Some(Netns::open(path)?),
+        Target::Pid(pid) => Some(Netns::of_process(*pid)?),
+        Target::Addresses(_) => None,
+    })
+}
+
+fn find(site: &Site, target: &Target, netns: Option<&Netns>) -> Result<Found, Error> {
+    let (link, cookie): (ContainerLink, u64) = match (target, netns) {
+        (Target::Addresses(addresses), _) => {
+            let v4 = addresses.v4.map(std::net::IpAddr::V4);
+            let v6 = addresses.v6.map(std::net::IpAddr::V6);
+            let ips: Vec<_> = v4.into_iter().chain(v6).collect();
+            (container::find_by_address(&site.host, &ips)?, 0)
+        }
+        (_, Some(netns)) => (container::find(&site.host, netns)?, netns.cookie()?),
+        (Target::Netns(path), None) => return Err(Missing::Namespace(path.clone()).into()),
+        (Target::Pid(pid), None) => return Err(Missing::Process(*pid).into()),
+    };
+    Ok(Found::Link(Box::new(link), cookie))
+}
+
+fn print(cli: &Cli, published: &[Published]) -> Result<(), Error> {
+    let mut rows = published.to_vec();
+    report::sort(&mut rows);
+    report::to_stdout(|out| {
+        if cli.json {
+            return report::write_json(out, &rows);
+        }
+        report::write_ports(out, &rows, None)?;
+        out.flush()
+    })
+}

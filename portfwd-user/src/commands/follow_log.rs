@@ -1,0 +1,74 @@
+//! `portfwd log`: what the programs tell, as it comes, until it is interrupted.
+
+use std::io::{self, Write as _};
+
+use aya::programs::SchedClassifier;
+use aya_log::EbpfLogger;
+use log::{Log, Metadata, Record};
+use portfwd_common::programs;
+use tokio::io::{Interest, unix::AsyncFd};
+
+use crate::{
+    cli::Cli,
+    datapath::Site,
+    error::{Doing, Error, InstanceError},
+};
+
+/// Writes each record to standard output as one line.
+struct Lines;
+
+impl Log for Lines {
+    fn enabled(&self, _: &Metadata<'_>) -> bool {
+        true
+    }
+    fn log(&self, record: &Record<'_>) {
+        let mut out = io::stdout().lock();
+        // The reader may have gone; the next flush of the ring then finds standard output closed.
+        let _ = writeln!(
+            out,
+            "{} {}",
+            record.level().as_str().to_lowercase(),
+            record.args()
+        );
+    }
+    fn flush(&self) {}
+}
+
+pub(super) fn run(cli: &Cli) -> Result<(), Error> {
+    let down = || InstanceError::Down(cli.instance.clone());
+    let site = Site::of(cli, false)?.ok_or_else(down)?;
+    let datapath = site.open()?.ok_or_else(down)?;
+    if datapath.tables.journal.get(0).log_level == 0 {
+        return Err(InstanceError::Silent(cli.instance.clone()).into());
+    }
+    let doing = || "read the log".to_owned();
+    let path = datapath.layout.programs().join(programs::TC_DEVICE);
+    let program = SchedClassifier::from_pin(path).doing(doing)?;
+    let id = program.info().doing(doing)?.id();
+    let logger = EbpfLogger::init_from_id_with_logger(id, Lines).doing(doing)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .doing(doing)?;
+    runtime.block_on(follow(logger)).doing(doing)
+}
+
+async fn follow(logger: EbpfLogger<Lines>) -> io::Result<()> {
+    // SAFETY: the logger owns the descriptor of its ring for as long as it lives, and `AsyncFd` owns the
+    // logger.
+    let mut ring = unsafe { AsyncFd::register_with_interest(logger, Interest::READABLE) }?;
+    loop {
+        tokio::select! {
+            ready = ring.readable_mut() => {
+                let mut ready = ready?;
+                ready.get_inner_mut().flush();
+                ready.clear_ready();
+                match io::stdout().flush() {
+                    Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
+                    flushed => flushed?,
+                }
+            }
+            interrupted = tokio::signal::ctrl_c() => return interrupted,
+        }
+    }
+}

@@ -1,0 +1,313 @@
+//! The commands that only look: `list`, `port`, `flows`, `status`.
+
+use std::{
+    borrow::Cow,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use aya::maps::MapError;
+use nix::time::{ClockId, clock_gettime};
+use portfwd_common::{
+    LAYOUT,
+    flow::{Flow, FlowKey, State, is_alive},
+    forward::Counters,
+    maps,
+    net::{Address, Protocol},
+    verdict::Reason,
+};
+
+use crate::{
+    cli::Cli,
+    datapath::{Datapath, Site, namespace_name},
+    error::{Doing, Error, Missing},
+    hooks::{self, Hook},
+    label::Label,
+    object,
+    report::{self, DeviceRow, FlowRow, ForwardRow, Published, ReasonRow},
+    spec::PortQuery,
+    state::{self, Owned},
+    tables::{Hash, TableError, Tables},
+};
+
+/// The instance, if it is up, and what its maps say.
+fn look(cli: &Cli) -> Result<Option<(Site, Datapath, state::State)>, Error> {
+    let Some(site) = Site::of(cli, false)? else {
+        return Ok(None);
+    };
+    let Some(datapath) = site.open()? else {
+        return Ok(None);
+    };
+    let state = state::read(&datapath.tables)?;
+    Ok(Some((site, datapath, state)))
+}
+
+fn require(state: &state::State, container: Option<&Label>) -> Result<(), Error> {
+    match container {
+        Some(label) if state.container(label).is_none() => {
+            Err(Missing::Container(label.clone()).into())
+        }
+        _ => Ok(()),
+    }
+}
+
+pub(super) fn list(cli: &Cli, container: Option<&Label>) -> Result<(), Error> {
+    let mut rows = Vec::new();
+    match look(cli)? {
+        Some((_, datapath, state)) => {
+            require(&state, container)?;
+            for forward in &state.forwards {
+                if container.is_none_or(|label| *label == forward.owner) {
+                    rows.extend(row(&datapath.tables, forward)?);
+                }
+            }
+        }
+        None => require(&state::State::default(), container)?,
+    }
+    report::to_stdout(|out| {
+        if cli.json {
+            report::write_json(out, &rows)
+        } else {
+            report::write_forwards(out, &rows)
+        }
+    })
+}
+
+fn row(tables: &Tables, forward: &Owned) -> Result<Option<ForwardRow>, Error> {
+    let Some(published) = forward.published() else {
+        return Ok(None);
+    };
+    let counters = counters(tables, forward.index)?;
+    Ok(Some(ForwardRow {
+        published,
+        allow: Vec::new(),
+        deny: Vec::new(),
+        connections: counters.connections,
+        rx_packets: counters.rx_packets,
+        rx_bytes: counters.rx_bytes,
+        tx_packets: counters.tx_packets,
+        tx_bytes: counters.tx_bytes,
+        drops: counters.drops,
+    }))
+}
+
+/// The sums over all CPUs.
+fn counters(tables: &Tables, index: u32) -> Result<Counters, Error> {
+    let per_cpu = tables
+        .counters
+        .get(&index, 0)
+        .map_err(|source| TableError::Map {
+            name: maps::COUNTERS,
+            source: Box::new(source),
+        })
+        .doing(|| "read the counters".to_owned())?;
+    let mut sum = Counters::default();
+    for counters in per_cpu.iter() {
+        sum.rx_packets += counters.rx_packets;
+        sum.rx_bytes += counters.rx_bytes;
+        sum.tx_packets += counters.tx_packets;
+        sum.tx_bytes += counters.tx_bytes;
+        sum.connections += counters.connections;
+        sum.drops += counters.drops;
+    }
+    Ok(sum)
+}
+
+pub(super) fn port(cli: &Cli, container: &Label, query: Option<PortQuery>) -> Result<(), Error> {
+    let state = look(cli)?.map(|(_, _, state)| state).unwrap_or_default();
+    require(&state, Some(container))?;
+    let own = state
+        .forwards
+        .iter()
+        .filter(|forward| forward.owner == *container);
+    let mut rows: Vec<Published> = own.filter_map(Owned::published).collect();
+    if let Some(query) = query {
+        rows = report::answering(rows, query);
+        if rows.is_empty() {
+            return Err(Missing::Port {
+                container: container.clone(),
+                query,
+            }
+            .into());
+        }
+    }
+    report::sort(&mut rows);
+    report::to_stdout(|out| {
+        if cli.json {
+            report::write_json(out, &rows)
+        } else {
+            report::write_ports(out, &rows, query)
+        }
+    })
+}
+
+pub(super) fn flows(cli: &Cli, container: Option<&Label>) -> Result<(), Error> {
+    let mut rows = Vec::new();
+    match look(cli)? {
+        Some((_, datapath, state)) => {
+            require(&state, container)?;
+            let now = seconds_now()?;
+            let tables = &datapath.tables;
+            collect_flows(&tables.flows_v4, maps::FLOWS_V4, &state, now, &mut rows)?;
+            collect_flows(&tables.flows_v6, maps::FLOWS_V6, &state, now, &mut rows)?;
+            rows.retain(|row| container.is_none_or(|label| *label == row.container));
+        }
+        None => require(&state::State::default(), container)?,
+    }
+    report::to_stdout(|out| {
+        if cli.json {
+            report::write_json(out, &rows)
+        } else {
+            report::write_flows(out, &rows)
+        }
+    })
+}
+
+/// The clock of [`Flow::last_seen`].
+fn seconds_now() -> Result<u32, Error> {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE)
+        .map_err(std::io::Error::from)
+        .doing(|| "read the clock".to_owned())?;
+    Ok(now.tv_sec() as u32)
+}
+
+fn collect_flows<A: Address>(
+    flows: &Hash<FlowKey<A>, Flow<A>>,
+    name: &'static str,
+    state: &state::State,
+    now: u32,
+    rows: &mut Vec<FlowRow>,
+) -> Result<(), Error>
+where
+    FlowKey<A>: aya::Pod,
+    Flow<A>: aya::Pod,
+{
+    for entry in flows.iter() {
+        let (key, flow) = match entry {
+            Ok(entry) => entry,
+            // An LRU table may drop any entry at any time.
+            Err(MapError::KeyNotFound) => continue,
+            Err(source) => {
+                return Err(TableError::Map {
+                    name,
+                    source: Box::new(source),
+                })
+                .doing(|| "read the flows".to_owned());
+            }
+        };
+        let owner = state.forwards.iter().find(|forward| {
+            forward.index == flow.forward && forward.record.generation == flow.generation
+        });
+        let lives =
+            State::from_number(flow.state).filter(|state| is_alive(*state, flow.last_seen, now));
+        let (Some(owner), Some(flow_state)) = (owner, lives) else {
+            continue;
+        };
+        let Some(protocol) = Protocol::from_number(key.protocol as u8) else {
+            continue;
+        };
+        let socket = |address: A, port: portfwd_common::net::NetPort| {
+            SocketAddr::new(IpAddr::from(address.ip()), port.get())
+        };
+        let since = |second: u32| Duration::from_secs(u64::from(now.saturating_sub(second)));
+        rows.push(FlowRow {
+            container: owner.owner.clone(),
+            protocol,
+            client: socket(key.client, key.client_port),
+            host: socket(flow.host, flow.host_port),
+            container_address: socket(key.container, key.container_port),
+            state: Cow::Borrowed(flow_state.name()),
+            age: since(flow.created),
+            idle: since(flow.last_seen),
+        });
+    }
+    Ok(())
+}
+
+pub(super) fn status(cli: &Cli) -> Result<(), Error> {
+    let datapath = match look(cli)? {
+        Some((site, datapath, state)) => Some(describe(&site, &datapath, &state)?),
+        None => None,
+    };
+    let status = report::Status {
+        instance: cli.instance.clone(),
+        datapath,
+    };
+    report::to_stdout(|out| {
+        if cli.json {
+            report::write_json(out, &status)
+        } else {
+            report::write_status(out, &status)
+        }
+    })
+}
+
+fn describe(
+    site: &Site,
+    datapath: &Datapath,
+    state: &state::State,
+) -> Result<report::Datapath, Error> {
+    let tables = &datapath.tables;
+    let flows = tables.flows_v4.keys().count() + tables.flows_v6.keys().count();
+    let shown = state.forwards.iter().filter_map(Owned::published).count();
+    Ok(report::Datapath {
+        layout: LAYOUT,
+        object_sha256: object::hash(),
+        host_namespace: namespace_name(site.host.id().inode),
+        devices: devices(site, datapath)?,
+        containers: state.containers.len() as u64,
+        forwards: shown as u64,
+        flows: flows as u64,
+        reasons: reasons(tables)?,
+    })
+}
+
+fn devices(site: &Site, datapath: &Datapath) -> Result<Vec<DeviceRow>, Error> {
+    const HOOKS: [(Hook, &str); 3] = [
+        (Hook::Device, "tc ingress"),
+        (Hook::Link, "tc ingress (container)"),
+        (Hook::Egress, "tc egress"),
+    ];
+    let mut rows: Vec<DeviceRow> = Vec::new();
+    for (hook, name) in HOOKS {
+        for index in hooks::attached(&datapath.layout, hook)? {
+            match rows.iter_mut().find(|row| row.index == index) {
+                Some(row) => row.hooks.push(name.to_owned()),
+                None => rows.push(DeviceRow {
+                    name: String::new(),
+                    index,
+                    hooks: vec![name.to_owned()],
+                }),
+            }
+        }
+    }
+    let names = site.host.run_in(|| {
+        let name = |row: &DeviceRow| nix::net::if_::if_indextoname(row.index).ok();
+        rows.iter().map(name).collect::<Vec<_>>()
+    })?;
+    for (row, name) in rows.iter_mut().zip(names) {
+        // A device that has gone since keeps its place until the next command.
+        row.name = name.map_or_else(|| "gone".to_owned(), |n| n.to_string_lossy().into_owned());
+    }
+    rows.sort_by_key(|row| row.index);
+    Ok(rows)
+}
+
+fn reasons(tables: &Tables) -> Result<Vec<ReasonRow>, Error> {
+    let mut rows = Vec::new();
+    for reason in Reason::ALL {
+        let per_cpu = tables
+            .reasons
+            .get(&(reason as u32), 0)
+            .map_err(|source| TableError::Map {
+                name: maps::REASONS,
+                source: Box::new(source),
+            })
+            .doing(|| "read the reasons".to_owned())?;
+        rows.push(ReasonRow {
+            reason,
+            packets: per_cpu.iter().sum(),
+        });
+    }
+    Ok(rows)
+}

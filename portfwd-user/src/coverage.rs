@@ -1,0 +1,97 @@
+//! Which flags of the port table are still needed, given the forwards that remain.
+
+use portfwd_common::{
+    forward::{Forward, PORT_SLOTS, PortSlot, port_index},
+    net::{NetPort, Protocol},
+};
+
+use crate::transaction::family;
+
+/// The flags that every slot has to carry.
+pub struct Coverage {
+    /// One byte a slot, of the two constants below.
+    flags: Vec<u8>,
+}
+
+const BY_ADDRESS: u8 = 1;
+const CONTAINER_SIDE: u8 = 2;
+
+impl Coverage {
+    /// What `forwards` need.
+    pub fn of(forwards: impl Iterator<Item = Forward>) -> Self {
+        let mut flags = vec![0; PORT_SLOTS as usize];
+        for forward in forwards {
+            let Some(protocol) = Protocol::from_number(forward.protocol) else {
+                continue;
+            };
+            let mut mark = |first: NetPort, flag: u8| {
+                let start = port_index(family(forward.host), protocol, first) as usize;
+                let plane_end = (start | 0xffff) + 1;
+                let end = (start + usize::from(forward.count)).min(plane_end);
+                for slot in &mut flags[start..end] {
+                    *slot |= flag;
+                }
+            };
+            if !forward.host.is_unspecified() {
+                mark(forward.host_port, BY_ADDRESS);
+            }
+            if !forward.target.is_unspecified() {
+                mark(forward.target_port, CONTAINER_SIDE);
+            }
+        }
+        Self { flags }
+    }
+
+    /// The flags of the slot at `index` of the port table, as [`PortSlot::flags`] gives them.
+    pub fn flags(&self, index: u32) -> u32 {
+        let flags = self.flags[index as usize];
+        let mut bits = 0;
+        if flags & BY_ADDRESS != 0 {
+            bits |= PortSlot::BY_ADDRESS;
+        }
+        if flags & CONTAINER_SIDE != 0 {
+            bits |= PortSlot::CONTAINER_SIDE;
+        }
+        bits
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use super::*;
+
+    #[test]
+    fn a_slot_keeps_a_flag_as_long_as_one_forward_needs_it() {
+        let forward = |host: &str, host_port, target_port, count| Forward {
+            host: host.parse::<IpAddr>().unwrap().into(),
+            target: "10.88.0.2".parse::<IpAddr>().unwrap().into(),
+            host_port: NetPort::new(host_port),
+            target_port: NetPort::new(target_port),
+            count,
+            protocol: Protocol::Tcp.number(),
+            ..Forward::FREE
+        };
+        let coverage = Coverage::of(
+            [
+                forward("0.0.0.0", 8080, 80, 1),
+                forward("192.0.2.1", 9000, 70, 20),
+            ]
+            .into_iter(),
+        );
+        let flags = |port| coverage.flags(port_index(0, Protocol::Tcp, NetPort::new(port)));
+        assert_eq!(flags(80), PortSlot::CONTAINER_SIDE);
+        assert_eq!(flags(89), PortSlot::CONTAINER_SIDE);
+        assert_eq!(flags(90), 0);
+        assert_eq!(flags(8080), 0);
+        assert_eq!(
+            (flags(9000), flags(9019), flags(9020)),
+            (PortSlot::BY_ADDRESS, PortSlot::BY_ADDRESS, 0)
+        );
+        assert_eq!(
+            coverage.flags(port_index(1, Protocol::Tcp, NetPort::new(9000))),
+            0
+        );
+    }
+}

@@ -1,0 +1,121 @@
+//! The eBPF object that this binary carries: loading it and pinning what it defines.
+
+use std::path::Path;
+
+use aya::{
+    Ebpf, EbpfLoader, VerifierLogLevel,
+    programs::{CgroupSockAddr, Program, ProgramError, SchedClassifier},
+};
+use sha2::{Digest, Sha256};
+
+/// The object, aligned as the ELF parser wants it.
+pub static BYTES: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/portfwd.o"));
+
+/// SHA-256 of the object in hexadecimal.
+pub fn hash() -> String {
+    Sha256::digest(BYTES)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
+}
+
+/// What is fixed when the programs are loaded.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Cookie of the namespace that plays the host: only its sockets are sent to containers.
+    pub host_netns: u64,
+    /// Highest level that the programs log: 0 is nothing and costs nothing, 5 is trace.
+    pub log_level: u8,
+}
+
+/// Why the object could not be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The object or its maps.
+    #[error("{}", first_line(.0))]
+    Object(#[from] Box<aya::EbpfError>),
+    /// One program.
+    #[error("program {name}: {}", first_line(.source))]
+    Program {
+        /// Its name.
+        name: String,
+        /// What the kernel or aya said.
+        source: Box<ProgramError>,
+    },
+    /// A pin.
+    #[error("cannot pin {path}: {reason}")]
+    Pin {
+        /// Where.
+        path: String,
+        /// What the kernel said.
+        reason: String,
+    },
+}
+
+/// The verifier's log can run to thousands of lines; its last one but the statistics says why.
+fn first_line(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text.lines().next().unwrap_or_default().to_owned()
+}
+
+/// Loads every map and program into the kernel. They vanish with the returned value unless pinned.
+pub fn load(options: Options) -> Result<Ebpf, LoadError> {
+    let mut ebpf = EbpfLoader::new()
+        .verifier_log_level(VerifierLogLevel::STATS)
+        .override_global("HOST_NETNS", &options.host_netns, true)
+        .override_global(aya_log::LEVEL, &options.log_level, false)
+        .load(BYTES)
+        .map_err(Box::new)?;
+    for (name, program) in ebpf.programs_mut() {
+        let loaded = match program {
+            Program::SchedClassifier(program) => program.load(),
+            Program::Xdp(program) => program.load(),
+            Program::CgroupSockAddr(program) => program.load(),
+            _ => Err(ProgramError::UnexpectedProgramType),
+        };
+        loaded.map_err(|source| LoadError::Program {
+            name: name.to_owned(),
+            source: Box::new(source),
+        })?;
+    }
+    Ok(ebpf)
+}
+
+/// Pins every map under `maps` and every program under `programs`, by name.
+pub fn pin(ebpf: &mut Ebpf, maps: &Path, programs: &Path) -> Result<(), LoadError> {
+    let failed = |path: &Path, reason: String| LoadError::Pin {
+        path: path.display().to_string(),
+        reason,
+    };
+    for (name, map) in ebpf.maps() {
+        // Constants of the programs: nobody opens them again.
+        if name.starts_with('.') {
+            continue;
+        }
+        let path = maps.join(name);
+        map.pin(&path)
+            .map_err(|error| failed(&path, first_line(&error)))?;
+    }
+    for (name, program) in ebpf.programs_mut() {
+        let path = programs.join(name);
+        program
+            .pin(&path)
+            .map_err(|error| failed(&path, first_line(&error)))?;
+    }
+    Ok(())
+}
+
+/// Opens a pinned TC program.
+pub fn tc_program(programs: &Path, name: &str) -> Result<SchedClassifier, ProgramError> {
+    SchedClassifier::from_pin(programs.join(name))
+}
+
+/// The socket programs of a loaded object, by name.
+pub fn socket_program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Option<&'a mut CgroupSockAddr> {
+    ebpf.program_mut(name)?.try_into().ok()
+}

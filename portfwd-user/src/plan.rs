@@ -1,0 +1,187 @@
+//! What an attach is going to do, as data: pure.
+
+use std::net::IpAddr;
+
+use portfwd_common::{forward::Delivery, host::Attachment, net::Ip};
+
+use crate::{
+    collision::Resolved,
+    error::{ContainerError, Error},
+    label::Label,
+    observe::{container::ContainerLink, links},
+    report::Published,
+    transaction::NewForward,
+};
+
+/// Where the container is.
+#[derive(Clone, Debug)]
+pub enum Found {
+    /// As its namespace (of that cookie; 0: by address) shows it.
+    Link(Box<ContainerLink>, u64),
+    /// As an earlier attach found it.
+    Known(Attachment),
+}
+
+/// The host-side link of a container that gets its hook.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LinkPlan {
+    /// The link.
+    pub link: links::Link,
+    /// Interface index of the device that routes for it.
+    pub l3_ifindex: u32,
+    /// Addresses that the container may send from.
+    pub sources: Vec<IpAddr>,
+}
+
+/// What an attach does.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The container.
+    pub label: Label,
+    /// Its record as it will be; the ID is 0 if it has none yet.
+    pub container: Attachment,
+    /// Whether the record exists already.
+    pub known: bool,
+    /// The link to hook, if there is one.
+    pub link: Option<LinkPlan>,
+    /// The forwards to publish; the attachment is filled in on execution.
+    pub forwards: Vec<NewForward>,
+    /// Everything that was asked for, as it will be listed.
+    pub published: Vec<Published>,
+}
+
+/// Plans an attach of `resolved` to the container.
+///
+/// # Errors
+/// When the container is known elsewhere, or has no address of a family that is asked for.
+pub fn attach(
+    label: &Label,
+    known: Option<&Attachment>,
+    found: &Found,
+    resolved: &[Resolved],
+) -> Result<Plan, Error> {
+    let container = container(label, known, found)?;
+    let link = match found {
+        Found::Link(observed, _) => observed.host.as_ref().map(|end| LinkPlan {
+            link: end.link.clone(),
+            l3_ifindex: end.l3_ifindex,
+            sources: observed.addresses.clone(),
+        }),
+        Found::Known(_) => None,
+    };
+    let mut forwards = Vec::new();
+    let mut published = Vec::new();
+    for item in resolved {
+        for host in item.spec.hosts() {
+            let target = if host.is_ipv4() {
+                container.v4
+            } else {
+                container.v6
+            };
+            if target.is_unspecified() && item.spec.host.is_some() {
+                return Err(ContainerError::NoFamily {
+                    label: label.clone(),
+                    host,
+                }
+                .into());
+            }
+            if !target.is_unspecified() {
+                published.push(as_listed(label, item, host, target));
+            }
+            if item.hosts.contains(&host) {
+                forwards.push(new_forward(&container, item, host, target));
+            }
+        }
+    }
+    let known = known.is_some();
+    Ok(Plan {
+        label: label.clone(),
+        container,
+        known,
+        link,
+        forwards,
+        published,
+    })
+}
+
+/// The container's record: as it is known, or new.
+fn container(
+    label: &Label,
+    known: Option<&Attachment>,
+    found: &Found,
+) -> Result<Attachment, Error> {
+    let fresh = match found {
+        Found::Known(attachment) => *attachment,
+        Found::Link(link, netns) => Attachment {
+            id: 0,
+            link: link.host.as_ref().map_or(0, |end| end.link.index),
+            v4: link.v4.map_or(Ip::NONE, |v4| Ip::from(IpAddr::V4(v4))),
+            v6: link.v6.map_or(Ip::NONE, |v6| Ip::from(IpAddr::V6(v6))),
+            netns: *netns,
+            created: 0,
+        },
+    };
+    match known {
+        None => Ok(fresh),
+        Some(known) if is_same(known, &fresh) => Ok(*known),
+        Some(known) => Err(ContainerError::KnownElsewhere {
+            label: label.clone(),
+            known: whereabouts(known),
+            asked: whereabouts(&fresh),
+        }
+        .into()),
+    }
+}
+
+fn is_same(known: &Attachment, asked: &Attachment) -> bool {
+    // By namespace where both have one; a cookie is never used twice.
+    let same_netns = known.netns == asked.netns && known.netns != 0;
+    let same_address = known.v4 == asked.v4 && known.v6 == asked.v6;
+    same_netns || (known.netns == 0 || asked.netns == 0) && same_address
+}
+
+fn whereabouts(attachment: &Attachment) -> String {
+    let addresses = [attachment.v4, attachment.v6];
+    let addresses: Vec<String> = addresses
+        .into_iter()
+        .filter(|address| !address.is_unspecified())
+        .map(|address| IpAddr::from(address).to_string())
+        .collect();
+    let address = addresses.join(" and ");
+    if attachment.netns == 0 {
+        format!("address {address}")
+    } else {
+        format!("another network namespace, address {address}")
+    }
+}
+
+fn as_listed(label: &Label, item: &Resolved, host: IpAddr, target: Ip) -> Published {
+    Published {
+        container: label.clone(),
+        protocol: item.spec.protocol,
+        host_ip: host,
+        host_port: item.ports.first(),
+        count: item.ports.count(),
+        container_ip: IpAddr::from(target),
+        container_port: item.spec.container.first(),
+    }
+}
+
+fn new_forward(container: &Attachment, item: &Resolved, host: IpAddr, target: Ip) -> NewForward {
+    let delivery = if container.link == 0 {
+        Delivery::Stack
+    } else {
+        Delivery::Redirect
+    };
+    NewForward {
+        attachment: container.id,
+        protocol: item.spec.protocol,
+        host: Ip::from(host),
+        host_port: item.ports.first(),
+        count: item.ports.count(),
+        target,
+        target_port: item.spec.container.first(),
+        link: container.link,
+        delivery,
+    }
+}

@@ -1,0 +1,211 @@
+//! Removing what belongs to forwards that are gone: flows, host sockets, containers without a forward,
+//! their links. Everything here follows from the maps alone, so that it can be done again after a crash.
+
+use std::{
+    collections::{BTreeSet, HashSet},
+    net::{IpAddr, SocketAddr},
+};
+
+use aya::maps::MapError;
+use portfwd_common::{
+    flow::{Flow, FlowKey},
+    maps,
+    net::Protocol,
+};
+
+use crate::{
+    error::{Doing, Error},
+    hooks::{self, Hook},
+    instance::Layout,
+    observe::{
+        netns::Netns,
+        sockets::{self, Peer},
+    },
+    tables::{Hash, TableError, Tables},
+    transaction,
+};
+
+/// Forwards that packets see, by index and generation.
+type Alive = HashSet<(u32, u32)>;
+
+/// Removes all that no visible forward needs, then frees the dead forwards.
+///
+/// # Errors
+/// The first failure, after everything has been tried; the next command tries again.
+pub fn sweep(tables: &mut Tables, layout: &Layout, host: &Netns) -> Result<(), Error> {
+    let forwards: Vec<_> = transaction::visible(tables).collect();
+    let alive: Alive = forwards
+        .iter()
+        .map(|(index, f)| (*index, f.generation))
+        .collect();
+    let owners: BTreeSet<u32> = forwards.iter().map(|(_, f)| f.attachment).collect();
+    let results = [
+        purge_flows(&mut tables.flows_v4, maps::FLOWS_V4, &alive),
+        purge_flows(&mut tables.flows_v6, maps::FLOWS_V6, &alive),
+        end_sockets(tables, host, &alive),
+        forget_containers(tables, layout, host, &owners),
+    ];
+    results.into_iter().collect::<Result<(), Error>>()?;
+    transaction::settle(tables).doing(|| "free what was withdrawn".to_owned())
+}
+
+/// Forgets every flow, of living forwards as well. Returns how many there were.
+///
+/// # Errors
+/// When a table cannot be read or written.
+pub fn purge_all_flows(tables: &mut Tables) -> Result<usize, Error> {
+    let before = tables.flows_v4.keys().count() + tables.flows_v6.keys().count();
+    purge_flows(&mut tables.flows_v4, maps::FLOWS_V4, &Alive::new())?;
+    purge_flows(&mut tables.flows_v6, maps::FLOWS_V6, &Alive::new())?;
+    Ok(before)
+}
+
+fn purge_flows<A: portfwd_common::net::Address>(
+    flows: &mut Hash<FlowKey<A>, Flow<A>>,
+    name: &'static str,
+    alive: &Alive,
+) -> Result<(), Error>
+where
+    FlowKey<A>: aya::Pod,
+    Flow<A>: aya::Pod,
+{
+    let failed = |source| TableError::Map {
+        name,
+        source: Box::new(source),
+    };
+    let doing = || "purge flows".to_owned();
+    let mut dead = Vec::new();
+    for key in flows.keys() {
+        let key = key.map_err(failed).doing(doing)?;
+        match flows.get(&key, 0) {
+            Ok(flow) if !alive.contains(&(flow.forward, flow.generation)) => dead.push(key),
+            // An LRU table may drop any entry at any time.
+            Ok(_) | Err(MapError::KeyNotFound) => {}
+            Err(error) => return Err(failed(error)).doing(doing),
+        }
+    }
+    for key in dead {
+        match flows.remove(&key) {
+            Err(error) if !is_gone(&error) => return Err(failed(error)).doing(doing),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// ENOENT of a removal.
+fn is_gone(error: &MapError) -> bool {
+    match error {
+        MapError::KeyNotFound => true,
+        MapError::SyscallError(call) => call.io_error.raw_os_error() == Some(nix::libc::ENOENT),
+        _ => false,
+    }
+}
+
+fn end_sockets(tables: &mut Tables, host: &Netns, alive: &Alive) -> Result<(), Error> {
+    let failed = |source| TableError::Map {
+        name: maps::HOST_SOCKETS,
+        source: Box::new(source),
+    };
+    let doing = || "end host sockets".to_owned();
+    let mut peers = HashSet::new();
+    let mut cookies = HashSet::new();
+    let mut dead = Vec::new();
+    for entry in tables.host_sockets.iter() {
+        let (key, origin) = entry.map_err(failed).doing(doing)?;
+        if alive.contains(&(origin.forward, origin.generation)) {
+            continue;
+        }
+        if let Some(protocol) = Protocol::from_number(origin.protocol) {
+            let address = SocketAddr::new(IpAddr::from(key.peer), key.port.get());
+            peers.insert(Peer { protocol, address });
+            cookies.insert(key.cookie);
+        }
+        dead.push(key);
+    }
+    sockets::destroy(host, &peers, &cookies).doing(doing)?;
+    for key in dead {
+        match tables.host_sockets.remove(&key) {
+            Err(error) if !is_gone(&error) => return Err(failed(error)).doing(doing),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Containers go with their last forward, and links with their last container.
+fn forget_containers(
+    tables: &mut Tables,
+    layout: &Layout,
+    host: &Netns,
+    owners: &BTreeSet<u32>,
+) -> Result<(), Error> {
+    let failed = |name| {
+        move |source| TableError::Map {
+            name,
+            source: Box::new(source),
+        }
+    };
+    let doing = || "forget containers".to_owned();
+    let containers: Vec<_> = tables
+        .attachments
+        .iter()
+        .collect::<Result<_, _>>()
+        .map_err(failed(maps::ATTACHMENTS))
+        .doing(doing)?;
+    let mut links = BTreeSet::new();
+    for (label, attachment) in containers {
+        if owners.contains(&attachment.id) {
+            links.insert(attachment.link);
+        } else {
+            tables
+                .attachments
+                .remove(&label)
+                .map_err(failed(maps::ATTACHMENTS))
+                .doing(doing)?;
+        }
+    }
+    // The hook goes before the addresses that it lets through.
+    let hooked = hooks::attached(layout, Hook::Link)?;
+    for link in hooked.into_iter().filter(|link| !links.contains(link)) {
+        hooks::detach(layout, Hook::Link, host, link)?;
+    }
+    let known: Vec<u32> = tables
+        .links
+        .keys()
+        .collect::<Result<_, _>>()
+        .map_err(failed(maps::LINKS))
+        .doing(doing)?;
+    for link in known.into_iter().filter(|link| !links.contains(link)) {
+        tables
+            .links
+            .remove(&link)
+            .map_err(failed(maps::LINKS))
+            .doing(doing)?;
+    }
+    let sources: Vec<_> = tables
+        .link_sources
+        .keys()
+        .collect::<Result<_, _>>()
+        .map_err(failed(maps::LINK_SOURCES))
+        .doing(doing)?;
+    for source in sources
+        .into_iter()
+        .filter(|source| !links.contains(&source.link))
+    {
+        tables
+            .link_sources
+            .remove(&source)
+            .map_err(failed(maps::LINK_SOURCES))
+            .doing(doing)?;
+    }
+    Ok(())
+}
+
+/// Closes a transaction that withdrew nothing: then nothing can hang on a dead forward.
+///
+/// # Errors
+/// When dead forwards of before cannot be freed.
+pub fn close(tables: &mut Tables) -> Result<(), Error> {
+    transaction::settle(tables).doing(|| "close the transaction".to_owned())
+}

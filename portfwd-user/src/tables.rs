@@ -1,0 +1,246 @@
+//! The instance's maps, typed.
+
+use std::{
+    io, marker::PhantomData, mem::size_of, os::fd::AsFd, path::Path, sync::atomic::AtomicU64,
+};
+
+use aya::{
+    Ebpf, Pod,
+    maps::{HashMap, Map, MapData, MapError, PerCpuArray},
+};
+use memmap2::{MmapOptions, MmapRaw};
+use portfwd_common::{
+    flow::{Flow, FlowKey},
+    forward::{AddressPort, Counters, Forward, Journal, MAX_FORWARDS, PORT_SLOTS, PortSlot},
+    host::{Attachment, Device, HostDatagram, Label, Link, LinkSource, SocketKey, SocketOrigin},
+    maps,
+    net::{Ip, V4, V6},
+};
+
+/// Why a table could not be opened or used.
+#[derive(Debug, thiserror::Error)]
+pub enum TableError {
+    /// The map is missing, or of another type or size than this version's.
+    #[error("map {name}: {source}")]
+    Map {
+        /// Its name.
+        name: &'static str,
+        /// What the kernel or aya said.
+        source: Box<MapError>,
+    },
+    /// The map could not be mapped into memory.
+    #[error("map {name}: cannot map it: {source}")]
+    Memory {
+        /// Its name.
+        name: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// A table has no room left.
+    #[error("table {name} is full: it holds {capacity} entries")]
+    Full {
+        /// Its name.
+        name: &'static str,
+        /// How many entries it holds.
+        capacity: u32,
+    },
+}
+
+impl TableError {
+    /// E2BIG is how a hash says that it is full (`htab_map_update_elem`).
+    pub fn full_or(name: &'static str, capacity: u32, source: MapError) -> Self {
+        match &source {
+            MapError::SyscallError(call)
+                if call.io_error.raw_os_error() == Some(nix::libc::E2BIG) =>
+            {
+                Self::Full { name, capacity }
+            }
+            _ => Self::Map {
+                name,
+                source: Box::new(source),
+            },
+        }
+    }
+}
+
+/// A mapped array (`BPF_F_MMAPABLE`). The kernel's programs read it at the same time, so single words
+/// are stored and loaded volatile, and what must change at once is one word.
+pub struct Mapped<T> {
+    memory: MmapRaw,
+    length: u32,
+    _type: PhantomData<T>,
+}
+
+impl<T: bytemuck::Pod> Mapped<T> {
+    fn open(name: &'static str, data: &MapData, length: u32) -> Result<Self, TableError> {
+        let bytes = length as usize * size_of::<T>();
+        let memory = MmapOptions::new()
+            .len(bytes)
+            .map_raw(&data.fd().as_fd())
+            .map_err(|source| TableError::Memory { name, source })?;
+        Ok(Self {
+            memory,
+            length,
+            _type: PhantomData,
+        })
+    }
+    /// Number of elements.
+    pub fn len(&self) -> u32 {
+        self.length
+    }
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.length == 0
+    }
+    /// Where element `index` lies. Panics beyond the end, which no caller's input reaches.
+    pub fn at(&self, index: u32) -> *mut T {
+        assert!(index < self.length, "element {index} of {}", self.length);
+        // SAFETY: within the mapping by the assertion.
+        unsafe { self.memory.as_mut_ptr().cast::<T>().add(index as usize) }
+    }
+    /// The aligned 64-bit word at `offset` of element `index`: what programs must see change at once.
+    /// Panics if there is none.
+    pub fn word(&self, index: u32, offset: usize) -> &AtomicU64 {
+        assert!(
+            offset % 8 == 0 && offset + 8 <= size_of::<T>(),
+            "word at {offset}"
+        );
+        // SAFETY: within the element by the assertion, which `at` has found within the mapping; elements
+        // of every map are aligned to 8 bytes, and nobody has a plain reference to them.
+        unsafe { AtomicU64::from_ptr(self.at(index).cast::<u8>().add(offset).cast()) }
+    }
+    /// A copy of element `index`.
+    pub fn get(&self, index: u32) -> T {
+        // SAFETY: `at` is in bounds, aligned (maps start on a page) and any bytes make a `T`.
+        unsafe { core::ptr::read_volatile(self.at(index)) }
+    }
+    /// Stores element `index`.
+    pub fn set(&mut self, index: u32, value: T) {
+        // SAFETY: as above.
+        unsafe { core::ptr::write_volatile(self.at(index), value) }
+    }
+}
+
+/// A hash of the instance.
+pub type Hash<K, V> = HashMap<MapData, K, V>;
+
+/// Every map of an instance.
+pub struct Tables {
+    /// Port slots, as the 64 bits that are stored at once.
+    pub ports: Mapped<u64>,
+    /// Forwards.
+    pub forwards: Mapped<Forward>,
+    /// The journal.
+    pub journal: Mapped<Journal>,
+    /// Forwards of one host address.
+    pub address_ports: Hash<AddressPort, PortSlot>,
+    /// Containers.
+    pub attachments: Hash<Label, Attachment>,
+    /// Host-side links of containers.
+    pub links: Hash<u32, Link>,
+    /// What containers may send from.
+    pub link_sources: Hash<LinkSource, u32>,
+    /// Devices that own an address.
+    pub devices: Hash<u32, Device>,
+    /// Addresses of the host.
+    pub host_addresses: Hash<Ip, u32>,
+    /// IPv4 flows.
+    pub flows_v4: Hash<FlowKey<V4>, Flow<V4>>,
+    /// IPv6 flows.
+    pub flows_v6: Hash<FlowKey<V6>, Flow<V6>>,
+    /// Traffic of forwards.
+    pub counters: PerCpuArray<MapData, Counters>,
+    /// Counts of reasons.
+    pub reasons: PerCpuArray<MapData, u64>,
+    /// Host sockets that were sent to a container.
+    pub host_sockets: Hash<SocketKey, SocketOrigin>,
+    /// Remote ends of the host's unconnected UDP sockets.
+    pub host_datagrams: Hash<HostDatagram, u32>,
+}
+
+fn hash<K: Pod, V: Pod>(name: &'static str, data: MapData) -> Result<Hash<K, V>, TableError> {
+    let map = Map::from_map_data(data).map_err(|e| TableError::Map {
+        name,
+        source: Box::new(e),
+    })?;
+    HashMap::try_from(map).map_err(|e| TableError::Map {
+        name,
+        source: Box::new(e),
+    })
+}
+
+fn per_cpu<V: Pod>(
+    name: &'static str,
+    data: MapData,
+) -> Result<PerCpuArray<MapData, V>, TableError> {
+    let map = Map::from_map_data(data).map_err(|e| TableError::Map {
+        name,
+        source: Box::new(e),
+    })?;
+    PerCpuArray::try_from(map).map_err(|e| TableError::Map {
+        name,
+        source: Box::new(e),
+    })
+}
+
+impl Tables {
+    /// Opens the maps pinned in `directory`.
+    pub fn open(directory: &Path) -> Result<Self, TableError> {
+        Self::from_source(|name| {
+            MapData::from_pin(directory.join(name)).map_err(|e| TableError::Map {
+                name,
+                source: Box::new(e),
+            })
+        })
+    }
+
+    /// The maps of an object that is loaded but not pinned.
+    pub fn of(ebpf: &Ebpf) -> Result<Self, TableError> {
+        Self::from_source(|name| {
+            let missing = || MapError::InvalidName {
+                name: name.to_owned(),
+            };
+            let failed = |source| TableError::Map {
+                name,
+                source: Box::new(source),
+            };
+            let map = ebpf.map(name).ok_or_else(|| failed(missing()))?;
+            let fd = map_data(map).ok_or_else(|| failed(missing()))?.fd().as_fd();
+            let fd = fd
+                .try_clone_to_owned()
+                .map_err(|source| TableError::Memory { name, source })?;
+            MapData::from_fd(fd).map_err(failed)
+        })
+    }
+
+    fn from_source(
+        mut open: impl FnMut(&'static str) -> Result<MapData, TableError>,
+    ) -> Result<Self, TableError> {
+        Ok(Self {
+            ports: Mapped::open(maps::PORTS, &open(maps::PORTS)?, PORT_SLOTS)?,
+            forwards: Mapped::open(maps::FORWARDS, &open(maps::FORWARDS)?, MAX_FORWARDS)?,
+            journal: Mapped::open(maps::JOURNAL, &open(maps::JOURNAL)?, 1)?,
+            address_ports: hash(maps::ADDRESS_PORTS, open(maps::ADDRESS_PORTS)?)?,
+            attachments: hash(maps::ATTACHMENTS, open(maps::ATTACHMENTS)?)?,
+            links: hash(maps::LINKS, open(maps::LINKS)?)?,
+            link_sources: hash(maps::LINK_SOURCES, open(maps::LINK_SOURCES)?)?,
+            devices: hash(maps::DEVICES, open(maps::DEVICES)?)?,
+            host_addresses: hash(maps::HOST_ADDRESSES, open(maps::HOST_ADDRESSES)?)?,
+            flows_v4: hash(maps::FLOWS_V4, open(maps::FLOWS_V4)?)?,
+            flows_v6: hash(maps::FLOWS_V6, open(maps::FLOWS_V6)?)?,
+            counters: per_cpu(maps::COUNTERS, open(maps::COUNTERS)?)?,
+            reasons: per_cpu(maps::REASONS, open(maps::REASONS)?)?,
+            host_sockets: hash(maps::HOST_SOCKETS, open(maps::HOST_SOCKETS)?)?,
+            host_datagrams: hash(maps::HOST_DATAGRAMS, open(maps::HOST_DATAGRAMS)?)?,
+        })
+    }
+}
+
+fn map_data(map: &Map) -> Option<&MapData> {
+    Some(match map {
+        Map::Array(data) | Map::HashMap(data) | Map::LruHashMap(data) | Map::PerCpuArray(data) => {
+            data
+        }
+        _ => return None,
+    })
+}

@@ -1,0 +1,360 @@
+//! Publishing and withdrawing forwards, all at one instant.
+//!
+//! The journal's `open` names the transaction that is being written; its `committed` is the commit
+//! point. A process that dies in between leaves records that no packet sees (`since` or `until` of a
+//! transaction that never took place) or records that no packet sees any more; [`recover`] puts both
+//! right, and every command calls it before it changes anything.
+
+use std::{
+    mem::offset_of,
+    sync::atomic::{Ordering, fence},
+};
+
+use portfwd_common::{
+    forward::{
+        AddressPort, Counters, Delivery, Forward, Journal, MAX_FORWARDS, PortSlot, port_index,
+    },
+    maps,
+    net::{Ip, NetPort, Protocol},
+};
+
+use crate::{
+    coverage::Coverage,
+    tables::{TableError, Tables},
+};
+
+const COMMITTED: usize = offset_of!(Journal, committed);
+const OPEN: usize = offset_of!(Journal, open);
+
+/// A forward to publish, in one family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NewForward {
+    /// [`portfwd_common::host::Attachment::id`] of the owner.
+    pub attachment: u32,
+    /// The protocol.
+    pub protocol: Protocol,
+    /// Host address; `0.0.0.0` or `::` for all of the family.
+    pub host: Ip,
+    /// First host port.
+    pub host_port: u16,
+    /// Number of ports, at least 1.
+    pub count: u16,
+    /// Address of the container; [`Ip::NONE`] if the port is only held.
+    pub target: Ip,
+    /// First port of the container.
+    pub target_port: u16,
+    /// Interface index of the container's host-side link, or 0.
+    pub link: u32,
+    /// How packets get there.
+    pub delivery: Delivery,
+}
+
+/// A transaction that is being written. Dropped without [`Transaction::commit`], it never took place.
+pub struct Transaction<'t> {
+    tables: &'t mut Tables,
+    number: u64,
+    next_index: u32,
+    committed: bool,
+}
+
+impl<'t> Transaction<'t> {
+    /// Starts one. The caller holds the instance's lock and has called [`recover`].
+    pub fn begin(tables: &'t mut Tables) -> Self {
+        let number = committed(tables) + 1;
+        tables.journal.word(0, OPEN).store(number, Ordering::SeqCst);
+        Self {
+            tables,
+            number,
+            next_index: 1,
+            committed: false,
+        }
+    }
+
+    /// The tables, for what belongs to the transaction but is invisible to packets.
+    pub fn tables(&mut self) -> &mut Tables {
+        self.tables
+    }
+
+    /// Publishes `new` from this transaction on. Nobody may hold its ports.
+    pub fn publish(&mut self, new: &NewForward) -> Result<(), TableError> {
+        let index = self.free_index()?;
+        let old = self.tables.forwards.get(index);
+        let generation = old.generation.wrapping_add(1);
+        let mut record = Forward::FREE;
+        record.since = self.number;
+        record.target = new.target;
+        record.generation = generation;
+        record.attachment = new.attachment;
+        record.link = new.link;
+        record.host_port = NetPort::new(new.host_port);
+        record.target_port = NetPort::new(new.target_port);
+        record.count = new.count;
+        record.delivery = new.delivery as u8;
+        record.protocol = new.protocol.number();
+        record.host = new.host;
+        // The generation first: a program that still holds the old record then sees that it is gone.
+        let mut void = old;
+        void.generation = generation;
+        self.tables.forwards.set(index, void);
+        fence(Ordering::Release);
+        self.tables.forwards.set(index, record);
+        fence(Ordering::Release);
+        set_until(self.tables, index, Forward::FOREVER);
+        self.next_index = index + 1;
+        self.raise_used(index + 1);
+        if old.generation != 0 {
+            self.clear_counters(index)?;
+        }
+        self.write_slots(index, &record, new.protocol)
+    }
+
+    /// Withdraws the forward at `index` from this transaction on.
+    pub fn withdraw(&mut self, index: u32) {
+        set_until(self.tables, index, self.number);
+    }
+
+    /// The one store that makes everything above true for packets.
+    pub fn commit(mut self) {
+        self.tables
+            .journal
+            .word(0, COMMITTED)
+            .store(self.number, Ordering::SeqCst);
+        self.committed = true;
+    }
+
+    fn free_index(&self) -> Result<u32, TableError> {
+        let committed = self.number - 1;
+        (self.next_index..MAX_FORWARDS)
+            .find(|index| self.tables.forwards.get(*index).is_free(committed))
+            .ok_or(TableError::Full {
+                name: maps::FORWARDS,
+                capacity: MAX_FORWARDS - 1,
+            })
+    }
+
+    fn raise_used(&mut self, used: u32) {
+        let journal = self.tables.journal.get(0);
+        if journal.forwards_used < used {
+            self.tables.journal.set(
+                0,
+                Journal {
+                    forwards_used: used,
+                    ..journal
+                },
+            );
+        }
+    }
+
+    fn clear_counters(&mut self, index: u32) -> Result<(), TableError> {
+        let failed = |source| TableError::Map {
+            name: maps::COUNTERS,
+            source: Box::new(source),
+        };
+        let cpus = self.tables.counters.get(&index, 0).map_err(failed)?.len();
+        let zero = aya::maps::PerCpuValues::try_from(vec![Counters::default(); cpus]).map_err(
+            |source| TableError::Memory {
+                name: maps::COUNTERS,
+                source,
+            },
+        )?;
+        self.tables.counters.set(index, zero, 0).map_err(failed)
+    }
+
+    fn write_slots(
+        &mut self,
+        index: u32,
+        record: &Forward,
+        protocol: Protocol,
+    ) -> Result<(), TableError> {
+        let family = family(record.host);
+        let by_address = !record.host.is_unspecified();
+        for offset in 0..record.count {
+            let host_port = NetPort::new(record.host_port.get() + offset);
+            if by_address {
+                let key = AddressPort::new(record.host, host_port, protocol);
+                let slot = PortSlot::new(index, record.generation, 0);
+                insert_bound(self.tables, key, slot)?;
+            }
+            update_slot(
+                self.tables,
+                port_index(family, protocol, host_port),
+                |slot| {
+                    if by_address {
+                        with_flags(slot, slot.flags() | PortSlot::BY_ADDRESS)
+                    } else {
+                        PortSlot::new(index, record.generation, slot.flags())
+                    }
+                },
+            );
+            if !record.target.is_unspecified() {
+                let port = record.target_port_of(host_port);
+                update_slot(self.tables, port_index(family, protocol, port), |slot| {
+                    with_flags(slot, slot.flags() | PortSlot::CONTAINER_SIDE)
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Transaction<'_> {
+    /// Takes back what was never committed. What cannot be done here, the next command does.
+    fn drop(&mut self) {
+        if !self.committed {
+            roll_back(self.tables, self.number);
+        }
+    }
+}
+
+/// Puts right what a process left that died within a transaction, and frees the records that no packet
+/// sees any more. Returns whether there was anything.
+pub fn recover(tables: &mut Tables) -> Result<bool, TableError> {
+    let open = tables.journal.get(0).open;
+    if open == 0 {
+        return Ok(false);
+    }
+    if committed(tables) < open {
+        roll_back(tables, open);
+    }
+    Ok(true)
+}
+
+/// Frees every record that no packet sees any more, with its slots, and closes the transaction. Flows
+/// and links of dead forwards are the caller's to remove before.
+pub fn settle(tables: &mut Tables) -> Result<(), TableError> {
+    let committed = committed(tables);
+    let dead: Vec<(u32, Forward)> = records(tables)
+        .filter(|(_, record)| record.until != 0 && record.is_free(committed))
+        .collect();
+    if !dead.is_empty() {
+        let alive = records(tables).filter(|(_, record)| !record.is_free(committed));
+        let coverage = Coverage::of(alive.map(|(_, record)| record));
+        for (index, record) in &dead {
+            clear_slots(tables, *index, record, &coverage)?;
+        }
+        for (index, _) in &dead {
+            set_until(tables, *index, 0);
+        }
+    }
+    tables.journal.word(0, OPEN).store(0, Ordering::SeqCst);
+    Ok(())
+}
+
+/// Number of the last transaction that took place.
+pub fn committed(tables: &Tables) -> u64 {
+    tables.journal.get(0).committed
+}
+
+/// Every record that was ever used, with its index.
+pub fn records(tables: &Tables) -> impl Iterator<Item = (u32, Forward)> + '_ {
+    let used = tables.journal.get(0).forwards_used.min(MAX_FORWARDS);
+    (1..used.max(1)).map(|index| (index, tables.forwards.get(index)))
+}
+
+/// Every forward that packets see, with its index.
+pub fn visible(tables: &Tables) -> impl Iterator<Item = (u32, Forward)> + '_ {
+    let committed = committed(tables);
+    records(tables).filter(move |(_, record)| record.is_visible(committed))
+}
+
+/// 0 for IPv4, 1 for IPv6.
+pub fn family(address: Ip) -> u32 {
+    // `::` is all zeros, and so is nothing else; IPv4's unspecified address is mapped.
+    if address.is_v4() { 0 } else { 1 }
+}
+
+/// Makes transaction `number` never have been: its withdrawals are void, its forwards dead.
+fn roll_back(tables: &mut Tables, number: u64) {
+    let touched: Vec<(u32, Forward)> = records(tables)
+        .filter(|(_, record)| record.until != 0)
+        .filter(|(_, record)| record.since == number || record.until == number)
+        .collect();
+    for (index, record) in touched {
+        // 1 is past: dead, but not yet free of its slots.
+        let until = if record.since == number {
+            1
+        } else {
+            Forward::FOREVER
+        };
+        set_until(tables, index, until);
+    }
+}
+
+fn clear_slots(
+    tables: &mut Tables,
+    index: u32,
+    record: &Forward,
+    coverage: &Coverage,
+) -> Result<(), TableError> {
+    // A record whose fields were never completed has no slots either.
+    let Some(protocol) = Protocol::from_number(record.protocol) else {
+        return Ok(());
+    };
+    let family = family(record.host);
+    let is_own = |slot: PortSlot| slot.index() == index && slot.generation == record.generation;
+    for offset in 0..record.count {
+        let host_port = NetPort::new(record.host_port.get().wrapping_add(offset));
+        if !record.host.is_unspecified() {
+            remove_bound(
+                tables,
+                &AddressPort::new(record.host, host_port, protocol),
+                is_own,
+            )?;
+        }
+        let at = port_index(family, protocol, host_port);
+        update_slot(tables, at, |slot| {
+            let free = if is_own(slot) {
+                PortSlot::new(0, 0, slot.flags())
+            } else {
+                slot
+            };
+            with_flags(free, coverage.flags(at))
+        });
+        let at = port_index(family, protocol, record.target_port_of(host_port));
+        update_slot(tables, at, |slot| with_flags(slot, coverage.flags(at)));
+    }
+    Ok(())
+}
+
+fn set_until(tables: &Tables, index: u32, until: u64) {
+    tables
+        .forwards
+        .word(index, offset_of!(Forward, until))
+        .store(until, Ordering::Release);
+}
+
+fn with_flags(slot: PortSlot, flags: u32) -> PortSlot {
+    PortSlot::new(slot.index(), slot.generation, flags)
+}
+
+fn update_slot(tables: &mut Tables, at: u32, change: impl FnOnce(PortSlot) -> PortSlot) {
+    let old = PortSlot::from_bits(tables.ports.get(at));
+    let new = change(old);
+    if new != old {
+        tables
+            .ports
+            .word(at, 0)
+            .store(new.to_bits(), Ordering::Release);
+    }
+}
+
+fn insert_bound(tables: &mut Tables, key: AddressPort, slot: PortSlot) -> Result<(), TableError> {
+    let inserted = tables.address_ports.insert(key, slot, 0);
+    inserted.map_err(|source| TableError::full_or(maps::ADDRESS_PORTS, MAX_FORWARDS, source))
+}
+
+fn remove_bound(
+    tables: &mut Tables,
+    key: &AddressPort,
+    is_own: impl Fn(PortSlot) -> bool,
+) -> Result<(), TableError> {
+    let failed = |source| TableError::Map {
+        name: maps::ADDRESS_PORTS,
+        source: Box::new(source),
+    };
+    match tables.address_ports.get(key, 0) {
+        Ok(slot) if is_own(slot) => tables.address_ports.remove(key).map_err(failed),
+        Ok(_) | Err(aya::maps::MapError::KeyNotFound) => Ok(()),
+        Err(source) => Err(failed(source)),
+    }
+}
