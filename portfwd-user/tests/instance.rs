@@ -7,8 +7,9 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::mount::{MntFlags, umount2};
 use portfwd_user::bpffs::Bpffs;
@@ -328,6 +329,33 @@ fn directories_that_others_could_have_made_are_refused() {
         set_mode(path, 0o700);
     }
     assert!(matches!(web.state().unwrap(), State::Present(_)));
+}
+
+#[test]
+fn the_lock_of_a_killed_process_is_free() {
+    let scene = Scene::new();
+    let bpffs = scene.bpffs();
+    let web = place(&bpffs, "web");
+    bring_up(&web).unwrap();
+    let mut holder = Command::new("flock")
+        .arg("--no-fork")
+        .arg(web.directory())
+        .args(["sleep", "60"])
+        .spawn()
+        .unwrap();
+    let deadline = Instant::now() + WAIT;
+    let text = loop {
+        match web.lock(Duration::ZERO) {
+            Err(error) => break error.to_string(),
+            Ok(locked) => drop(locked),
+        }
+        assert!(Instant::now() < deadline);
+        thread::yield_now();
+    };
+    assert!(text.contains(&format!("(pid {})", holder.id())), "{text}");
+    holder.kill().unwrap();
+    holder.wait().unwrap();
+    assert!(web.lock(Duration::ZERO).unwrap().is_some());
 }
 
 #[test]

@@ -60,17 +60,17 @@ pub enum ContainerError {
         /// What is there instead, `lo` apart: name and state.
         found: Vec<(String, &'static str)>,
     },
-    /// The container is on a network of its own right, by macvlan or ipvlan.
+    /// The container has its own place on the network, by macvlan or ipvlan.
     #[error(
         "interface {interface} of the container is a {kind}: it has its own address on that network, {}",
-        .addresses[0]
+        first(.addresses)
     )]
     OwnAddress {
         /// Name of the container's interface.
         interface: String,
         /// Its kind.
         kind: LinkKind,
-        /// The addresses to use instead; at least one.
+        /// The addresses to use instead.
         addresses: Vec<IpAddr>,
     },
     /// The host cannot send to the address.
@@ -93,7 +93,7 @@ impl ContainerError {
         match self {
             Self::OwnAddress { addresses, .. } => Some(format!(
                 "connect to {} itself; nothing has to be published",
-                addresses[0]
+                first(addresses)
             )),
             Self::NoInterface { .. } => {
                 Some("give the container a network first, or make one with --connect".to_owned())
@@ -104,6 +104,12 @@ impl ContainerError {
             _ => None,
         }
     }
+}
+
+fn first(addresses: &[IpAddr]) -> String {
+    addresses
+        .first()
+        .map_or_else(|| "none".to_owned(), IpAddr::to_string)
 }
 
 fn list_links(found: &[(String, &'static str)]) -> String {
