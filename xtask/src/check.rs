@@ -34,7 +34,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
         }),
         ("advisories", advisories),
         ("the committed eBPF object", || outcome(ebpf::check(true))),
-        ("tests", || outcome(test::run(&[]))),
+        ("tests", || outcome(test::run(&[], &[]))),
     ];
     let mut results = Vec::new();
     for &(name, check) in checks {

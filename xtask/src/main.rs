@@ -10,8 +10,9 @@ mod test;
 mod toolchain;
 mod workspace;
 
-use std::{ffi::OsString, process::ExitCode};
+use std::{env, ffi::OsString, process::ExitCode};
 
+use anyhow::ensure;
 use clap::{Parser, Subcommand};
 
 /// Developer tasks of portfwd.
@@ -37,9 +38,11 @@ enum Task {
     },
     /// Run all tests on an eBPF object just built from source, after setup
     Test {
-        /// Arguments for `cargo test`
+        /// Options of `cargo test`, and a part of the name of the tests to run
+        ///
+        /// What follows `--` goes to the tests themselves.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-        arguments: Vec<OsString>,
+        options: Vec<OsString>,
     },
     /// Run all checks of CI: format, lints, licences, advisories, the committed object, tests
     Check,
@@ -49,7 +52,8 @@ enum Task {
 }
 
 fn main() -> ExitCode {
-    match run(Arguments::parse().task) {
+    let (own, inner) = split(env::args_os());
+    match run(Arguments::parse_from(own).task, &inner) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
@@ -58,7 +62,23 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(task: Task) -> anyhow::Result<()> {
+/// What stands before the first `--`, and what follows it. The parser would keep or drop that word
+/// depending on what comes before.
+fn split(arguments: impl Iterator<Item = OsString>) -> (Vec<OsString>, Vec<OsString>) {
+    let mut own: Vec<OsString> = arguments.collect();
+    let Some(at) = own.iter().position(|argument| argument == "--") else {
+        return (own, Vec::new());
+    };
+    let inner = own.split_off(at + 1);
+    own.pop();
+    (own, inner)
+}
+
+fn run(task: Task, inner: &[OsString]) -> anyhow::Result<()> {
+    ensure!(
+        inner.is_empty() || matches!(task, Task::Test { .. }),
+        "only the task test takes arguments after --"
+    );
     match task {
         Task::Setup(extras) => setup::run(extras),
         Task::Ebpf { check: false, .. } => ebpf::update(),
@@ -66,9 +86,39 @@ fn run(task: Task) -> anyhow::Result<()> {
             check: true,
             elsewhere,
         } => ebpf::check(elsewhere),
-        Task::Test { arguments } => test::run(&arguments),
+        Task::Test { options } => test::run(&options, inner),
         Task::Check => check::run(),
         Task::Bench(args) => bench::run(args),
         Task::BenchWorker(args) => bench::run_worker(args),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arguments_of_test_are_told_apart_by_the_separator() {
+        let words = |line: &str| {
+            line.split_whitespace()
+                .map(OsString::from)
+                .collect::<Vec<_>>()
+        };
+        for (line, cargo, tests) in [
+            (
+                "test -p portfwd-common --lib -- --nocapture -q",
+                "-p portfwd-common --lib",
+                "--nocapture -q",
+            ),
+            ("test -- --ignored", "", "--ignored"),
+            ("test wildcard", "wildcard", ""),
+            ("test", "", ""),
+        ] {
+            let (own, inner) = split(words(&format!("xtask {line}")).into_iter());
+            let Task::Test { options } = Arguments::parse_from(own).task else {
+                panic!("{line} is not the task test");
+            };
+            assert_eq!((options, inner), (words(cargo), words(tests)), "{line}");
+        }
     }
 }

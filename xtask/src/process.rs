@@ -11,7 +11,7 @@ pub(crate) fn run(command: &mut Command) -> anyhow::Result<()> {
         .status()
         .with_context(|| format!("start {}", program(command)))?;
     if !status.success() {
-        bail!("{} ended with {status}", program(command));
+        bail!("{} ended with {status}", shown(command));
     }
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! `cargo xtask test`: all tests, on an eBPF object that was just built from source.
 
 use std::{
-    ffi::{OsStr, OsString},
+    ffi::OsString,
     io::{BufRead as _, BufReader, Write as _},
     process::{Command, Stdio},
 };
@@ -10,8 +10,9 @@ use anyhow::{Context as _, bail, ensure};
 
 use crate::{ebpf, process, setup, workspace};
 
-/// Runs `cargo test` with `arguments`: on the whole workspace, unless they choose packages.
-pub(crate) fn run(arguments: &[OsString]) -> anyhow::Result<()> {
+/// Runs `cargo test` with `options`, on the whole workspace unless they choose packages; `inner` goes to
+/// the tests themselves.
+pub(crate) fn run(options: &[OsString], inner: &[OsString]) -> anyhow::Result<()> {
     setup::ensure(setup::Extras::default())?;
     let object = ebpf::build()?;
     // The command line's tests run the binary, which `cargo test` builds for its own package only.
@@ -20,11 +21,13 @@ pub(crate) fn run(arguments: &[OsString]) -> anyhow::Result<()> {
     let mut command = cargo("test", &object);
     // One failure must not hide the others.
     command.arg("--no-fail-fast");
-    if !choose_packages(arguments) {
+    if !choose_packages(options) {
         command.args(["--workspace", "--exclude", ebpf::PACKAGE]);
     }
     command
-        .args(arguments)
+        .args(options)
+        .arg("--")
+        .args(inner)
         .env("PORTFWD_BIN", workspace::target().join("debug/portfwd"))
         .stdout(Stdio::piped());
     eprintln!("+ {}", process::shown(&command));
@@ -53,17 +56,16 @@ fn cargo(task: &str, object: &std::path::Path) -> Command {
     command
 }
 
-/// Whether arguments of `cargo test` name packages.
-fn choose_packages(arguments: &[OsString]) -> bool {
-    arguments
+/// Whether options of `cargo test` name packages.
+fn choose_packages(options: &[OsString]) -> bool {
+    options
         .iter()
-        .take_while(|argument| *argument != OsStr::new("--"))
-        .filter_map(|argument| argument.to_str())
-        .any(|argument| {
-            argument.starts_with("-p")
-                || argument.starts_with("--package")
-                || argument == "--workspace"
-                || argument == "--all"
+        .filter_map(|option| option.to_str())
+        .any(|option| {
+            option.starts_with("-p")
+                || option.starts_with("--package")
+                || option == "--workspace"
+                || option == "--all"
         })
 }
 
@@ -164,10 +166,10 @@ mod tests {
     }
 
     #[test]
-    fn arguments_after_the_separator_choose_no_package() {
+    fn packages_are_chosen_by_option_only() {
         let words = |text: &str| text.split(' ').map(OsString::from).collect::<Vec<_>>();
         assert!(choose_packages(&words("-p portfwd-common checksum")));
         assert!(choose_packages(&words("--package=portfwd-common")));
-        assert!(!choose_packages(&words("--test cli -- -p")));
+        assert!(!choose_packages(&words("--test cli port")));
     }
 }

@@ -1,6 +1,6 @@
 //! What becomes of the linked object, and what is asked of it.
 
-use std::{fs, path::Path};
+use std::{collections::BTreeMap, fs, path::Path};
 
 use anyhow::{Context as _, bail};
 
@@ -67,13 +67,19 @@ pub(super) fn report_copies(object: &Path) -> anyhow::Result<()> {
     if calls.is_empty() {
         return Ok(());
     }
-    eprintln!(
-        "warning: {} calls of byte-wise memory routines:",
-        calls.len()
-    );
-    for (function, routine) in calls {
-        eprintln!("  {routine} in {function}");
+    let mut counts = BTreeMap::<_, u32>::new();
+    for call in &calls {
+        *counts.entry(call).or_default() += 1;
     }
+    let counts: Vec<String> = counts
+        .iter()
+        .map(|((function, routine), count)| format!("{routine} in {function} ({count})"))
+        .collect();
+    eprintln!(
+        "warning: {} calls of byte-wise memory routines: {}",
+        calls.len(),
+        counts.join(", ")
+    );
     Ok(())
 }
 
@@ -99,4 +105,29 @@ fn copies(listing: &str) -> Vec<(&str, &str)> {
 
 fn write(path: &Path, contents: &[u8]) -> anyhow::Result<()> {
     fs::write(path, contents).with_context(|| format!("write {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn calls_of_memory_routines_are_found_with_their_callers() {
+        let listing = "\
+0000000000000000 <tc_device>:
+       1:\tcall -0x1
+\t\t0000000000000008:  R_BPF_64_32\tmemset
+       2:\tr1 = 0x0 ll
+\t\t0000000000000010:  R_BPF_64_64\tmemset_table
+0000000000000040 <tc_link>:
+      12:\tcall -0x1
+\t\t0000000000000060:  R_BPF_64_32\t.text
+      13:\tcall -0x1
+\t\t0000000000000068:  R_BPF_64_32\tmemcpy
+";
+        assert_eq!(
+            copies(listing),
+            [("tc_device", "memset"), ("tc_link", "memcpy")]
+        );
+    }
 }
