@@ -64,14 +64,15 @@ mod tests {
 
     #[test]
     fn a_slot_keeps_a_flag_as_long_as_one_forward_needs_it() {
-        let forward = |host: &str, host_port, target_port, count| Forward {
-            host: host.parse::<IpAddr>().unwrap().into(),
-            target: "10.88.0.2".parse::<IpAddr>().unwrap().into(),
-            host_port: NetPort::new(host_port),
-            target_port: NetPort::new(target_port),
-            count,
-            protocol: Protocol::Tcp.number(),
-            ..Forward::FREE
+        let forward = |host: &str, host_port, target_port, count| {
+            let mut forward = Forward::FREE;
+            forward.host = host.parse::<IpAddr>().unwrap().into();
+            forward.target = "10.88.0.2".parse::<IpAddr>().unwrap().into();
+            forward.host_port = NetPort::new(host_port);
+            forward.target_port = NetPort::new(target_port);
+            forward.count = count;
+            forward.protocol = Protocol::Tcp.number();
+            forward
         };
         let coverage = Coverage::of(
             [

@@ -36,6 +36,16 @@ pub enum TableError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// The map has another shape than this version's.
+    #[error("map {name}: {entries} entries of {value} bytes are not of this version")]
+    Shape {
+        /// Its name.
+        name: &'static str,
+        /// Size of an entry in bytes.
+        value: usize,
+        /// Number of entries.
+        entries: u32,
+    },
     /// A table has no room left.
     #[error("table {name} is full: it holds {capacity} entries")]
     Full {
@@ -73,6 +83,19 @@ pub struct Mapped<T> {
 
 impl<T: bytemuck::Pod> Mapped<T> {
     fn open(name: &'static str, data: &MapData, length: u32) -> Result<Self, TableError> {
+        let failed = |e| TableError::Map {
+            name,
+            source: Box::new(e),
+        };
+        let info = data.info().map_err(failed)?;
+        let (value, entries) = (info.value_size() as usize, info.max_entries());
+        if value != size_of::<T>() || entries != length {
+            return Err(TableError::Shape {
+                name,
+                value,
+                entries,
+            });
+        }
         let bytes = length as usize * size_of::<T>();
         let memory = MmapOptions::new()
             .len(bytes)
@@ -102,7 +125,7 @@ impl<T: bytemuck::Pod> Mapped<T> {
     /// Panics if there is none.
     pub fn word(&self, index: u32, offset: usize) -> &AtomicU64 {
         assert!(
-            offset % 8 == 0 && offset + 8 <= size_of::<T>(),
+            offset.is_multiple_of(8) && offset + 8 <= size_of::<T>(),
             "word at {offset}"
         );
         // SAFETY: within the element by the assertion, which `at` has found within the mapping; elements

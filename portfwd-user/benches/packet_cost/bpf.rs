@@ -11,6 +11,10 @@ use nix::libc;
 /// Commands (`enum bpf_cmd`, linux/bpf.h).
 const PROG_LOAD: libc::c_long = 5;
 const PROG_TEST_RUN: libc::c_long = 10;
+const LINK_CREATE: libc::c_long = 28;
+
+/// The loopback device.
+const LOOPBACK: u32 = 1;
 
 /// Where a program runs.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -52,6 +56,28 @@ impl Program {
         // SAFETY: the kernel has just made the descriptor for us.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
         Ok(Program { fd, hook })
+    }
+
+    /// Makes the program ready for many short calls of [`run`], for as long as what is given back lives.
+    ///
+    /// The kernel's XDP dispatcher jumps straight into programs that are attached somewhere. A call
+    /// with another one enters it for the duration, patches code and waits for every CPU to notice.
+    pub(crate) fn hold(&self) -> io::Result<Option<OwnedFd>> {
+        /// `enum bpf_attach_type`, and `XDP_FLAGS_SKB_MODE` of linux/if_link.h.
+        const ATTACH_XDP: u32 = 37;
+        const SKB_MODE: u32 = 2;
+
+        if self.hook == Hook::Tc {
+            return Ok(None);
+        }
+        let mut attributes = Attributes([0; WORDS]);
+        attributes.put(0, self.fd.as_raw_fd().cast_unsigned());
+        attributes.put(1, LOOPBACK);
+        attributes.put(2, ATTACH_XDP);
+        attributes.put(3, SKB_MODE);
+        let fd = bpf(LINK_CREATE, &mut attributes)?;
+        // SAFETY: the kernel has just made the descriptor for us.
+        Ok(Some(unsafe { OwnedFd::from_raw_fd(fd) }))
     }
 
     /// Where it runs.

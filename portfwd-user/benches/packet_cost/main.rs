@@ -189,6 +189,7 @@ fn cases(world: &World) -> Result<Vec<Case>, Box<dyn Error>> {
 /// Nanoseconds of one run, over a million.
 fn sample(program: &Program, frame: &Frame) -> Result<f64, Box<dyn Error>> {
     let bytes = frame.bytes();
+    let _ready = program.hold()?;
     let mut total = Duration::ZERO;
     for _ in 0..BATCHES {
         // The kernel rounds down to whole nanoseconds, with the empty program as with the others.

@@ -27,10 +27,7 @@ pub(super) fn run(cli: &Cli, attach: &Attach) -> Result<(), Error> {
     refuse_protocols(&attach.specs)?;
     let target = attach.target.as_ref();
     // Everything that can be wrong with what was typed is found before anything is made.
-    let container = target
-        .map(|target| open_container(target))
-        .transpose()?
-        .flatten();
+    let container = target.map(open_container).transpose()?.flatten();
     let site = super::create(cli)?;
     let found = match target {
         Some(target) => Some(find(&site, target, container.as_ref())?),
