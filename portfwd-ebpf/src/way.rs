@@ -67,6 +67,10 @@ pub struct Device;
 impl PacketWay<Tc> for Device {
     #[inline(always)]
     fn go<A: Family>(self, hook: &Tc) -> Verdict {
+        // What a bridge or a promiscuous device overhears is not for us.
+        if !hook.is_for_host() {
+            return Verdict::NEXT;
+        }
         let network: Network<A> = network!(hook);
         let packet = packet!(hook, network);
         let slot = forward::slot::<A>(packet.protocol, packet.destination_port);
@@ -235,7 +239,7 @@ fn request<H: Hook, A: Family>(
             if let Err(reason) = flow::open(&key, packet, published, target, device) {
                 return Verdict::drop(reason, published.index);
             }
-            log::opened(hook, packet, key.container, target_port.get());
+            log::opened(hook, packet, published.index, target_port.get());
             (link, delivery)
         }
         Err(reason) => return Verdict::drop(reason, published.index),
