@@ -44,6 +44,7 @@ pub enum Protocol {
 pub fn connect(namespace: &Namespace, to: SocketAddr) -> io::Result<TcpStream> {
     let stream = namespace.run(|| TcpStream::connect_timeout(&to, PATIENCE))?;
     stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
     stream.set_nodelay(true)?;
     Ok(stream)
 }
@@ -249,7 +250,6 @@ pub fn bulk_length() -> u64 {
 /// Those of the connection.
 pub fn bulk(namespace: &Namespace, to: SocketAddr, length: u64) -> io::Result<(String, String)> {
     let mut stream = connect(namespace, to)?;
-    stream.set_write_timeout(Some(PATIENCE))?;
     let mut hash = Sha256::new();
     let mut block: Vec<u8> = (0..=250).cycle().take(256 << 10).collect();
     let mut sent: u64 = 0;

@@ -113,13 +113,13 @@ impl<'a> Datapath<'a> {
         if packet.len() >= 12 && row.output.len() >= 12 {
             packet[..12].copy_from_slice(&row.output[..12]);
         }
-        if row.program == Program::EarlyDevice {
-            if verdict == Verdict::Next && difference(&row.input, &packet).is_empty() {
-                return None;
-            }
-            if row.verdict == Verdict::Redirect && verdict == Verdict::Next {
-                return describe(row, verdict, Verdict::Next, &packet);
-            }
+        let early = row.program == Program::EarlyDevice;
+        let untouched = verdict == Verdict::Next && difference(&row.input, &packet).is_empty();
+        if untouched && (early || row.optional) {
+            return None;
+        }
+        if early && row.verdict == Verdict::Redirect && verdict == Verdict::Next {
+            return describe(row, verdict, Verdict::Next, &packet);
         }
         describe(row, verdict, row.verdict, &packet)
     }
@@ -154,6 +154,8 @@ pub struct Row {
     pub verdict: Verdict,
     /// The frame afterwards.
     pub output: Vec<u8>,
+    /// Whether it may go on untouched as well.
+    pub optional: bool,
 }
 
 impl Row {
@@ -167,6 +169,7 @@ impl Row {
             output: input.clone(),
             input,
             verdict: Verdict::Next,
+            optional: false,
         }
     }
 
@@ -186,6 +189,16 @@ impl Row {
             input,
             verdict: Verdict::Redirect,
             output,
+            optional: false,
+        }
+    }
+
+    /// The same row, whose frame may go on untouched as well.
+    #[must_use]
+    pub fn or_untouched(self) -> Self {
+        Self {
+            optional: true,
+            ..self
         }
     }
 

@@ -182,6 +182,12 @@ impl Namespace {
         );
     }
 
+    /// Whether the namespace has the sysctl `net/<key>`: some come with a module.
+    #[must_use]
+    pub fn has_sysctl(&self, key: &str) -> bool {
+        self.run(|| Path::new("/proc/sys/net").join(key).exists())
+    }
+
     /// Writes the sysctl `net/<key>` of the namespace.
     ///
     /// # Panics

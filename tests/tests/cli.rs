@@ -115,7 +115,7 @@ fn malformed_names_addresses_and_arguments_are_named() {
     let before = state(&topology);
     let long = "x".repeat(128);
     let name = |name: &'static str| ["attach", name, "--ip", "10.88.0.2", "-p", "8081:80"];
-    for bad in ["a/b", "a b", "", "..", "a\nb", "ä"] {
+    for bad in ["a/b", "a b", "", "a\nb", "ä"] {
         expect_error(topology.portfwd(&name(bad)), 2, "error: ");
     }
     let arguments = ["attach", &long, "--ip", "10.88.0.2", "-p", "8081:80"];
@@ -229,7 +229,7 @@ fn the_host_itself_is_no_container() {
     let topology = Topology::new(Shape::default());
     let host = topology.host.path().display().to_string();
     let outcome = topology.portfwd(&["attach", "web", "--netns", &host, "-p", "8080:80"]);
-    expect_error(outcome, 1, "web");
+    expect_error(outcome, 1, &format!("{host} is the host's own"));
 }
 
 #[test]
@@ -464,11 +464,12 @@ fn a_bpf_file_system_is_mounted_where_there_is_none() {
     let to = std::net::SocketAddr::new(HOST, 8080);
     let answer = clients::ask(&topology.client, Protocol::Tcp, to);
     let down = run(&["down"]);
-    let unmounted = umount2(directory.path(), MntFlags::MNT_DETACH);
+    // What `down` is to undo, undone here whatever happened.
+    let mounted = umount2(directory.path(), MntFlags::MNT_DETACH);
     attached.expect_ok();
     down.expect_ok();
     assert!(answer.is_ok(), "{answer:?}");
-    assert!(unmounted.is_ok(), "{unmounted:?}");
+    assert!(mounted.is_err(), "down leaves the mount");
 }
 
 #[test]

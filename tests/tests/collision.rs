@@ -182,7 +182,8 @@ fn an_identical_forward_again_changes_nothing_and_another_target_collides() {
     topology
         .try_attach("web", 1, &["8082:80"])
         .expect_code(1)
-        .expect_stderr("--replace");
+        .expect_stderr("container \"web\" is known with ")
+        .expect_stderr("hint: ");
     assert_eq!(topology.published().len(), 4);
 }
 

@@ -321,7 +321,7 @@ fn a_host_connection_opened_from_a_published_port_works() {
     let _servers = topology.serve();
     let _peer = Server::start(&topology.client, &[CLIENT, CLIENT6], 7, "peer");
     topology.attach("web", 0, &["40000-40009:80-89", "40000-40009:80-89/udp"]);
-    for (own, peer) in [(HOST, CLIENT), (HOST6, CLIENT6)] {
+    for peer in [CLIENT, CLIENT6] {
         let to = SocketAddr::new(peer, 7);
         // Every port that the host may choose by itself is published.
         topology
@@ -333,7 +333,7 @@ fn a_host_connection_opened_from_a_published_port_works() {
                     .unwrap_or_else(|error| panic!("{protocol:?} {to}: {error}"));
                 assert_eq!(answer.label, "peer");
                 assert!((40_000..40_010).contains(&answer.own.port()), "{answer:?}");
-                assert_eq!(answer.seen.ip(), own);
+                assert_eq!(answer.seen, answer.own);
             }
             let answer = clients::ask_unconnected(&topology.host, to)
                 .unwrap_or_else(|error| panic!("unconnected {to}: {error}"));

@@ -52,6 +52,12 @@ fn tcp_gets_through_where_only_the_host_knows_of_the_narrow_link() {
         let topology = Topology::new(shape);
         let _servers = topology.serve();
         topology.host.ip("link set eth0 mtu 1300\n");
+        // The client claims to take what it could, and sends no more than the host's device takes (a
+        // veth loses what is larger).
+        topology.client.ip(
+            "route change 192.0.2.0/24 dev eth0 src 192.0.2.2 mtu 1300 advmss 1460
+             route change 2001:db8:1::/64 dev eth0 proto kernel metric 256 mtu 1300 advmss 1440\n",
+        );
         topology.attach("web", 0, &["8080:80"]);
         transfer(&topology, shape);
     }

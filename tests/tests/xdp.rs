@@ -19,7 +19,9 @@ fn published_ports_work_behind_xdp_and_the_rest_is_left_alone() {
             let topology = Topology::new(shape);
             let _servers = topology.serve();
             let _own = Server::start(&topology.host, &[HOST, HOST6], 22, "host");
-            topology.portfwd(&["up", "--xdp", mode]).expect_ok();
+            topology
+                .portfwd(&["up", "--device", "eth0", "--xdp", mode])
+                .expect_ok();
             topology.attach("web", 0, &["8080:80", "8080:80/udp"]);
             let captures = [&topology.client, &topology.containers[0].namespace]
                 .map(|namespace| Capture::start(namespace, "eth0"));
