@@ -5,6 +5,7 @@
 //! rounds, of the peer's rate divided by direct's rate in the same round, so that what slows the
 //! machine for a while slows both.
 
+mod cost;
 mod engine;
 mod machine;
 mod measure;
@@ -103,6 +104,10 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let wanted = wanted_peers(&args);
     let tools = tools(&wanted)?;
     let (present, skipped) = sort_out(&wanted, &tools);
+    let cost = match wanted.contains(&Peer::Portfwd) && args.workloads.is_empty() {
+        true => cost::measure()?,
+        false => Vec::new(),
+    };
 
     topology::isolate()?;
     let before = Ticks::read()?;
@@ -129,6 +134,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
             .collect(),
         skipped,
         workloads,
+        cost,
     };
     drop(subjects);
     publish(&args, &report)
@@ -149,10 +155,8 @@ fn tools(wanted: &[Peer]) -> anyhow::Result<Tools> {
     if wanted.contains(&Peer::Portfwd) {
         packages.push("portfwd-user");
     }
-    let mut build = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    build
-        .current_dir(workspace::root())
-        .args(["build", "--release", "--quiet", "--bins"]);
+    let mut build = cargo();
+    build.args(["build", "--release", "--quiet", "--bins"]);
     for package in packages {
         build.args(["--package", package]);
     }
@@ -162,6 +166,12 @@ fn tools(wanted: &[Peer]) -> anyhow::Result<Tools> {
         .contains(&Peer::Portfwd)
         .then(|| release.join("portfwd"));
     Ok(Tools::find(release.join("xtask"), portfwd))
+}
+
+fn cargo() -> Command {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(workspace::root());
+    cargo
 }
 
 fn sort_out(wanted: &[Peer], tools: &Tools) -> (Vec<Peer>, Vec<Skipped>) {

@@ -11,6 +11,7 @@ use std::{
 use anyhow::{Context as _, bail};
 use clap::ValueEnum;
 use nix::{
+    errno::Errno,
     sys::signal::{Signal, killpg},
     unistd::Pid,
 };
@@ -201,7 +202,7 @@ struct Proxy(Child);
 impl Proxy {
     fn start(tools: &Tools, topology: &Topology, command: &[String]) -> anyhow::Result<Proxy> {
         let child = worker::command(&tools.worker, &topology.path(Place::Host), &[0])
-            .args(["exec", "--"])
+            .arg("exec")
             .args(command)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -229,7 +230,11 @@ impl Proxy {
 
     /// Ends it and the processes it has forked.
     fn end(&mut self) -> anyhow::Result<()> {
-        killpg(self.pid()?, Signal::SIGKILL).context("end a proxy")?;
+        match killpg(self.pid()?, Signal::SIGKILL) {
+            // Nobody is left of the group.
+            Ok(()) | Err(Errno::ESRCH) => {}
+            Err(error) => return Err(error).context("end a proxy"),
+        }
         self.0.wait().context("wait for a proxy")?;
         Ok(())
     }

@@ -4,7 +4,9 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 
-use super::{engine::Count, machine::Machine, peer::Peer, stats::Summary, workload::Workload};
+use super::{
+    cost::Cost, engine::Count, machine::Machine, peer::Peer, stats::Summary, workload::Workload,
+};
 
 /// A whole run.
 #[derive(Debug, Serialize)]
@@ -20,6 +22,7 @@ pub(crate) struct Report {
     pub(crate) peers: Vec<Measured>,
     pub(crate) skipped: Vec<Skipped>,
     pub(crate) workloads: Vec<WorkloadReport>,
+    pub(crate) cost: Vec<Cost>,
 }
 
 /// A peer that took part.
@@ -108,6 +111,7 @@ impl Report {
         for workload in &self.workloads {
             workload.write(&mut text);
         }
+        self.write_cost(&mut text);
         if !self.skipped.is_empty() {
             text.push('\n');
         }
@@ -115,6 +119,25 @@ impl Report {
             text.push_str(&format!("skipped: {} ({reason})\n", peer.name()));
         }
         text
+    }
+
+    fn write_cost(&self, text: &mut String) {
+        if self.cost.is_empty() {
+            return;
+        }
+        // Writing to a String cannot fail.
+        let _ = writeln!(
+            text,
+            "\n{:<38} {:>8}  {:>5}",
+            "in the kernel, above an empty program", "ns", "goal"
+        );
+        for cost in &self.cost {
+            let _ = writeln!(
+                text,
+                "  {:<36} {:>8.1}  {:>5.0}",
+                cost.what, cost.nanoseconds, cost.goal
+            );
+        }
     }
 }
 

@@ -55,7 +55,7 @@ pub(crate) struct WorkerArgs {
 
 #[derive(clap::Subcommand)]
 enum Role {
-    /// Become another program
+    /// Become another program: everything that follows is its command line
     Exec {
         #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
         command: Vec<String>,
