@@ -232,6 +232,14 @@ fn a_container_sends_from_its_own_addresses_only() {
                 .collect();
             assert!(spoofed.is_empty(), "at the {place}: {spoofed:?}");
         }
+        let status = topology.portfwd(&["--json", "status"]).expect_ok().json();
+        let reasons = status["datapath"]["reasons"].as_array().expect("reasons");
+        let counted = reasons
+            .iter()
+            .find(|reason| reason["reason"] == "foreign-source")
+            .unwrap_or_else(|| panic!("no foreign-source in {reasons:?}"));
+        assert_eq!(counted["dropped"], true);
+        assert!(counted["packets"].as_u64() >= Some(28), "{counted}");
     }
 }
 

@@ -4,8 +4,8 @@ use std::io::{ErrorKind, Read};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use portfwd_tests::capture::{Capture, Captured};
-use portfwd_tests::clients::{self, Closed, Protocol};
-use portfwd_tests::deadline::{PATIENCE, until};
+use portfwd_tests::clients::{self, Churn, Closed, Protocol};
+use portfwd_tests::deadline::{PATIENCE, until, until_ok};
 use portfwd_tests::topology::{CLIENT, CLIENT6, HOST, HOST6, Shape, Topology};
 
 const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
@@ -241,5 +241,56 @@ fn a_device_and_an_address_that_come_later_are_served_after_up() {
         let to = address.parse().expect("an address");
         clients::ask(&topology.client, Protocol::Tcp, to)
             .unwrap_or_else(|error| panic!("{to}: {error}"));
+    }
+}
+
+#[test]
+fn a_container_that_comes_again_is_attached_again() {
+    let topology = Topology::new(Shape::default());
+    topology.attach("web", 0, &["8080:80"]);
+    // Its link goes, as when its runtime stops it, and comes again with another index.
+    topology.host.ip("link del veth1\n");
+    topology.portfwd(&["detach", "web"]).expect_ok();
+    let container = &topology.containers[0];
+    topology.host.ip(&format!(
+        "link add veth1 type veth peer name eth0 netns {}
+         link set veth1 master br0
+         link set veth1 up\n",
+        container.namespace.name()
+    ));
+    container.namespace.ip("addr add 10.88.0.2/24 dev eth0
+         addr add fd88::2/64 dev eth0 nodad
+         link set eth0 up
+         route add default via 10.88.0.1
+         route add default via fd88::1\n");
+    let _servers = topology.serve();
+    topology.attach("web", 0, &["8080:80"]);
+    for from in [&topology.client, &topology.host] {
+        for address in [HOST, HOST6] {
+            until_ok("the container to be reached", PATIENCE, || {
+                clients::ask(from, Protocol::Tcp, at(address, 8080))
+            });
+        }
+    }
+}
+
+#[test]
+fn publishing_and_withdrawing_never_disturbs_another_port() {
+    let topology = Topology::new(Shape::default());
+    let _servers = topology.serve();
+    topology.attach("db", 1, &["8090:80"]);
+    let churn = [HOST, HOST6].map(|address| Churn::start(&topology.client, at(address, 8090), 200));
+    let lasting = clients::connect(&topology.client, at(HOST, 8090)).expect("connect");
+    clients::ask_stream(&lasting).expect("an answer");
+    for _ in 0..20 {
+        topology.attach("web", 0, &["8080:80", "8081:80/udp", "9000-9999:9000-9999"]);
+        clients::echo(&lasting, b"still there").expect("an echo");
+        topology.portfwd(&["detach", "web"]).expect_ok();
+        clients::echo(&lasting, b"still there").expect("an echo");
+    }
+    for churn in churn {
+        let report = churn.finish();
+        assert_eq!(report.failures, Vec::<String>::new());
+        assert!(report.served > 0);
     }
 }
