@@ -43,6 +43,8 @@ pub struct Ends<A> {
 
 #[inline(always)]
 fn ask<H: Hook, A: Family>(hook: &H, device: u32, ends: &Ends<A>) -> (i64, Query) {
+    // A zero that LLVM does not know for one: it would clear the rest with a call of `memset`.
+    let zero = core::hint::black_box(0);
     let mut query = Query {
         family: A::AF,
         protocol: ends.protocol,
@@ -53,7 +55,7 @@ fn ask<H: Hook, A: Family>(hook: &H, device: u32, ends: &Ends<A>) -> (i64, Query
         flow_information: 0,
         source: ends.source.halves(),
         destination: ends.destination.halves(),
-        frame: [0, 0],
+        frame: [zero, zero],
     };
     // SAFETY: context and query are live, of the size that is passed.
     let answer = unsafe {

@@ -141,8 +141,10 @@ fn host_owns<H: Hook, A: Family>(hook: &H, packet: &Packet<A>) -> bool {
         packet.network.destination.halves(),
     );
     let ports = packet.source_port.wire() as u64 | (packet.destination_port.wire() as u64) << 16;
+    // See `fib::ask` for the zero.
+    let zero = core::hint::black_box(0);
     let mut tuple = if A::FAMILY == 0 {
-        [a | c << 32, ports, 0, 0, 0]
+        [a | c << 32, ports, zero, zero, zero]
     } else {
         [a, b, c, d, ports]
     };

@@ -7,6 +7,10 @@
     unreachable_pub,
     reason = "nothing here is an interface: programs are found by their section"
 )]
+#![allow(
+    clippy::needless_borrows_for_generic_args,
+    reason = "map keys stay where they were built: passing them by value may copy them"
+)]
 
 mod clock;
 mod deliver;
