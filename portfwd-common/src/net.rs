@@ -162,6 +162,8 @@ pub trait Address: Copy + PartialEq + Pod {
     /// Destinations that no forward may translate: unspecified, loopback, link-local, multicast and
     /// limited broadcast.
     fn is_never_forwarded(self) -> bool;
+    /// Sources that nobody sends from: unspecified, loopback, multicast and reserved ones.
+    fn is_impossible_source(self) -> bool;
 }
 
 /// An IPv4 address in network order.
@@ -211,6 +213,11 @@ impl Address for V4 {
         // 224/4 is multicast, 240/4 reserved, the last of it limited broadcast; 0/8 is "this network".
         first == 0 || first == 127 || first >= 224 || host >> 16 == 0xa9fe
     }
+    #[inline(always)]
+    fn is_impossible_source(self) -> bool {
+        let first = u32::from_be(self.0) >> 24;
+        first == 0 || first == 127 || first >= 224
+    }
 }
 
 impl Address for V6 {
@@ -241,6 +248,11 @@ impl Address for V6 {
         let unspecified_or_loopback = self.0 == 0 && u64::from_be(self.1) <= 1;
         // ff00::/8 is multicast, fe80::/10 link-local.
         top >> 8 == 0xff || top & 0xffc0 == 0xfe80 || unspecified_or_loopback
+    }
+    #[inline(always)]
+    fn is_impossible_source(self) -> bool {
+        let unspecified_or_loopback = self.0 == 0 && u64::from_be(self.1) <= 1;
+        u64::from_be(self.0) >> 56 == 0xff || unspecified_or_loopback
     }
 }
 

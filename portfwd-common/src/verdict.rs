@@ -28,6 +28,8 @@ pub enum Reason {
     Expired = 37,
     /// Larger than the device it would leave by.
     TooBig = 38,
+    /// From an address that nobody can send from, or from the host's own.
+    ImpossibleSource = 39,
 }
 
 /// Length of the table of reasons.
@@ -35,7 +37,7 @@ pub const MAX_REASONS: u32 = 64;
 
 impl Reason {
     /// Every reason.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::ForeignSource,
         Self::TupleTaken,
         Self::FlowTableFull,
@@ -47,6 +49,7 @@ impl Reason {
         Self::NoFlow,
         Self::Expired,
         Self::TooBig,
+        Self::ImpossibleSource,
     ];
 
     /// The label.
@@ -63,6 +66,7 @@ impl Reason {
             Self::NoFlow => "no-flow",
             Self::Expired => "expired",
             Self::TooBig => "too-big",
+            Self::ImpossibleSource => "impossible-source",
         }
     }
     /// Whether the packet was dropped; else it went on unchanged.

@@ -46,6 +46,18 @@ pub trait Family: Address + 'static {
     fn is_link_scoped(self) -> bool;
 }
 
+/// The length of a packet from its IP header on, `told` by that header. 0 is that of BIG TCP packets
+/// (kernel: `iph_totlen`, `ipv6_hopopt_jumbo_remove`), which are as long as they are.
+#[inline(always)]
+fn length<H: Hook>(hook: &H, told: u64) -> Result<u64, Unparsed> {
+    let actual = hook.len() - ETHERNET as u64;
+    match told {
+        0 => Ok(actual),
+        told if told > actual => Err(Unparsed::Malformed),
+        told => Ok(told),
+    }
+}
+
 impl Family for V4 {
     const ETHERTYPE: u16 = 0x0800u16.to_be();
     const AF: u8 = 2;
@@ -61,11 +73,8 @@ impl Family for V4 {
         let words: [u32; 5] = hook.load(ETHERNET).ok_or(Unparsed::Malformed)?;
         let first = u32::from_be(words[0]);
         let header = (first >> 24 & 0xf) as usize * 4;
-        let total = first & 0xffff;
-        // A total length of 0 is that of a BIG TCP packet (kernel: `iph_totlen`).
-        let contradicts =
-            total != 0 && (total < header as u32 || total as u64 > hook.len() - ETHERNET as u64);
-        if first >> 28 != 4 || header < 20 || contradicts {
+        let total = length(hook, (first & 0xffff) as u64)?;
+        if first >> 28 != 4 || header < 20 || total < header as u64 {
             return Err(Unparsed::Malformed);
         }
         let fragment = u32::from_be(words[1]) & 0x3fff;
@@ -76,6 +85,7 @@ impl Family for V4 {
             protocol: (third >> 16) as u8,
             hops: (third >> 24) as u8,
             transport: ETHERNET + (header & 0x3c),
+            end: ETHERNET as u64 + total,
             fragment: match fragment {
                 0 => Fragment::Whole,
                 0x2000 => Fragment::First,
@@ -135,11 +145,11 @@ impl Family for V6 {
     fn network<H: Hook>(hook: &H) -> Result<Network<Self>, Unparsed> {
         let words: [u32; 2] = hook.load(ETHERNET).ok_or(Unparsed::Malformed)?;
         let second = u32::from_be(words[1]);
-        let payload = second >> 16;
-        // A payload length of 0 is that of a jumbogram, or of BIG TCP.
-        if u32::from_be(words[0]) >> 28 != 6 || payload as u64 > hook.len() - ETHERNET as u64 {
+        if u32::from_be(words[0]) >> 28 != 6 {
             return Err(Unparsed::Malformed);
         }
+        let payload = (second >> 16) as u64;
+        let total = length(hook, if payload == 0 { 0 } else { payload + 40 })?;
         let addresses: [u64; 4] = hook.load(Self::SOURCE_AT).ok_or(Unparsed::Malformed)?;
         Ok(Network {
             source: Self(addresses[0], addresses[1]),
@@ -147,6 +157,7 @@ impl Family for V6 {
             protocol: (second >> 8) as u8,
             hops: second as u8,
             transport: ETHERNET + 40,
+            end: ETHERNET as u64 + total,
             fragment: Fragment::Whole,
         })
     }

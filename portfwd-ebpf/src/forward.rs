@@ -112,6 +112,10 @@ pub fn admits<H: Hook, A: Family>(
     if !is_host_address(destination) || (framed && !hook.is_for_host()) {
         return Err(Reason::NotForHost);
     }
+    let source = packet.network.source;
+    if source.is_impossible_source() || is_host_address(source) {
+        return Err(Reason::ImpossibleSource);
+    }
     // The table of host addresses is as old as the last command. If the FIB would send the packet on,
     // the address has moved away since.
     if fib::leads_elsewhere(hook, packet) {

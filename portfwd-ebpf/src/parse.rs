@@ -21,6 +21,8 @@ pub struct Network<A> {
     pub hops: u8,
     /// Where the transport header begins: at most 74. Used through [`Network::transport_at`].
     pub transport: usize,
+    /// Where the packet ends, by its own header.
+    pub end: u64,
     /// Whether the packet is a fragment, and whether it is the first.
     pub fragment: Fragment,
 }
@@ -97,6 +99,7 @@ pub fn transport<H: Hook, A: Family>(hook: &H, network: Network<A>) -> Result<Pa
         _ => return Err(Unparsed::Other),
     };
     let at = network.transport;
+    let available = network.end.wrapping_sub(at as u64);
     let ports: [u16; 2] = hook.load(at).ok_or(Unparsed::Malformed)?;
     let mut packet = Packet {
         network,
@@ -117,11 +120,15 @@ pub fn transport<H: Hook, A: Family>(hook: &H, network: Network<A>) -> Result<Pa
         let word = u32::from_be(rest[2]);
         packet.flags = TcpFlags((word >> 16) as u8);
         packet.header = word >> 28 << 2;
-        if packet.header < 20 {
+        if packet.header < 20 || packet.header as u64 > available {
             return Err(Unparsed::Malformed);
         }
     } else {
-        hook.load::<[u32; 2]>(at).ok_or(Unparsed::Malformed)?;
+        let words: [u16; 4] = hook.load(at).ok_or(Unparsed::Malformed)?;
+        let length = u16::from_be(words[2]) as u64;
+        if length < 8 || length > available {
+            return Err(Unparsed::Malformed);
+        }
     }
     Ok(packet)
 }
