@@ -3,6 +3,7 @@
 mod bench;
 mod btf;
 mod check;
+mod demo;
 mod ebpf;
 mod process;
 mod setup;
@@ -44,6 +45,8 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         options: Vec<OsString>,
     },
+    /// Show the whole thing, with curl and nginx, in network namespaces of its own
+    Demo,
     /// Run all checks of CI: format, lints, licences, advisories, the committed object, tests
     Check,
     Bench(bench::Args),
@@ -87,6 +90,7 @@ fn run(task: Task, inner: &[OsString]) -> anyhow::Result<()> {
             elsewhere,
         } => ebpf::check(elsewhere),
         Task::Test { options } => test::run(&options, inner),
+        Task::Demo => demo::run(),
         Task::Check => check::run(),
         Task::Bench(args) => bench::run(args),
         Task::BenchWorker(args) => bench::run_worker(args),
