@@ -6,6 +6,7 @@
 //! own (process ID and a counter), so that test runs may stand beside each other. A failed step of
 //! the harness panics and says what it was doing; there is nobody to hand an error to.
 
+mod bpffs;
 pub mod capture;
 pub mod clients;
 pub mod datapath;
@@ -18,4 +19,6 @@ pub mod portfwd;
 pub mod ptrace;
 pub mod servers;
 pub mod snapshot;
+pub mod table;
 pub mod topology;
+mod wiring;

@@ -117,6 +117,39 @@ impl Outcome {
     }
 }
 
+/// Asserts the form of an error: nothing on standard output; one line that names the value at fault,
+/// then at most who holds it and what to do.
+///
+/// # Panics
+/// When the outcome has another form.
+#[track_caller]
+pub fn expect_error(outcome: Outcome, code: i32, named: &str) {
+    let outcome = outcome.expect_code(code);
+    let mut lines = outcome.stderr.lines();
+    let first = lines.next().unwrap_or_default();
+    assert!(
+        first.starts_with("error: "),
+        "{}: {}",
+        outcome.command,
+        outcome.stderr
+    );
+    assert!(
+        outcome.stderr.contains(named),
+        "{}\n{named:?} is not named: {}",
+        outcome.command,
+        outcome.stderr
+    );
+    assert!(
+        lines.all(|line| ["held by: ", "hint: "]
+            .iter()
+            .any(|start| line.starts_with(start))),
+        "{}: {}",
+        outcome.command,
+        outcome.stderr
+    );
+    assert_eq!(outcome.stdout, "", "{}", outcome.command);
+}
+
 /// Runs a command to its end and gathers what it said.
 ///
 /// # Panics
