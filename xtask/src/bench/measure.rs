@@ -1,4 +1,4 @@
-//! One measurement: a server and a client in their namespaces, on their cores.
+//! One measurement: a server and a client in their namespaces, on one core.
 
 use std::{
     io::{BufRead as _, BufReader, Read as _},
@@ -11,30 +11,11 @@ use anyhow::{Context as _, bail};
 use super::{
     Family,
     engine::{Count, Window},
-    machine::Machine,
     peer::{Peer, Publication, Tools},
     topology::{self, Place, Topology},
     worker,
     workload::Workload,
 };
-
-/// Where the two parties of a measurement run.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Cores {
-    client: usize,
-    server: usize,
-}
-
-impl Cores {
-    /// From the last core down: devices like to interrupt the first.
-    pub(crate) fn of(workload: Workload, machine: &Machine) -> Cores {
-        let client = machine.cores - 1;
-        Cores {
-            client,
-            server: client.saturating_sub(usize::from(!workload.on_one_core())),
-        }
-    }
-}
 
 /// One published service, to be measured again and again.
 pub(crate) struct Subject {
@@ -59,19 +40,19 @@ impl Subject {
         })
     }
 
-    /// Measures `workload` once. What lies between client and server may use the cores of both.
+    /// Measures `workload` once, with everything on `core`.
     pub(crate) fn measure(
         &mut self,
         tools: &Tools,
         workload: Workload,
         window: Window,
-        cores: Cores,
+        core: usize,
     ) -> anyhow::Result<Count> {
-        self.publication.pin(&[cores.client, cores.server])?;
+        self.publication.pin(core)?;
         let (place, port) = self.peer.server();
         let listen = SocketAddr::new(topology::any_address(self.family), port);
         let target = self.peer.target(self.family);
-        let start = |role, place, core, address| {
+        let start = |role, place, address| {
             Worker::start(
                 tools,
                 &self.topology.path(place),
@@ -82,9 +63,9 @@ impl Subject {
                 address,
             )
         };
-        let mut server = start("serve", place, cores.server, listen)?;
+        let mut server = start("serve", place, listen)?;
         server.wait_until_ready().context("server")?;
-        let mut client = start("drive", Place::Client, cores.client, target)?;
+        let mut client = start("drive", Place::Client, target)?;
         if workload.server_counts() {
             let count = server.count();
             // A client that failed knows why nothing came.
@@ -117,7 +98,7 @@ impl Worker {
     ) -> anyhow::Result<Worker> {
         let workload =
             clap::ValueEnum::to_possible_value(&workload).context("a workload's name")?;
-        let mut child = worker::command(&tools.worker, netns, &[core])
+        let mut child = worker::command(&tools.worker, netns, core)
             .args([role, workload.get_name(), &address.to_string()])
             .args(["--warmup-ms", &window.warmup.as_millis().to_string()])
             .args(["--length-ms", &window.length.as_millis().to_string()])

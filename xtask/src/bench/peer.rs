@@ -178,11 +178,11 @@ impl Publication {
         }
     }
 
-    /// Keeps the peer's own processes on `cores`.
-    pub(crate) fn pin(&mut self, cores: &[usize]) -> anyhow::Result<()> {
+    /// Keeps the peer's own processes on `core`.
+    pub(crate) fn pin(&mut self, core: usize) -> anyhow::Result<()> {
         self.proxies
             .iter_mut()
-            .try_for_each(|proxy| proxy.pin(cores))
+            .try_for_each(|proxy| proxy.pin(core))
     }
 }
 
@@ -201,7 +201,7 @@ struct Proxy(Child);
 
 impl Proxy {
     fn start(tools: &Tools, topology: &Topology, command: &[String]) -> anyhow::Result<Proxy> {
-        let child = worker::command(&tools.worker, &topology.path(Place::Host), &[0])
+        let child = worker::command(&tools.worker, &topology.path(Place::Host), 0)
             .arg("exec")
             .args(command)
             .stdin(Stdio::null())
@@ -220,12 +220,12 @@ impl Proxy {
         ))
     }
 
-    /// Keeps its threads on `cores`. Fails if it has ended.
-    fn pin(&mut self, cores: &[usize]) -> anyhow::Result<()> {
+    /// Keeps its threads on `core`. Fails if it has ended.
+    fn pin(&mut self, core: usize) -> anyhow::Result<()> {
         if let Some(status) = self.0.try_wait().context("look after a proxy")? {
             bail!("the proxy has ended with {status}");
         }
-        worker::pin(self.pid()?, cores)
+        worker::pin(self.pid()?, core)
     }
 
     /// Ends it and the processes it has forked.

@@ -200,8 +200,14 @@ impl Topology {
     }
 
     fn set_sysctls(&self, place: Place) -> anyhow::Result<()> {
-        // Connections come and go faster than the default range recovers from TIME_WAIT at a proxy.
-        let mut settings = vec![("net/ipv4/ip_local_port_range", "10000 65000")];
+        let mut settings = vec![
+            // Connections come and go faster than the default range recovers from TIME_WAIT at a proxy.
+            ("net/ipv4/ip_local_port_range", "10000 65000"),
+            // BBR, where that is the machine's default, would send at the pace that it estimates rather
+            // than as fast as the way goes. Without loss Reno and Cubic are alike, but only Reno may
+            // be chosen in every namespace.
+            ("net/ipv4/tcp_congestion_control", "reno"),
+        ];
         if place == Place::Host {
             settings.extend([
                 ("net/ipv4/ip_forward", "1"),

@@ -1,4 +1,4 @@
-//! `cargo xtask bench-worker`: a process of the benchmark inside a network namespace, on chosen cores.
+//! `cargo xtask bench-worker`: a process of the benchmark inside a network namespace, on one core.
 
 use std::{
     fs::File,
@@ -27,15 +27,14 @@ use super::{
 pub(crate) const READY: &str = "ready";
 
 /// The command line of a worker up to its role.
-pub(crate) fn command(program: &Path, netns: &Path, cores: &[usize]) -> Command {
-    let cores: Vec<String> = cores.iter().map(usize::to_string).collect();
-    // What else runs on these cores should wait. A real-time class would keep the kernel's own
+pub(crate) fn command(program: &Path, netns: &Path, core: usize) -> Command {
+    // What else runs on that core should wait. A real-time class would keep the kernel's own
     // threads away as well.
     let mut command = Command::new("nice");
     command
         .args(["-n", "-20", "--"])
         .arg(program)
-        .args(["bench-worker", "--cores", &cores.join(","), "--netns"])
+        .args(["bench-worker", "--core", &core.to_string(), "--netns"])
         .arg(netns);
     command
 }
@@ -46,9 +45,9 @@ pub(crate) struct WorkerArgs {
     /// Network namespace to enter
     #[arg(long)]
     netns: PathBuf,
-    /// Cores to stay on
-    #[arg(long, value_delimiter = ',', required = true)]
-    cores: Vec<usize>,
+    /// Core to stay on
+    #[arg(long)]
+    core: usize,
     #[command(subcommand)]
     role: Role,
 }
@@ -83,7 +82,7 @@ pub(crate) fn run(args: WorkerArgs) -> anyhow::Result<()> {
     // The benchmark cleans up by ending, however it ends: nothing of it may outlive it.
     prctl::set_pdeathsig(Signal::SIGKILL).context("tie this process to its parent")?;
     enter(&args.netns)?;
-    pin(Pid::from_raw(0), &args.cores)?;
+    pin(Pid::from_raw(0), args.core)?;
     let count = match args.role {
         Role::Exec { command } => return Err(exec(&command)),
         Role::Serve(traffic) => {
@@ -106,24 +105,28 @@ pub(crate) fn run(args: WorkerArgs) -> anyhow::Result<()> {
     }
 }
 
-/// Keeps every thread of process `pid` (0: the calling thread) on `cores`.
-pub(crate) fn pin(pid: Pid, cores: &[usize]) -> anyhow::Result<()> {
+/// Keeps every thread of process `pid` (0: the calling thread) on `core`.
+pub(crate) fn pin(pid: Pid, core: usize) -> anyhow::Result<()> {
     let mut set = CpuSet::new();
-    for &core in cores {
-        set.set(core).with_context(|| format!("core {core}"))?;
-    }
+    set.set(core).with_context(|| format!("core {core}"))?;
+    let pin = |thread| {
+        sched_setaffinity(thread, &set)
+            .with_context(|| format!("pin thread {thread} to core {core}"))
+    };
     if pid.as_raw() == 0 {
-        return sched_setaffinity(pid, &set).with_context(|| format!("pin to cores {cores:?}"));
+        return pin(pid);
     }
     let tasks = PathBuf::from(format!("/proc/{pid}/task"));
-    for task in tasks
+    let threads = tasks
         .read_dir()
-        .with_context(|| format!("read {}", tasks.display()))?
-    {
-        let name = task?.file_name();
-        let thread: i32 = name.to_string_lossy().parse().context("a thread id")?;
-        sched_setaffinity(Pid::from_raw(thread), &set)
-            .with_context(|| format!("pin thread {thread} to cores {cores:?}"))?;
+        .with_context(|| format!("read {}", tasks.display()))?;
+    for thread in threads {
+        let name = thread?.file_name();
+        pin(Pid::from_raw(
+            name.to_string_lossy()
+                .parse()
+                .context("a thread's number")?,
+        ))?;
     }
     Ok(())
 }

@@ -32,10 +32,10 @@ impl Workload {
     /// The title of its part of the report.
     pub(crate) fn title(self) -> &'static str {
         match self {
-            Workload::TcpRoundTrips => "TCP round trips, one core",
-            Workload::TcpConnections => "TCP connect, request, close, one core",
+            Workload::TcpRoundTrips => "TCP round trips",
+            Workload::TcpConnections => "TCP connect, request, close",
             Workload::TcpBulk => "TCP bulk",
-            Workload::UdpRoundTrips => "UDP round trips, one core",
+            Workload::UdpRoundTrips => "UDP round trips",
             Workload::UdpDatagrams => "64-byte UDP datagrams",
         }
     }
@@ -59,13 +59,6 @@ impl Workload {
             Workload::UdpRoundTrips => 1.10,
             Workload::UdpDatagrams => 1.17,
         }
-    }
-
-    /// Whether client and server share a core, so that each waits for the other without either core
-    /// going to sleep. A one-way stream has a core for each: the sender's, which also does the work
-    /// of the whole way, is the one that limits it.
-    pub(crate) fn on_one_core(self) -> bool {
-        !self.server_counts()
     }
 
     /// Whether the server counts what arrives (else the client counts what was answered).

@@ -4,6 +4,7 @@
 //! the client where it waits for answers, the server where data flows one way, so that only what
 //! arrived is counted.
 
+mod batch;
 mod tcp;
 mod udp;
 

@@ -10,10 +10,10 @@ use std::{
 use anyhow::{Context as _, bail};
 use nix::sys::socket::{setsockopt, sockopt};
 
-use super::{Count, Meter, SILENCE, Window};
-
-/// Bytes of payload of a datagram of the one-way stream. The first eight are its number, little endian.
-const DATAGRAM: usize = 64;
+use super::{
+    Count, Meter, SILENCE, Window,
+    batch::{Batch, DATAGRAM},
+};
 
 /// How long a request waits for its answer before it counts as lost.
 const PATIENCE: Duration = Duration::from_millis(200);
@@ -105,51 +105,68 @@ pub(super) fn drain(
     setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER).context("set SO_RCVBUFFORCE")?;
     socket.set_nonblocking(true).context("set O_NONBLOCK")?;
     ready()?;
-    let mut next = receive_number(&socket)? + 1;
+    let mut batch = Batch::new();
+    // The meter starts with the stream.
+    let mut next = receive(&socket, &mut batch)?.end;
     let mut meter = Meter::start(window);
     loop {
-        let number = receive_number(&socket)?;
-        // A datagram from before a gap was counted as lost by then; reordering does not happen here.
-        let lost = number.saturating_sub(next);
-        next = number + 1;
-        if let Some(count) = meter.add(1, lost) {
+        let numbers = receive(&socket, &mut batch)?;
+        // What is missing between batches, and within this one; reordering does not happen here.
+        let lost = numbers
+            .end
+            .saturating_sub(next)
+            .saturating_sub(numbers.count);
+        next = numbers.end;
+        if let Some(count) = meter.add(numbers.count, lost) {
             return Ok(count);
         }
     }
 }
 
-fn receive_number(socket: &UdpSocket) -> anyhow::Result<u64> {
-    let mut datagram = [0; DATAGRAM];
+/// Numbers of some datagrams of the stream.
+struct Numbers {
+    count: u64,
+    /// One more than the last.
+    end: u64,
+}
+
+/// What has come since the last time, once something has.
+fn receive(socket: &UdpSocket, batch: &mut Batch) -> anyhow::Result<Numbers> {
     let deadline = Instant::now() + SILENCE;
-    let length = loop {
-        match socket.recv(&mut datagram) {
-            Ok(length) => break length,
+    loop {
+        match batch.receive(socket) {
+            Ok([]) => {}
+            Ok(datagrams @ [.., last]) => {
+                let number = last.first_chunk().context("a datagram without a number")?;
+                return Ok(Numbers {
+                    count: datagrams.len() as u64,
+                    end: u64::from_le_bytes(*number) + 1,
+                });
+            }
             Err(error) if error.kind() == ErrorKind::WouldBlock && Instant::now() < deadline => {
                 thread::sleep(NAP);
             }
             Err(error) => return Err(error).context("wait for a datagram"),
         }
-    };
-    match datagram.first_chunk() {
-        Some(number) if length == DATAGRAM => Ok(u64::from_le_bytes(*number)),
-        _ => bail!("a datagram of {length} bytes instead of {DATAGRAM}"),
     }
 }
 
-/// Sends numbered datagrams until its process is ended.
+/// Sends datagrams, numbered in their first eight bytes, little endian, until its process is ended.
 pub(super) fn flood(target: SocketAddr) -> anyhow::Result<Option<Count>> {
     let socket = connect(target)?;
-    let mut datagram = [0; DATAGRAM];
+    let mut batch = Batch::new();
     let mut number: u64 = 0;
     loop {
-        if let Some(place) = datagram.first_chunk_mut() {
-            *place = number.to_le_bytes();
+        for (datagram, number) in batch.all().iter_mut().zip(number..) {
+            if let Some(place) = datagram.first_chunk_mut() {
+                *place = number.to_le_bytes();
+            }
         }
-        match socket.send(&datagram) {
-            Ok(_) => number += 1,
+        match batch.send(&socket) {
+            Ok(sent) => number += sent as u64,
             // The ICMP error of an earlier datagram: a proxy may still be starting.
             Err(error) if error.kind() == ErrorKind::ConnectionRefused => {}
-            Err(error) => return Err(error).context("send a datagram"),
+            Err(error) => return Err(error).context("send datagrams"),
         }
     }
 }
