@@ -1,15 +1,14 @@
 //! An instance that is up: brought up, opened, kept in step with the host, taken down.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use aya::programs::XdpMode;
 use portfwd_common::{host::Device, maps, net::Ip};
 
 use crate::{
-    bpffs::Bpffs,
+    bpffs::{self, Bpffs},
     cli::{self, Cli, LogLevel},
     error::{Doing, Error, InstanceError, Lacking, Missing},
-    hooks::{self, Hook},
+    hooks::{self, Hook, sockets::Reach, xdp},
     instance::{self, Layout, Locked, Place, State, WAIT},
     label::InstanceName,
     object,
@@ -160,6 +159,7 @@ impl Site {
     fn build(&self, locked: Locked, options: &Options) -> Result<Writable, Error> {
         let cookie = self.host.cookie()?;
         let host = self.observe()?;
+        self.detach_all(&locked)?;
         let built = locked.build()?;
         let done = self
             .fill(&built, cookie, &host, options)
@@ -174,8 +174,19 @@ impl Site {
                 host,
                 locked,
             }),
-            Err(cause) => Err(with_undone(cause, locked.clean())),
+            Err(cause) => {
+                let undone = self.detach_all(&locked).and_then(|()| locked.clean());
+                Err(with_undone(cause, undone))
+            }
         }
+    }
+
+    /// Detaches everything, finished or not, of whatever version.
+    fn detach_all(&self, locked: &Locked) -> Result<(), Error> {
+        locked
+            .layouts()?
+            .iter()
+            .try_for_each(|layout| hooks::detach_all(layout, &self.host))
     }
 
     fn fill(
@@ -199,16 +210,13 @@ impl Site {
         journal.host_netns_file = [file.device, file.inode];
         journal.log_level = options.log_level as u64;
         tables.journal.set(0, journal);
-        if !hooks::attach_sockets(&mut ebpf, built)? {
-            eprintln!("warning: no cgroup2 is mounted, so host processes reach no published port");
-        }
+        warn_of_reach(&hooks::sockets::attach(&mut ebpf, built)?);
         let mut datapath = Datapath {
             tables,
             layout: built.clone(),
         };
         if !options.devices.is_empty() {
-            let mark = built.links().join(SOME_DEVICES);
-            std::fs::create_dir(&mark).doing(|| format!("make {}", display(&mark)))?;
+            make_directory(&datapath.some_devices())?;
         }
         datapath.follow(host, &self.host)?;
         datapath.serve(host, &self.host, options)?;
@@ -267,8 +275,8 @@ impl Site {
                 .for_each(|index| transaction.withdraw(index));
             transaction.commit();
             sweep::sweep(&mut tables, layout, &self.host)?;
-            hooks::detach_filters(layout, &self.host)?;
         }
+        self.detach_all(&locked)?;
         locked.remove()?;
         self.bpffs.release()?;
         Ok(state != State::Absent)
@@ -279,21 +287,26 @@ impl Datapath {
     /// Brings hooks and tables in step with the host's devices and addresses.
     fn follow(&mut self, host: &Host, netns: &Netns) -> Result<(), Error> {
         self.follow_addresses(host)?;
-        // Where `up --device` has named devices, `serve` has attached to those alone.
-        let served = hooks::attached(&self.layout, Hook::Device)?;
-        for gone in served
-            .iter()
-            .filter(|index| !host.devices.iter().any(|d| d.index == **index))
-        {
-            hooks::detach(&self.layout, Hook::Device, netns, *gone)?;
+        let served = self.served(host)?;
+        self.detach_all_but(&served, Hook::Device, netns)?;
+        for device in served {
+            hooks::attach(&self.layout, Hook::Device, netns, device)?;
         }
-        if self.serves_all() {
-            for device in &host.devices {
-                hooks::attach(&self.layout, Hook::Device, netns, device)?;
-            }
-        }
+        xdp::forget_gone(&self.layout)?;
         if !hooks::attached(&self.layout, Hook::Egress)?.is_empty() {
             self.attach_egress(host, netns)?;
+            let all: Vec<&Link> = host.devices.iter().collect();
+            self.detach_all_but(&all, Hook::Egress, netns)?;
+        }
+        Ok(())
+    }
+
+    fn detach_all_but(&self, devices: &[&Link], hook: Hook, netns: &Netns) -> Result<(), Error> {
+        let kept = |index: u32| devices.iter().any(|device| device.index == index);
+        for gone in hooks::attached(&self.layout, hook)? {
+            if !kept(gone) {
+                hooks::detach(&self.layout, hook, netns, gone)?;
+            }
         }
         Ok(())
     }
@@ -342,31 +355,30 @@ impl Datapath {
     /// # Errors
     /// When a device does not exist, or refuses.
     pub fn serve(&mut self, host: &Host, netns: &Netns, options: &Options) -> Result<(), Error> {
-        let mut devices: Vec<&Link> = Vec::new();
-        for name in &options.devices {
-            let device = host.devices.iter().find(|device| device.name == *name);
-            devices.push(device.ok_or_else(|| Missing::Device(name.clone()))?);
-        }
-        if options.devices.is_empty() {
-            devices.extend(&host.devices);
-        }
+        let devices = match options.devices.is_empty() {
+            true => self.served(host)?,
+            false => named_devices(host, netns, &options.devices)?,
+        };
         for device in devices {
             hooks::attach(&self.layout, Hook::Device, netns, device)?;
             self.serve_xdp(netns, device, options.xdp)?;
+            if !self.serves_all() {
+                make_directory(&self.some_devices().join(escaped(&device.name)))?;
+            }
         }
         Ok(())
     }
 
     fn serve_xdp(&self, netns: &Netns, device: &Link, mode: cli::XdpMode) -> Result<(), Error> {
+        let attach = |mode| xdp::attach(&self.layout, netns, device, mode);
         match mode {
             cli::XdpMode::Off => Ok(()),
-            cli::XdpMode::Native => hooks::attach_xdp(&self.layout, netns, device, XdpMode::Driver),
-            cli::XdpMode::Generic => hooks::attach_xdp(&self.layout, netns, device, XdpMode::Skb),
-            cli::XdpMode::Auto => hooks::attach_xdp(&self.layout, netns, device, XdpMode::Driver)
-                .or_else(|error| {
-                    eprintln!("warning: {} runs without XDP: {error}", device.name);
-                    Ok(())
-                }),
+            cli::XdpMode::Native => attach(xdp::Mode::Native),
+            cli::XdpMode::Generic => attach(xdp::Mode::Generic),
+            cli::XdpMode::Auto => attach(xdp::Mode::Native).or_else(|error| {
+                eprintln!("warning: {} runs without XDP: {error}", device.name);
+                Ok(())
+            }),
         }
     }
 
@@ -381,13 +393,74 @@ impl Datapath {
         Ok(())
     }
 
+    /// The devices of the host that this instance serves: all, or those that `up --device` named. They
+    /// are known by name, so that one that goes and comes again is served again.
+    fn served<'a>(&self, host: &'a Host) -> Result<Vec<&'a Link>, Error> {
+        let mut devices: Vec<&Link> = host.devices.iter().collect();
+        if !self.serves_all() {
+            let named = bpffs::names(&self.some_devices())?;
+            devices.retain(|device| named.contains(&escaped(&device.name)));
+        }
+        Ok(devices)
+    }
+
     fn serves_all(&self) -> bool {
-        !self.layout.links().join(SOME_DEVICES).exists()
+        !self.some_devices().exists()
+    }
+
+    fn some_devices(&self) -> PathBuf {
+        self.layout.links().join(SOME_DEVICES)
     }
 }
 
-/// Present among the links if `up --device` has named the devices to serve.
+/// Present among the links if `up --device` has named the devices to serve; their names are in it.
 const SOME_DEVICES: &str = "some-devices";
+
+/// A device's name as a bpffs takes it: without dots.
+fn escaped(name: &str) -> String {
+    name.replace('~', "~~").replace('.', "~d")
+}
+
+fn make_directory(path: &Path) -> Result<(), Error> {
+    match bpffs::make_directory(path)? {
+        true => Ok(()),
+        false => Err(bpffs::no_parent(path)),
+    }
+}
+
+fn named_devices<'a>(
+    host: &'a Host,
+    netns: &Netns,
+    names: &[String],
+) -> Result<Vec<&'a Link>, Error> {
+    let find = |name: &String| {
+        let found = host.devices.iter().find(|device| device.name == *name);
+        if let Some(device) = found {
+            return Ok(device);
+        }
+        let exists = netns.run_in(|| nix::net::if_::if_nametoindex(name.as_str()).is_ok())?;
+        Err(match exists {
+            true => Missing::DeviceAddress(name.clone()),
+            false => Missing::Device(name.clone()),
+        }
+        .into())
+    };
+    names.iter().map(find).collect()
+}
+
+fn warn_of_reach(reach: &Reach) {
+    match reach {
+        Reach::All => {}
+        Reach::Below(part) => eprintln!(
+            "warning: no cgroup2 root is in sight, so of the host's processes only those below {} \
+             reach published ports",
+            part.display()
+        ),
+        Reach::None => {
+            eprintln!("warning: no cgroup2 is mounted, so host processes reach no published port");
+        }
+    }
+}
 
 impl Writable {
     /// Gives the lock back.

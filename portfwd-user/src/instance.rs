@@ -247,6 +247,18 @@ impl Locked {
         &self.place
     }
 
+    /// Everything that is or was to be the instance: finished or not, of whatever version.
+    ///
+    /// # Errors
+    /// When the directory cannot be listed.
+    pub fn layouts(&self) -> Result<Vec<Layout>, Error> {
+        let directory = self.place.directory();
+        let layout = |name: String| Layout {
+            root: directory.join(name),
+        };
+        Ok(bpffs::names(&directory)?.into_iter().map(layout).collect())
+    }
+
     /// Removes what earlier commands left unfinished. Links come first, so that no program runs on half
     /// of its maps.
     ///

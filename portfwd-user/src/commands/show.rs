@@ -21,7 +21,7 @@ use crate::{
     cli::Cli,
     datapath::{Datapath, Site, namespace_name},
     error::{Doing, Error, Missing},
-    hooks::{self, Hook},
+    hooks::{self, Hook, xdp},
     label::Label,
     object,
     report::{self, DeviceRow, FlowRow, ForwardRow, Published, ReasonRow},
@@ -268,17 +268,24 @@ fn devices(site: &Site, datapath: &Datapath) -> Result<Vec<DeviceRow>, Error> {
         (Hook::Link, "tc ingress (container)"),
         (Hook::Egress, "tc egress"),
     ];
-    let mut rows: Vec<DeviceRow> = Vec::new();
+    let mut found: Vec<(u32, String)> = Vec::new();
+    for (index, mode) in xdp::attached(&datapath.layout)? {
+        found.push((index, format!("xdp {mode}")));
+    }
     for (hook, name) in HOOKS {
         for index in hooks::attached(&datapath.layout, hook)? {
-            match rows.iter_mut().find(|row| row.index == index) {
-                Some(row) => row.hooks.push(name.to_owned()),
-                None => rows.push(DeviceRow {
-                    name: String::new(),
-                    index,
-                    hooks: vec![name.to_owned()],
-                }),
-            }
+            found.push((index, name.to_owned()));
+        }
+    }
+    let mut rows: Vec<DeviceRow> = Vec::new();
+    for (index, hook) in found {
+        match rows.iter_mut().find(|row| row.index == index) {
+            Some(row) => row.hooks.push(hook),
+            None => rows.push(DeviceRow {
+                name: String::new(),
+                index,
+                hooks: vec![hook],
+            }),
         }
     }
     let names = site.host.run_in(|| {

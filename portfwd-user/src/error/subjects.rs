@@ -65,6 +65,9 @@ pub enum Missing {
     /// A network device of the host.
     #[error("no such device: {}", shown(.0))]
     Device(String),
+    /// An address on a network device of the host.
+    #[error("device {} has no address that others can reach", shown(.0))]
+    DeviceAddress(String),
 }
 
 impl Missing {
@@ -81,6 +84,9 @@ impl Missing {
                 Some("give the PID of a running process in the container".to_owned())
             }
             Self::Device(_) => Some("ip link shows every device".to_owned()),
+            Self::DeviceAddress(_) => {
+                Some("name the device that bears the address, such as the bridge".to_owned())
+            }
         }
     }
 }

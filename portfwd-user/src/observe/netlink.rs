@@ -4,7 +4,7 @@ use std::io;
 
 use futures_util::StreamExt;
 use netlink_packet_core::{
-    NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use nix::errno::Errno;
@@ -119,6 +119,24 @@ impl Session {
             request: request.to_owned(),
             detail: "no answer".to_owned(),
         })
+    }
+
+    /// Has the kernel do what is acknowledged and answered with nothing else: adding and removing.
+    /// `flags` are those that say how (`NLM_F_CREATE` and the like).
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn order(
+        &mut self,
+        request: &str,
+        message: RouteNetlinkMessage,
+        flags: u16,
+    ) -> Result<(), NetlinkError> {
+        let mut answers = self.send(request, message, NLM_F_REQUEST | NLM_F_ACK | flags)?;
+        while let Some(answer) = answers.next().await {
+            inner(request, answer)?;
+        }
+        Ok(())
     }
 
     fn send(

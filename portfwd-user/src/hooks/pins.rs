@@ -1,0 +1,132 @@
+//! Links that are pinned in the bpffs, and the devices behind them.
+
+use std::{
+    ffi::CString,
+    fs, io,
+    os::{
+        fd::{AsRawFd, FromRawFd, OwnedFd},
+        unix::ffi::OsStrExt,
+    },
+    path::Path,
+};
+
+use nix::{errno::Errno, libc};
+
+/// `BPF_OBJ_GET` of linux/bpf.h.
+const OBJECT_GET: libc::c_int = 7;
+/// `BPF_OBJ_GET_INFO_BY_FD`.
+const OBJECT_INFO: libc::c_int = 15;
+
+/// `BPF_LINK_DETACH`.
+const LINK_DETACH: libc::c_int = 34;
+
+/// The start of `union bpf_attr`, for all three commands.
+#[repr(C)]
+struct Request {
+    /// Of the path, or the descriptor and the length of the answer.
+    first: u64,
+    /// Address of the answer.
+    answer: u64,
+    zero: u64,
+}
+
+/// The start of `struct bpf_link_info`, of TCX and XDP links alike.
+#[repr(C)]
+#[derive(Default)]
+struct LinkInfo {
+    kind: u32,
+    id: u32,
+    program: u32,
+    padding: u32,
+    /// 0 once the device has gone.
+    device: u32,
+    rest: [u32; 3],
+}
+
+/// Whether the link pinned at `path` is attached to the device with that index. The kernel gives an
+/// index again to a device that moves in from another namespace, so the pin's name alone does not say.
+/// A pin whose device has gone is removed.
+///
+/// # Errors
+/// When there is a pin that cannot be opened or removed.
+pub(super) fn holds(path: &Path, index: u32) -> io::Result<bool> {
+    match device_of(path) {
+        Ok(device) if device == index => Ok(true),
+        Ok(_) => fs::remove_file(path).map(|()| false),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Detaches the program of the link pinned at `path` at once, then removes the pin. Removing the pin alone
+/// would let the kernel free the link some time later (`bpf_free_inode` waits for an RCU grace period):
+/// until then the program runs, and the same one cannot be attached again. A kill in between leaves a pin
+/// that attaches nothing, and that the same call removes.
+///
+/// # Errors
+/// When there is no such pin, or the kernel refuses.
+pub(super) fn remove(path: &Path) -> io::Result<()> {
+    let link = open(path)?;
+    let mut request = Request {
+        first: u64::from(link.as_raw_fd().unsigned_abs()),
+        answer: 0,
+        zero: 0,
+    };
+    // SAFETY: the command takes a descriptor and no address.
+    match unsafe { bpf(LINK_DETACH, &mut request) } {
+        Ok(_) => {}
+        // It was detached before, its device has gone, or its kind does not know how: then the pin is
+        // all that holds it.
+        Err(error)
+            if matches!(
+                error.raw_os_error(),
+                Some(libc::ENOLINK | libc::EINVAL | libc::EOPNOTSUPP)
+            ) => {}
+        Err(error) => return Err(error),
+    }
+    fs::remove_file(path)
+}
+
+/// The index of the device that a pinned link is attached to; 0 if it has gone.
+fn device_of(path: &Path) -> io::Result<u32> {
+    let link = open(path)?;
+    let mut info = LinkInfo::default();
+    let length = size_of::<LinkInfo>() as u64;
+    let mut request = Request {
+        first: u64::from(link.as_raw_fd().unsigned_abs()) | length << 32,
+        answer: (&raw mut info) as u64,
+        zero: 0,
+    };
+    // SAFETY: the kernel writes at most `length` bytes to `info`, which is plain numbers.
+    unsafe { bpf(OBJECT_INFO, &mut request) }?;
+    Ok(info.device)
+}
+
+fn open(path: &Path) -> io::Result<OwnedFd> {
+    let name = CString::new(path.as_os_str().as_bytes())?;
+    let mut request = Request {
+        first: name.as_ptr() as u64,
+        answer: 0,
+        zero: 0,
+    };
+    // SAFETY: `name` is a terminated string that outlives the call.
+    let descriptor = unsafe { bpf(OBJECT_GET, &mut request) }?;
+    // SAFETY: the kernel has just made the descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
+}
+
+/// # Safety
+/// The addresses in `request` must be what the command takes them for.
+unsafe fn bpf(command: libc::c_int, request: &mut Request) -> io::Result<libc::c_int> {
+    // SAFETY: the request is as long as is said; its addresses are the caller's promise.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            command,
+            std::ptr::from_mut(request),
+            size_of::<Request>(),
+        )
+    };
+    // Descriptors and 0 fit.
+    Ok(Errno::result(result)? as libc::c_int)
+}

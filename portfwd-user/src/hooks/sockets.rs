@@ -1,0 +1,57 @@
+//! The socket programs on the root of the cgroup hierarchy.
+
+use std::{fs::File, io, path::PathBuf};
+
+use aya::programs::{CgroupAttachMode, links::FdLink};
+use portfwd_common::programs;
+
+use crate::{
+    error::{Doing, Error},
+    instance::Layout,
+    object,
+    observe::cgroup,
+};
+
+/// Which processes of the host reach published ports.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Reach {
+    /// All.
+    All,
+    /// Those below a part of the hierarchy, mounted here: its root is not in sight.
+    Below(PathBuf),
+    /// None: no cgroup2 is mounted.
+    None,
+}
+
+/// Attaches the socket programs of a loaded object. Without a cgroup2 mount that is told, not failed.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn attach(ebpf: &mut aya::Ebpf, layout: &Layout) -> Result<Reach, Error> {
+    let Some(root) = cgroup::find().doing(|| "find the cgroup2 mount".to_owned())? else {
+        return Ok(Reach::None);
+    };
+    let path = root.path.display().to_string();
+    let directory = File::open(&root.path).doing(|| format!("open {path}"))?;
+    for name in programs::SOCKET {
+        let doing = || format!("attach {name} to {path}");
+        let program = object::socket_program(ebpf, name)
+            .ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))
+            .doing(doing)?;
+        let id = program
+            .attach(&directory, CgroupAttachMode::Single)
+            .doing(doing)?;
+        let link: FdLink = program
+            .take_link(id)
+            .doing(doing)?
+            .try_into()
+            .doing(doing)?;
+        link.pin(layout.links().join(format!("socket-{name}")))
+            .doing(doing)?;
+    }
+    Ok(if root.is_root {
+        Reach::All
+    } else {
+        Reach::Below(root.path)
+    })
+}
