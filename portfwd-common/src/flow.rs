@@ -58,7 +58,8 @@ pub struct Route<A> {
     pub mtu: u32,
     /// 1 if `next_hop` is set: else the kernel looks the route up itself.
     pub has_next_hop: u32,
-    /// Neighbour that the packet goes to, by `device`.
+    /// Neighbour that the packet goes to, by `device`; before the FIB was asked, and for ever in a flow of
+    /// a container with itself ([`crate::forward::Delivery::Hairpin`]), the client's own address.
     pub next_hop: A,
 }
 

@@ -112,6 +112,9 @@ pub enum Delivery {
     Redirect = 0,
     /// Translated and handed to the stack; replies are translated back where they leave the host.
     Stack = 1,
+    /// Of a flow only: a container that calls itself through its own host port. Both directions go back
+    /// through the link that they came by, under the host's address.
+    Hairpin = 2,
 }
 
 /// One published port or range of ports, in one family.

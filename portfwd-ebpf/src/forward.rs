@@ -139,7 +139,7 @@ pub fn is_host_address<A: Address>(address: A) -> bool {
 /// Whether a socket of the host owns the connection that `packet` belongs to: then it keeps it, although
 /// its port is published.
 #[inline(always)]
-fn host_owns<H: Hook, A: Family>(hook: &H, packet: &Packet<A>) -> bool {
+pub fn host_owns<H: Hook, A: Family>(hook: &H, packet: &Packet<A>) -> bool {
     let ([a, b], [c, d]) = (
         packet.network.source.halves(),
         packet.network.destination.halves(),

@@ -1,7 +1,7 @@
 //! The ways of a packet, one for each hook, in both families.
 
 use portfwd_common::{
-    flow::{FlowKey, Side},
+    flow::{Flow, FlowKey, Side, State},
     forward::{Delivery, PortSlot},
     host::LinkSource,
     net::{V4, V6},
@@ -208,19 +208,26 @@ fn request<H: Hook, A: Family>(
     }
     let target = A::from_ip(record.target);
     let target_port = record.target_port_of(port);
-    let (link, delivery) = (record.link, record.delivery);
+    let link = record.link;
+    let hairpin = matches!(ingress, Ingress::Link(own) if own == link);
+    let delivery = if hairpin {
+        Delivery::Hairpin as u8
+    } else {
+        record.delivery
+    };
     if destination == target || !published.is_unchanged() {
         return absent();
     }
     let protocol = packet.network.protocol;
-    let key = FlowKey::new(
-        packet.network.source,
-        packet.source_port,
-        target,
-        target_port,
-        protocol,
-    );
-    let hop = delivery == Delivery::Redirect as u8;
+    // A container that calls itself would drop what comes from its own address: only then the source is
+    // translated as well.
+    let client = if hairpin {
+        destination
+    } else {
+        packet.network.source
+    };
+    let key = FlowKey::new(client, packet.source_port, target, target_port, protocol);
+    let hop = delivery != Delivery::Stack as u8;
     if hop && packet.network.hops <= 1 {
         return Verdict::next_for(Reason::Expired);
     }
@@ -245,7 +252,13 @@ fn request<H: Hook, A: Family>(
         Err(reason) => return Verdict::drop(reason, published.index),
     };
     forward::count_packet(published.index, Way::ToContainer, packet.length);
-    match translate::rewrite(hook, packet, End::Destination, target, target_port, hop) {
+    let port = packet.source_port;
+    let translated = translate::rewrite(hook, packet, End::Destination, target, target_port, hop)
+        .and_then(|()| match hairpin {
+            true => translate::rewrite(hook, packet, End::Source, client, port, false),
+            false => Ok(()),
+        });
+    match translated {
         Ok(()) => deliver(link, delivery),
         Err(reason) => Verdict::drop(reason, published.index),
     }
@@ -268,6 +281,9 @@ fn reply<A: Family>(hook: &Tc, packet: &Packet<A>) -> Option<Verdict> {
     if packet.network.hops <= 1 {
         return Some(Verdict::next_for(Reason::Expired));
     }
+    if flow.delivery == Delivery::Hairpin as u8 {
+        return reply_to_itself(hook, packet, flow, state, now);
+    }
     let route = deliver::route_of(hook, packet, flow, || routing_device(link), now);
     if !deliver::fits(hook, packet, &route) {
         return Some(Verdict::next_for(Reason::TooBig));
@@ -281,6 +297,31 @@ fn reply<A: Family>(hook: &Tc, packet: &Packet<A>) -> Option<Verdict> {
             Err(reason) => Verdict::drop(reason, index),
         },
     )
+}
+
+/// From a container that calls itself back to itself.
+#[inline(always)]
+fn reply_to_itself<A: Family>(
+    hook: &Tc,
+    packet: &Packet<A>,
+    flow: &mut Flow<A>,
+    state: State,
+    now: u32,
+) -> Option<Verdict> {
+    // A process of the host may talk to the container from the same address and port.
+    if forward::host_owns(hook, packet) {
+        return None;
+    }
+    flow::advance(flow, state, Side::Container, packet, now);
+    let (index, host, host_port) = (flow.forward, flow.host, flow.host_port);
+    let (client, port) = (flow.route.next_hop, packet.destination_port);
+    forward::count_packet(index, Way::ToClient, packet.length);
+    let translated = translate::rewrite(hook, packet, End::Source, host, host_port, true)
+        .and_then(|()| translate::rewrite(hook, packet, End::Destination, client, port, false));
+    Some(match translated {
+        Ok(()) => deliver::to_container(hook, hook.device()),
+        Err(reason) => Verdict::drop(reason, index),
+    })
 }
 
 /// A packet that XDP has translated already: its destination is a flow's container.
@@ -306,10 +347,10 @@ fn translated_before<A: Family>(hook: &Tc, packet: &Packet<A>, slot: PortSlot) -
 
 #[inline(always)]
 fn delivered(hook: &Tc, link: u32, delivery: u8) -> Verdict {
-    if delivery == Delivery::Redirect as u8 {
-        deliver::to_container(hook, link)
-    } else {
+    if delivery == Delivery::Stack as u8 {
         Verdict::NEXT
+    } else {
+        deliver::to_container(hook, link)
     }
 }
 

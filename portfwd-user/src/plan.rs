@@ -151,7 +151,7 @@ fn whereabouts(attachment: &Attachment) -> String {
     if attachment.netns == 0 {
         format!("address {address}")
     } else {
-        format!("another network namespace, address {address}")
+        format!("the network namespace of {address}")
     }
 }
 
