@@ -80,7 +80,14 @@ pub fn attach(layout: &Layout, hook: Hook, host: &Netns, device: &Link) -> Resul
 
 fn attach_here(layout: &Layout, hook: Hook, device: &Link) -> Result<(), AttachError> {
     let mut program = open(layout, hook)?;
-    let options = TcAttachOptions::TcxOrder(order(layout, hook, device.index)?);
+    // Before all others.
+    let mut order = LinkOrder::first();
+    // The order knows a program by its descriptor, which has to stay open.
+    let link = program_before(layout, hook, device.index)?;
+    if let Some(link) = &link {
+        order = LinkOrder::after_program(link)?;
+    }
+    let options = TcAttachOptions::TcxOrder(order);
     match program.attach_with_options(&device.name, hook.direction(), options) {
         Ok(id) => {
             let link: FdLink = program.take_link(id)?.try_into()?;
@@ -95,13 +102,17 @@ fn attach_here(layout: &Layout, hook: Hook, device: &Link) -> Result<(), AttachE
     }
 }
 
-/// Before all others; but the link's program decides what a container may send, so the device's goes
-/// behind it where a container's link is a device of the host as well.
-fn order(layout: &Layout, hook: Hook, index: u32) -> Result<LinkOrder, AttachError> {
+/// The link's program decides what a container may send, so the device's goes behind it where a
+/// container's link is a device of the host as well.
+fn program_before(
+    layout: &Layout,
+    hook: Hook,
+    index: u32,
+) -> Result<Option<SchedClassifier>, AttachError> {
     if hook == Hook::Device && pins::holds(&Hook::Link.pin(layout, index), index)? {
-        return Ok(LinkOrder::after_program(&open(layout, Hook::Link)?)?);
+        return Ok(Some(open(layout, Hook::Link)?));
     }
-    Ok(LinkOrder::first())
+    Ok(None)
 }
 
 fn open(layout: &Layout, hook: Hook) -> Result<SchedClassifier, ProgramError> {

@@ -289,7 +289,11 @@ fn devices(site: &Site, datapath: &Datapath) -> Result<Vec<DeviceRow>, Error> {
         }
     }
     let names = site.host.run_in(|| {
-        let name = |row: &DeviceRow| nix::net::if_::if_indextoname(row.index).ok();
+        // Of a device that is not there, nix gives an empty name rather than the error.
+        let name = |row: &DeviceRow| {
+            let name = nix::net::if_::if_indextoname(row.index).ok();
+            name.filter(|name| !name.is_empty())
+        };
         rows.iter().map(name).collect::<Vec<_>>()
     })?;
     for (row, name) in rows.iter_mut().zip(names) {
