@@ -126,7 +126,8 @@ pub fn transport<H: Hook, A: Family>(hook: &H, network: Network<A>) -> Result<Pa
     } else {
         let words: [u16; 4] = hook.load(at).ok_or(Unparsed::Malformed)?;
         let length = u16::from_be(words[2]) as u64;
-        if length < 8 || length > available {
+        let whole = packet.network.fragment == Fragment::Whole;
+        if length < 8 || (whole && length > available) {
             return Err(Unparsed::Malformed);
         }
     }

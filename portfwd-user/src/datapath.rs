@@ -128,9 +128,21 @@ impl Site {
     pub fn up(&self, options: &Options) -> Result<(Writable, bool), Error> {
         let locked = self.place.lock_or_create(WAIT)?;
         match self.open_locked(locked)? {
-            Ok(writable) => Ok((writable, false)),
+            Ok(writable) => {
+                self.refuse_other_level(&writable.datapath, options.log_level)?;
+                Ok((writable, false))
+            }
             Err(locked) => Ok((self.build(locked, options)?, true)),
         }
+    }
+
+    /// The log is loaded with the programs, so that it costs nothing without: it cannot be added later.
+    fn refuse_other_level(&self, datapath: &Datapath, asked: LogLevel) -> Result<(), Error> {
+        let known = datapath.tables.journal.get(0).log_level;
+        if asked == LogLevel::Off || asked as u64 == known {
+            return Ok(());
+        }
+        Err(InstanceError::OtherLogLevel(self.name().clone()).into())
     }
 
     fn open_locked(&self, locked: Locked) -> Result<Result<Writable, Locked>, Error> {

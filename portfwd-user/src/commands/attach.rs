@@ -66,7 +66,7 @@ fn make_plan(
         (Some(found), _) => found,
         (None, Some(known)) => Found::Known(*known),
         // What runs the container is asked in a later version; nobody else knows the name.
-        (None, None) => return Err(Missing::Container(attach.container.clone()).into()),
+        (None, None) => return Err(Missing::Target(attach.container.clone()).into()),
     };
     let resolved = settle_ports(site, &state, &attach.container, &attach.specs)?;
     plan::attach(&attach.container, known, &found, &resolved)

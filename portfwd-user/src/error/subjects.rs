@@ -20,20 +20,12 @@ pub struct Usage {
     pub hint: Option<String>,
 }
 
-impl Usage {
-    /// `attach` of a container that is not known yet, without a word of where it is.
-    #[must_use]
-    pub fn no_target(container: &Label) -> Self {
-        Self {
-            message: format!("it was not said where container \"{container}\" is"),
-            hint: Some("give --netns PATH, --pid PID or --ip ADDR".to_owned()),
-        }
-    }
-}
-
 /// Something that was named and is not there (exit code 4).
 #[derive(Debug, thiserror::Error)]
 pub enum Missing {
+    /// A container that nobody knows, and of which it was not said where it is.
+    #[error("no such container: {0}")]
+    Target(Label),
     /// A container with no forward in this instance.
     #[error("no such container: {0}")]
     Container(Label),
@@ -73,6 +65,7 @@ pub enum Missing {
 impl Missing {
     pub(super) fn hint(&self) -> Option<String> {
         match self {
+            Self::Target(_) => Some("give --netns PATH, --pid PID or --ip ADDR".to_owned()),
             Self::Container(_) => Some("portfwd list shows every container".to_owned()),
             Self::Forward { container, .. } | Self::Port { container, .. } => {
                 Some(format!("portfwd port {container} shows what it publishes"))
@@ -181,6 +174,9 @@ pub enum InstanceError {
     /// Nothing is loaded.
     #[error("instance \"{0}\" is not up")]
     Down(InstanceName),
+    /// The programs were loaded with another level of their log.
+    #[error("instance \"{0}\" is up with another log level")]
+    OtherLogLevel(InstanceName),
     /// The programs were loaded without their log.
     #[error("instance \"{0}\" logs nothing")]
     Silent(InstanceName),
@@ -207,6 +203,9 @@ impl InstanceError {
                 "choose another --instance, or give that namespace with --host-netns".to_owned(),
             ),
             Self::Down(_) => Some("portfwd up, or the first attach, brings it up".to_owned()),
+            Self::OtherLogLevel(_) => {
+                Some("portfwd down, then portfwd up with that level".to_owned())
+            }
             Self::Silent(_) => Some("portfwd down, then portfwd up --log-level info".to_owned()),
             Self::NotBpffs(_) => Some("mount -t bpf bpf DIR, or choose another --bpffs".to_owned()),
         }

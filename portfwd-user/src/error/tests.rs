@@ -12,9 +12,15 @@ fn every_error() -> Vec<(Error, u8, &'static str)> {
     let not_found = || io::Error::from_raw_os_error(2);
     vec![
         (
-            Usage::no_target(&web()).into(),
-            2,
-            "error: it was not said where container \"web\" is\n\
+            InstanceError::OtherLogLevel(lab()).into(),
+            1,
+            "error: instance \"lab\" is up with another log level\n\
+             hint: portfwd down, then portfwd up with that level\n",
+        ),
+        (
+            Missing::Target(web()).into(),
+            4,
+            "error: no such container: web\n\
              hint: give --netns PATH, --pid PID or --ip ADDR\n",
         ),
         (

@@ -87,7 +87,7 @@ pub struct Host {
     /// Ranges that the host takes as its own as a whole (AnyIP), 127.0.0.0/8 among them.
     pub ranges: Vec<LocalRoute>,
     /// The devices on which the host owns an address that others can reach, by index: the places for
-    /// hooks. `lo` is not among them. A device with nothing but a link-local address is left out, or
+    /// hooks. `lo` is not among them, nor are devices without an Ethernet header. A device with nothing but a link-local address is left out, or
     /// every port of every bridge would be in.
     pub devices: Vec<Link>,
 }
@@ -129,7 +129,8 @@ pub async fn read_host(session: &mut Session) -> Result<Host, NetlinkError> {
         .map(|own| own.ifindex)
         .collect();
     let mut devices = links::by_indexes(session, &bearing).await?;
-    devices.retain(|link| link.kind != LinkKind::Loopback);
+    // The programs read an Ethernet header.
+    devices.retain(|link| link.kind != LinkKind::Loopback && link.mac.is_some());
     Ok(Host {
         addresses,
         ranges,

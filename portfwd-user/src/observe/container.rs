@@ -95,9 +95,7 @@ impl ContainerError {
                 "connect to {} itself; nothing has to be published",
                 first(addresses)
             )),
-            Self::NoInterface { .. } => {
-                Some("give the container a network first, or make one with --connect".to_owned())
-            }
+            Self::NoInterface { .. } => Some("give the container a network first".to_owned()),
             Self::NoRoute(_) => {
                 Some("see `ip route get` in the host's network namespace".to_owned())
             }
