@@ -188,7 +188,11 @@ fn a_device_that_goes_leaves_nothing_and_one_in_its_place_is_served() {
         topology.attach("web", 0, &["8080:80"]);
         let index = topology.host.run(|| kernel::index_of("eth1"));
         topology.host.ip("link del eth1\n");
-        assert!(names(&topology).contains(&"gone".to_owned()), "{:?}", served(&topology));
+        assert!(
+            names(&topology).contains(&"gone".to_owned()),
+            "{:?}",
+            served(&topology)
+        );
         topology.portfwd(&["up"]).expect_ok();
         assert!(!names(&topology).contains(&"gone".to_owned()));
 

@@ -23,7 +23,7 @@ type Check = fn() -> Outcome;
 pub(crate) fn run() -> anyhow::Result<()> {
     setup::ensure(setup::Extras {
         check: true,
-        bench: false,
+        ..setup::Extras::default()
     })?;
     let checks: &[(&str, Check)] = &[
         ("format", || outcome(format())),

@@ -9,6 +9,7 @@ mod process;
 mod setup;
 mod test;
 mod toolchain;
+mod vm;
 mod workspace;
 
 use std::{env, ffi::OsString, process::ExitCode};
@@ -49,6 +50,7 @@ enum Task {
     Demo,
     /// Run all checks of CI: format, lints, licences, advisories, the committed object, tests
     Check,
+    Vm(vm::Args),
     Bench(bench::Args),
     #[command(hide = true)]
     BenchWorker(bench::WorkerArgs),
@@ -92,6 +94,7 @@ fn run(task: Task, inner: &[OsString]) -> anyhow::Result<()> {
         Task::Test { options } => test::run(&options, inner),
         Task::Demo => demo::run(),
         Task::Check => check::run(),
+        Task::Vm(args) => vm::run(args),
         Task::Bench(args) => bench::run(args),
         Task::BenchWorker(args) => bench::run_worker(args),
     }

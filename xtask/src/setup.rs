@@ -22,6 +22,9 @@ pub(crate) struct Extras {
     /// Also the programs that `cargo xtask bench` compares with
     #[arg(long)]
     pub(crate) bench: bool,
+    /// Also what `cargo xtask vm` runs its machines with
+    #[arg(long)]
+    pub(crate) vm: bool,
 }
 
 /// One thing to have.

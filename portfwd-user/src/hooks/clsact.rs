@@ -360,8 +360,10 @@ mod tests {
     use super::*;
 
     fn filter(priority: u16, program: Option<u32>) -> Filter {
-        let mut header = TcHeader::default();
-        header.info = u32::from(priority) << 16;
+        let header = TcHeader {
+            info: u32::from(priority) << 16,
+            ..TcHeader::default()
+        };
         Filter {
             header,
             kind: "bpf".to_owned(),

@@ -36,6 +36,9 @@ const RUN: &[&str] = &[
 /// To fetch the database of advisories.
 const CHECK: &[&str] = &["git", "ca-certificates"];
 
+/// To run virtual machines, and to make what they boot from.
+const VM: &[&str] = &["busybox-static", "cpio", "qemu-system-x86"];
+
 /// Waits for dpkg's lock, and downloads as root rather than warn that another user cannot write here.
 const OPTIONS: [&str; 4] = [
     "-o",
@@ -50,7 +53,8 @@ const ATTEMPTS: u32 = 60;
 /// The packages that are needed and not installed.
 pub(super) fn missing(extras: Extras) -> anyhow::Result<Vec<&'static str>> {
     let checks = if extras.check { CHECK } else { &[] };
-    let wanted: Vec<&str> = [BUILD, RUN, checks].concat();
+    let machines = if extras.vm { VM } else { &[] };
+    let wanted: Vec<&str> = [BUILD, RUN, checks, machines].concat();
     let installed = installed(&wanted)?;
     Ok(wanted
         .into_iter()

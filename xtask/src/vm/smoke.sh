@@ -137,6 +137,17 @@ esac
 succeed portfwd down
 nothing_left
 
+# A target that is not at the other end of a link goes through the stack, and back by device egress.
+at container /programs/ip addr add 203.0.113.9/32 dev lo
+ip route add 203.0.113.9 via 10.88.0.2
+echo 1 >/proc/sys/net/ipv4/ip_forward
+succeed portfwd attach far --ip 203.0.113.9 -p 8080:80 -p 8080:80/udp
+expect "tc egress" portfwd status
+expect "$client" ask client TCP:192.0.2.1:8080
+expect "$client" ask_udp client UDP:192.0.2.1:8080
+succeed portfwd down
+nothing_left
+
 if [ -n "$filters" ] && [ "$filters" != 0 ]; then
     echo "filters of a clsact qdisc:"
     # Another tool's qdisc and filters are its own.
@@ -175,6 +186,16 @@ if [ -n "$filters" ] && [ "$filters" != 0 ]; then
     at client /programs/ip addr add 192.0.2.2/24 dev eth0
     nothing_left
 fi
+
+echo "up, killed at some moment:"
+for delay in 0.4 0.7 1.0 1.3 1.6 1.9 2.2; do
+    portfwd up 2>/dev/null &
+    sleep $delay
+    kill -9 $! 2>/dev/null
+    wait $! 2>/dev/null
+    succeed portfwd down
+    nothing_left
+done
 
 for mode in native generic; do
     at client /programs/ethtool -K eth0 tx off >/dev/null

@@ -1,0 +1,217 @@
+//! Kernels out of Debian packages, kept in the cache.
+
+use std::{
+    fmt, fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, ensure};
+
+use crate::{process, toolchain};
+
+/// What is needed of each kernel's modules, in the order of their dependencies. What a kernel has built
+/// in has no file.
+const MODULES: [&str; 10] = [
+    "llc",
+    "stp",
+    "bridge",
+    "veth",
+    "sch_ingress",
+    "cls_bpf",
+    "cls_u32",
+    "inet_diag",
+    "tcp_diag",
+    "udp_diag",
+];
+/// Depends on the current kernel of its suite. The one for clouds is the smallest.
+const PACKAGE: &str = "linux-image-cloud-amd64";
+
+/// A kernel by its role.
+#[derive(clap::ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Kernel {
+    /// The oldest that portfwd works on.
+    #[value(name = "6.1")]
+    Oldest,
+    /// The first of long support with TCX in Debian.
+    #[value(name = "6.12")]
+    Stable,
+    /// What Debian's unstable suite has.
+    #[value(name = "newest")]
+    Newest,
+}
+
+impl Kernel {
+    pub(super) const ALL: [Self; 3] = [Self::Oldest, Self::Stable, Self::Newest];
+
+    fn suite(self) -> &'static str {
+        match self {
+            Self::Oldest => "bookworm",
+            Self::Stable => "trixie",
+            Self::Newest => "sid",
+        }
+    }
+}
+
+impl fmt::Display for Kernel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Oldest => "6.1",
+            Self::Stable => "6.12",
+            Self::Newest => "newest",
+        })
+    }
+}
+
+/// A kernel that has been unpacked.
+pub(super) struct Files {
+    /// What the machine boots.
+    pub(super) image: PathBuf,
+    /// Module files, possibly compressed, in the order to load them.
+    pub(super) modules: Vec<(&'static str, PathBuf)>,
+}
+
+impl Files {
+    /// Those of the cache, fetched if they are not there, or with `fresh`.
+    pub(super) fn get(kernel: Kernel, fresh: bool) -> anyhow::Result<Self> {
+        let all = toolchain::tools().join("kernels");
+        let tree = all.join(kernel.to_string());
+        if fresh || !tree.exists() {
+            fs::create_dir_all(&all).with_context(|| format!("create {}", all.display()))?;
+            let scratch = tempfile::tempdir_in(&all).context("make a temporary directory")?;
+            let unpacked = fetch(kernel, scratch.path())?;
+            if tree.exists() {
+                fs::remove_dir_all(&tree).with_context(|| format!("remove {}", tree.display()))?;
+            }
+            fs::rename(unpacked, &tree).with_context(|| format!("make {}", tree.display()))?;
+        }
+        Self::find(&tree)
+    }
+
+    fn find(tree: &Path) -> anyhow::Result<Self> {
+        let files = process::output(Command::new("find").arg(tree).args(["-type", "f"]))?;
+        let named = |wanted: &dyn Fn(&str) -> bool| {
+            let is_wanted = |path: &&Path| {
+                let name = path.file_name().and_then(|name| name.to_str());
+                name.is_some_and(wanted)
+            };
+            files.lines().map(Path::new).find(is_wanted)
+        };
+        let image = named(&|name| name == "vmlinuz" || name.starts_with("vmlinuz-"));
+        let image = image.with_context(|| format!("no kernel in {}", tree.display()))?;
+        let modules = MODULES.iter().filter_map(|module| {
+            let file = named(&|name| name.split_once(".ko").is_some_and(|(n, _)| n == *module));
+            Some((*module, file?.to_owned()))
+        });
+        Ok(Self {
+            image: image.to_owned(),
+            modules: modules.collect(),
+        })
+    }
+}
+
+/// Downloads and unpacks the kernel of a suite, whatever suite the machine itself is of: with lists and
+/// state of its own, apt knows nothing but that suite.
+fn fetch(kernel: Kernel, scratch: &Path) -> anyhow::Result<PathBuf> {
+    for directory in [
+        "lists/partial",
+        "cache/archives/partial",
+        "packages",
+        "tree",
+    ] {
+        let directory = scratch.join(directory);
+        fs::create_dir_all(&directory)
+            .with_context(|| format!("create {}", directory.display()))?;
+    }
+    let root = scratch.display();
+    let write = |name: &str, text: &str| {
+        fs::write(scratch.join(name), text).with_context(|| format!("write {root}/{name}"))
+    };
+    write(
+        "sources.list",
+        &format!(
+            "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] \
+             http://deb.debian.org/debian {} main\n",
+            kernel.suite()
+        ),
+    )?;
+    write("status", "")?;
+    write(
+        "apt.conf",
+        &format!(
+            "Dir::Etc::SourceList \"{root}/sources.list\";\nDir::Etc::SourceParts \"-\";\n\
+             Dir::State::Lists \"{root}/lists\";\nDir::State::status \"{root}/status\";\n\
+             Dir::Cache \"{root}/cache\";\nAPT::Sandbox::User \"root\";\n\
+             Acquire::Languages \"none\";\n"
+        ),
+    )?;
+    let apt = |program: &str| {
+        let mut command = Command::new(program);
+        command
+            .env("APT_CONFIG", scratch.join("apt.conf"))
+            .env("LC_ALL", "C")
+            .current_dir(scratch.join("packages"));
+        command
+    };
+    eprintln!("fetching the kernel of Debian {}", kernel.suite());
+    process::output(apt("apt-get").arg("update"))?;
+    let packages = packages(|name| process::output(apt("apt-cache").args(["depends", name])))?;
+    process::output(apt("apt-get").arg("download").args(&packages))?;
+    let tree = scratch.join("tree");
+    let unpack = "for package in *.deb; do dpkg-deb --extract \"$package\" \"$1\" || exit; done";
+    process::output(apt("sh").args(["-c", unpack, "sh"]).arg(&tree))?;
+    Ok(tree)
+}
+
+/// The packages that the current kernel consists of: one, or as of 7.x image and modules apart.
+fn packages(depends: impl Fn(&str) -> anyhow::Result<String>) -> anyhow::Result<Vec<String>> {
+    let parts = |name: &str| -> anyhow::Result<Vec<String>> {
+        let text = depends(name)?;
+        let found = text.lines().filter_map(|line| {
+            let name = line.trim().strip_prefix("Depends: ")?;
+            ["linux-image-", "linux-binary-", "linux-modules-"]
+                .iter()
+                .any(|prefix| name.starts_with(prefix))
+                .then(|| name.to_owned())
+        });
+        Ok(found.collect())
+    };
+    let mut packages = parts(PACKAGE)?;
+    ensure!(!packages.is_empty(), "{PACKAGE} depends on no kernel");
+    for package in packages.clone() {
+        let inner = parts(&package)?;
+        if !inner.is_empty() {
+            packages.retain(|name| *name != package);
+            packages.extend(inner);
+        }
+    }
+    Ok(packages)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_is_one_package_or_several() {
+        let whole = |name: &str| {
+            Ok(match name {
+                PACKAGE => "linux-image-cloud-amd64\n  Depends: linux-image-6.1.0-50-cloud-amd64\n",
+                _ => "linux-image-6.1.0-50-cloud-amd64\n  Depends: kmod\n |Depends: dracut\n",
+            }
+            .to_owned())
+        };
+        let found = packages(whole).expect("packages");
+        assert_eq!(found, ["linux-image-6.1.0-50-cloud-amd64"]);
+        let apart = |name: &str| {
+            Ok(match name {
+                PACKAGE => "linux-image-cloud-amd64\n  Depends: linux-image-7.2-amd64\n",
+                _ => "x\n  Depends: linux-binary-7.2-amd64\n  Depends: linux-modules-7.2-amd64\n",
+            }
+            .to_owned())
+        };
+        let found = packages(apart).expect("packages");
+        assert_eq!(found, ["linux-binary-7.2-amd64", "linux-modules-7.2-amd64"]);
+        assert!(packages(|_| Ok(String::new())).is_err());
+    }
+}
