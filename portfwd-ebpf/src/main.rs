@@ -44,7 +44,7 @@ pub fn tc_device(context: TcContext) -> i32 {
 #[classifier]
 pub fn tc_link(context: TcContext) -> i32 {
     let hook = Tc::new(&context);
-    way::by_family(&hook, way::Link).tc(&hook)
+    way::of_container(&hook).tc(&hook)
 }
 
 /// Egress of a device, for flows that go through the stack.

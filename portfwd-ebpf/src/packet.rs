@@ -15,6 +15,8 @@ use crate::maps::DEVICES;
 pub const ETHERNET: usize = 14;
 /// More than this is never read: Ethernet, an IPv4 header with all options, a TCP header without.
 const HEADERS: u64 = 14 + 60 + 20;
+/// Bits of a tag that number the VLAN (IEEE 802.1Q, 9.6).
+const VLAN_ID: u32 = 0xfff;
 /// `PACKET_HOST` of linux/if_packet.h: the frame was addressed to the device it came in by.
 const PACKET_HOST: u32 = 0;
 
@@ -33,7 +35,8 @@ pub trait Hook {
     fn pull_headers(&self);
     /// Interface index of the device that it came in by.
     fn device(&self) -> u32;
-    /// Whether the frame carries a VLAN tag beside its bytes: then it belongs to another device.
+    /// Whether the frame carries a VLAN tag beside its bytes: then it belongs to another device. That of
+    /// VLAN 0 only gives a priority.
     fn is_tagged(&self) -> bool;
     /// Whether the frame was addressed to this host's device.
     fn is_for_host(&self) -> bool;
@@ -142,7 +145,7 @@ impl Hook for Tc {
     }
     #[inline(always)]
     fn is_tagged(&self) -> bool {
-        field!(self.0, vlan_present) != 0
+        field!(self.0, vlan_present) != 0 && field!(self.0, vlan_tci) & VLAN_ID != 0
     }
     #[inline(always)]
     fn is_for_host(&self) -> bool {

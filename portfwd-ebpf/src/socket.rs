@@ -15,7 +15,9 @@ use portfwd_common::{
 };
 
 use crate::{
-    clock, forward,
+    clock,
+    family::Family,
+    forward,
     maps::{HOST_DATAGRAMS, HOST_SOCKETS},
 };
 
@@ -66,6 +68,24 @@ impl Call {
     fn set_port(&self, port: NetPort) {
         // SAFETY: a live context; the kernel takes whole words only.
         unsafe { core::ptr::write_volatile(&raw mut (*self.0).user_port, port.wire() as u32) };
+    }
+    /// Whether the socket sends from a loopback address, whatever it is sent to.
+    #[inline(always)]
+    fn is_bound_to_loopback(&self) -> bool {
+        // SAFETY: a live context; the kernel checks the pointer, and takes single words only.
+        unsafe {
+            let socket = (*self.0).__bindgen_anon_1.sk;
+            if socket.is_null() {
+                return false;
+            }
+            if (*socket).family == V4::AF as u32 {
+                return V4((*socket).src_ip4).is_loopback();
+            }
+            let word =
+                |index: usize| core::ptr::read_volatile(&raw const (*socket).src_ip6[index]) as u64;
+            let bound = V6(word(0) | word(1) << 32, word(2) | word(3) << 32);
+            bound.is_loopback() || (bound.ip().is_v4() && V4::from_ip(bound.ip()).is_loopback())
+        }
     }
     /// Port that the socket sends from.
     #[inline(always)]
@@ -165,10 +185,19 @@ fn target<A: Argument>(call: &Call, address: A, datagram: bool) -> Option<End> {
     if !published.is_unchanged() {
         return None;
     }
+    // Nothing leaves the host from 127.0.0.1: refused by the closed port is better than without an answer.
+    if call.is_bound_to_loopback() {
+        return None;
+    }
     let key = SocketKey::new(call.cookie(), end.0, end.1);
-    if HOST_SOCKETS.get_ptr(&key).is_none() {
-        let (index, generation) = (published.index, published.generation);
-        let origin = SocketOrigin::new(host.ip(), port, protocol, index, generation);
+    let (index, generation) = (published.index, published.generation);
+    let origin = SocketOrigin::new(host.ip(), port, protocol, index, generation);
+    let known = match HOST_SOCKETS.get_ptr(&key) {
+        // SAFETY: an element of an LRU map; see `flow::Entry`.
+        Some(known) => unsafe { *known == origin },
+        None => false,
+    };
+    if !known {
         // Without the entry the answers could not be translated back: leave the call alone then.
         HOST_SOCKETS.insert(&key, &origin, 0).ok()?;
         forward::count_connection(index);

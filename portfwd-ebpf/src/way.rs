@@ -29,16 +29,36 @@ pub trait PacketWay<H> {
 /// Sends a packet the way of its family; what is no IP goes on.
 #[inline(always)]
 pub fn by_family<H: Hook>(hook: &H, way: impl PacketWay<H>) -> Verdict {
-    hook.pull_headers();
     if hook.is_tagged() {
         return Verdict::NEXT;
     }
+    by_ether_type(hook, way)
+}
+
+#[inline(always)]
+fn by_ether_type<H: Hook>(hook: &H, way: impl PacketWay<H>) -> Verdict {
+    hook.pull_headers();
     match hook.load::<u16>(ETHERNET - 2) {
         Some(V4::ETHERTYPE) => way.go::<V4>(hook),
         Some(V6::ETHERTYPE) => way.go::<V6>(hook),
         _ => Verdict::NEXT,
     }
 }
+
+/// The same for what a container sends. A tag keeps it from being answered here, not from being looked
+/// at. What is behind a second tag nobody looks at: the kernel takes that off after this hook.
+#[inline(always)]
+pub fn of_container(hook: &Tc) -> Verdict {
+    match hook.load::<u16>(ETHERNET - 2) {
+        Some(VLAN | PROVIDER_VLAN) => Verdict::drop(Reason::ForeignSource, 0),
+        _ if hook.is_tagged() => by_ether_type(hook, TaggedLink),
+        _ => by_ether_type(hook, Link),
+    }
+}
+
+/// EtherTypes of VLAN tags (IEEE 802.1Q, table 9-1), in network order.
+const VLAN: u16 = 0x8100u16.to_be();
+const PROVIDER_VLAN: u16 = 0x88a8u16.to_be();
 
 /// The packet at the hook, or `Verdict::NEXT` for what is not TCP or UDP.
 macro_rules! packet {
@@ -131,6 +151,21 @@ impl PacketWay<Tc> for Link {
             deliver,
             || Verdict::NEXT,
         )
+    }
+}
+
+/// What a container sends behind a VLAN tag.
+struct TaggedLink;
+
+impl PacketWay<Tc> for TaggedLink {
+    #[inline(always)]
+    fn go<A: Family>(self, hook: &Tc) -> Verdict {
+        let network: Network<A> = network!(hook);
+        if may_send(hook, &network) {
+            Verdict::NEXT
+        } else {
+            Verdict::drop(Reason::ForeignSource, 0)
+        }
     }
 }
 
@@ -234,13 +269,16 @@ fn request<H: Hook, A: Family>(
     let (link, delivery) = match flow::of_request(&key, packet, published) {
         // SAFETY: see `flow::Entry`.
         Ok(Some(entry)) => unsafe { ((*entry).link, (*entry).delivery) },
-        Ok(None) => {
+        absent_or_taken => {
             let (framed, device) = match ingress {
                 Ingress::Device(device) => (true, device),
                 Ingress::Link(link) => (false, routing_device(link)),
             };
             if let Err(reason) = forward::admits(hook, packet, framed) {
                 return Verdict::next_for(reason);
+            }
+            if let Err(reason) = absent_or_taken {
+                return Verdict::drop(reason, published.index);
             }
             let target = flow::Target { link, delivery };
             if let Err(reason) = flow::open(&key, packet, published, target, device) {
@@ -249,7 +287,6 @@ fn request<H: Hook, A: Family>(
             log::opened(hook, packet, published.index, target_port.get());
             (link, delivery)
         }
-        Err(reason) => return Verdict::drop(reason, published.index),
     };
     forward::count_packet(published.index, Way::ToContainer, packet.length);
     let port = packet.source_port;

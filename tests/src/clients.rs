@@ -146,7 +146,14 @@ pub fn ask_datagram(socket: &UdpSocket) -> io::Result<Answer> {
 /// Those of the socket, or that the answer comes from elsewhere.
 pub fn ask_unconnected(namespace: &Namespace, to: SocketAddr) -> io::Result<Answer> {
     let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
-    let socket = namespace.run(|| UdpSocket::bind(any))?;
+    ask_from(&namespace.run(|| UdpSocket::bind(any))?, to)
+}
+
+/// The same over a socket that is there.
+///
+/// # Errors
+/// Those of the socket, or that the answer comes from elsewhere.
+pub fn ask_from(socket: &UdpSocket, to: SocketAddr) -> io::Result<Answer> {
     socket.set_read_timeout(Some(PATIENCE))?;
     socket.send_to(b"across and back", to)?;
     let mut buffer = [0; 2048];

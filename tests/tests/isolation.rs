@@ -148,6 +148,51 @@ fn a_container_that_sends_to_a_foreign_host_at_a_published_port_reaches_that_hos
     }
 }
 
+/// One socket may talk to the host and to somebody behind it: only one of its two connections is ours.
+#[test]
+fn a_clients_port_that_a_flow_has_reaches_foreign_hosts_all_the_same() {
+    for wiring in [Shape::default(), Shape::routed()] {
+        let topology = Topology::new(Shape {
+            forwarding: true,
+            ..wiring
+        });
+        let _servers = topology.serve();
+        let _foreign = Server::start(&topology.foreign, &[FOREIGN, FOREIGN6], 8080, "foreign");
+        topology.attach("web", 0, &["8080:80", "8080:80/udp"]);
+        let other = &topology.containers[1];
+        let [v4, v6] = other.addresses();
+        for (from, own, host, foreign) in [
+            (&topology.client, CLIENT, HOST, FOREIGN),
+            (&topology.client, CLIENT6, HOST6, FOREIGN6),
+            (&other.namespace, v4, HOST, FOREIGN),
+            (&other.namespace, v6, HOST6, FOREIGN6),
+        ] {
+            let own = SocketAddr::new(own, 45_000);
+            let ends = [(host, "web"), (foreign, "foreign"), (host, "web")]
+                .map(|(address, label)| (SocketAddr::new(address, 8080), label));
+            let datagrams = from
+                .run(|| std::net::UdpSocket::bind(own))
+                .expect("bind a client's port");
+            for (to, label) in ends {
+                let answer = clients::ask_from(&datagrams, to)
+                    .unwrap_or_else(|error| panic!("{to} from {}: {error}", from.name()));
+                assert_eq!(answer.label, label);
+            }
+            let streams = [ends[0], ends[1]].map(|(to, label)| {
+                let stream = clients::connect_from(from, own, to)
+                    .unwrap_or_else(|error| panic!("{to} from {}: {error}", from.name()));
+                (stream, label)
+            });
+            for (stream, label) in &streams {
+                assert_eq!(
+                    clients::ask_stream(stream).expect("an answer").label,
+                    *label
+                );
+            }
+        }
+    }
+}
+
 #[test]
 fn without_forwarding_a_foreign_address_gets_nothing_from_us() {
     let topology = Topology::new(Shape::default());
@@ -214,8 +259,12 @@ fn a_container_sends_from_its_own_addresses_only() {
                     Frame::udp(source, to, b"spoofed"),
                     Frame::tcp(source, to, flag::SYN),
                 ] {
-                    let frame = frame.on_link(second.mac, GATEWAY_MAC).to_bytes();
-                    inject(&second.namespace, "eth0", &frame);
+                    let mut frame = frame.on_link(second.mac, GATEWAY_MAC);
+                    inject(&second.namespace, "eth0", &frame.to_bytes());
+                    // To the kernel a frame of VLAN 0 is one without a tag (IEEE 802.1Q, 6.9: only its
+                    // priority counts).
+                    frame.vlan = Some(0);
+                    inject(&second.namespace, "eth0", &frame.to_bytes());
                 }
             }
         }
@@ -239,7 +288,7 @@ fn a_container_sends_from_its_own_addresses_only() {
             .find(|reason| reason["reason"] == "foreign-source")
             .unwrap_or_else(|| panic!("no foreign-source in {reasons:?}"));
         assert_eq!(counted["dropped"], true);
-        assert!(counted["packets"].as_u64() >= Some(28), "{counted}");
+        assert!(counted["packets"].as_u64() >= Some(56), "{counted}");
     }
 }
 
@@ -407,4 +456,26 @@ fn broadcasts_and_multicasts_at_a_published_port_are_left_alone() {
         .filter(|frame| involves(frame, CLIENT, 4321) || involves(frame, CLIENT6, 4321))
         .collect();
     assert!(reached.is_empty(), "{reached:?}");
+}
+
+#[test]
+fn a_priority_tag_changes_nothing_and_a_vlan_is_somebody_elses() {
+    let topology = Topology::new(Shape::default());
+    let _servers = topology.serve();
+    topology.attach("web", 0, &["8080:80/udp", "9999:80/udp"]);
+    let capture = Capture::start(&topology.containers[0].namespace, "eth0");
+    for (client, host) in [(CLIENT, HOST), (CLIENT6, HOST6)] {
+        for (port, vlan) in [(4320, 0), (4321, 7)] {
+            let (source, to) = (SocketAddr::new(client, port), SocketAddr::new(host, 8080));
+            let mut frame = Frame::udp(source, to, b"tagged").on_link(CLIENT_MAC, HOST_MAC);
+            frame.vlan = Some(vlan);
+            inject(&topology.client, "eth0", &frame.to_bytes());
+        }
+        mark(&topology.client, host, 9999);
+    }
+    let frames = capture.finish();
+    for client in [CLIENT, CLIENT6] {
+        let reached = |port| frames.iter().any(|frame| involves(frame, client, port));
+        assert!(reached(4320) && !reached(4321), "{client}: {frames:?}");
+    }
 }

@@ -101,6 +101,70 @@ fn a_host_process_sees_the_peer_that_it_asked_for() {
 }
 
 #[test]
+fn a_host_socket_may_ask_by_one_address_after_another() {
+    let topology = Topology::new(Shape::default());
+    let _servers = topology.serve();
+    topology.attach("web", 0, &BOTH);
+    for (any, addresses) in [
+        ("0.0.0.0:0", [LOOPBACK, HOST, LOOPBACK]),
+        ("[::]:0", [LOOPBACK6, HOST6, LOOPBACK6]),
+    ] {
+        let socket = topology
+            .host
+            .run(|| std::net::UdpSocket::bind(any))
+            .expect("bind any port");
+        for address in addresses {
+            // Answers that do not come from where the question went are errors.
+            let to = SocketAddr::new(address, 8080);
+            clients::ask_from(&socket, to).unwrap_or_else(|error| panic!("{to}: {error}"));
+        }
+    }
+}
+
+/// A packet from 127.0.0.1 cannot leave the host, so that such a socket has no way to a container.
+#[test]
+fn a_host_socket_bound_to_loopback_is_refused_at_once() {
+    let topology = Topology::new(Shape::default());
+    let _servers = topology.serve();
+    topology.attach("web", 0, &BOTH);
+    for (own, address) in [
+        (LOOPBACK, LOOPBACK),
+        (LOOPBACK, HOST),
+        (LOOPBACK6, LOOPBACK6),
+    ] {
+        let from = SocketAddr::new(own, 0);
+        let to = SocketAddr::new(address, 8080);
+        let error = clients::connect_from(&topology.host, from, to).expect_err("no way");
+        assert_eq!(
+            error.kind(),
+            std::io::ErrorKind::ConnectionRefused,
+            "{from} {to}"
+        );
+        let socket = topology
+            .host
+            .run(|| std::net::UdpSocket::bind(from))
+            .expect("bind loopback");
+        socket.connect(to).expect("connect a datagram socket");
+        socket
+            .set_read_timeout(Some(portfwd_tests::deadline::PATIENCE))
+            .expect("a time limit");
+        let error = clients::ask_datagram(&socket).expect_err("no way");
+        assert_eq!(
+            error.kind(),
+            std::io::ErrorKind::ConnectionRefused,
+            "{from} {to}"
+        );
+    }
+    let own_address = SocketAddr::new(HOST, 0);
+    let to = SocketAddr::new(LOOPBACK, 8080);
+    let stream = clients::connect_from(&topology.host, own_address, to).expect("connect");
+    assert_eq!(
+        clients::ask_stream(&stream).expect("an answer").label,
+        "web"
+    );
+}
+
+#[test]
 fn containers_reach_published_ports_and_keep_their_addresses() {
     for shape in [Shape::default(), Shape::routed()] {
         let topology = Topology::new(shape);

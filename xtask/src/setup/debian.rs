@@ -20,6 +20,7 @@ const BUILD: &[&str] = &[
 
 /// What tests and demo run beside portfwd: servers and clients, captures, other tools' rules.
 const RUN: &[&str] = &[
+    "bpftool",
     "curl",
     "ethtool",
     "iproute2",
