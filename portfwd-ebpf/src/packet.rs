@@ -7,14 +7,19 @@ use aya_ebpf::{
     helpers::{bpf_csum_update, bpf_l4_csum_replace, bpf_skb_change_type, bpf_skb_pull_data},
     programs::{TcContext, XdpContext},
 };
-use portfwd_common::{checksum, host::Device, net::Protocol, verdict::Reason};
+use portfwd_common::{
+    checksum,
+    host::Device,
+    net::{Protocol, V4, V6},
+    verdict::Reason,
+};
 
-use crate::maps::DEVICES;
+use crate::{family::Family, maps::DEVICES};
 
 /// Length of an Ethernet header.
 pub const ETHERNET: usize = 14;
 /// More than this is never read: Ethernet, an IPv4 header with all options, a TCP header without.
-const HEADERS: u64 = 14 + 60 + 20;
+const MAX_HEADERS: u64 = 14 + 60 + 20;
 /// Bits of a tag that number the VLAN (IEEE 802.1Q, 9.6).
 const VLAN_ID: u32 = 0xfff;
 /// `PACKET_HOST` of linux/if_packet.h: the frame was addressed to the device it came in by.
@@ -100,6 +105,20 @@ impl Tc {
     }
 }
 
+impl Tc {
+    /// What is read of a TCP packet with an IP header as long as this one's says, Ethernet included.
+    #[inline(always)]
+    fn told_headers(&self) -> Option<u64> {
+        let ether_type: u16 = self.load(ETHERNET - 2)?;
+        let first: u8 = self.load(ETHERNET)?;
+        Some(match ether_type {
+            V4::ETHERTYPE => 14 + (first as u64 & 0xf) * 4 + 20,
+            V6::ETHERTYPE => 14 + 40 + 20,
+            _ => 0,
+        })
+    }
+}
+
 /// Reads a field of the context once, in place: LLVM otherwise hoists it and the verifier loses track
 /// of packet pointers.
 macro_rules! field {
@@ -129,11 +148,16 @@ impl Hook for Tc {
     #[inline(always)]
     fn pull_headers(&self) {
         let linear = (self.data_end() - self.data()) as u64;
-        if linear < HEADERS && linear < self.len() {
-            let wanted = if self.len() < HEADERS {
+        if linear >= MAX_HEADERS || linear >= self.len() {
+            return;
+        }
+        // Pulling copies, and so must not touch what TCP sends: headers here, and the data in pages.
+        let headers = self.told_headers().unwrap_or(MAX_HEADERS);
+        if linear < headers {
+            let wanted = if self.len() < headers {
                 self.len()
             } else {
-                HEADERS
+                headers
             };
             // SAFETY: a live context. On failure the headers stay out of reach and the packet passes.
             unsafe { bpf_skb_pull_data(self.0, wanted as u32) };
