@@ -66,6 +66,11 @@ impl PortSlot {
     pub const fn index(self) -> u32 {
         self.bits & Self::INDEX
     }
+    /// Whether no forward has anything to do with the port.
+    #[inline(always)]
+    pub const fn is_empty(self) -> bool {
+        self.bits == 0
+    }
     /// Whether one of `flags` is set.
     #[inline(always)]
     pub const fn has(self, flags: u32) -> bool {

@@ -171,17 +171,15 @@ impl Family for V6 {
         // `bpf_l4_csum_replace` takes the address change for one that an IPv4 header checksum makes up
         // for, and without its flag for IPv6 (kernel 6.16) corrects the device's sum wrongly: this puts
         // it right again.
-        hook.uncovered_change(addresses);
+        let mut change = addresses;
         if hop {
             let at = hook.at::<u8>(ETHERNET + 7).ok_or(Reason::RewriteFailed)?;
             // SAFETY: in bounds by `at`.
             unsafe { *at = network.hops - 1 };
             let word = |hops: u8| u16::from_ne_bytes([network.protocol, hops]) as u64;
-            hook.uncovered_change(checksum::difference(
-                word(network.hops),
-                word(network.hops - 1),
-            ));
+            change += checksum::difference(word(network.hops), word(network.hops - 1));
         }
+        hook.uncovered_change(change);
         Ok(())
     }
     #[inline(always)]

@@ -87,9 +87,17 @@ impl<A: Family> Packet<A> {
     }
 }
 
-/// The transport header behind `network`.
+/// What TCP and UDP headers begin with.
+#[derive(Clone, Copy)]
+pub struct Ports {
+    pub protocol: Protocol,
+    pub source: NetPort,
+    pub destination: NetPort,
+}
+
+/// The ports behind `network`: enough to know what is not ours.
 #[inline(always)]
-pub fn transport<H: Hook, A: Family>(hook: &H, network: Network<A>) -> Result<Packet<A>, Unparsed> {
+pub fn ports<H: Hook, A: Family>(hook: &H, network: &Network<A>) -> Result<Ports, Unparsed> {
     if network.fragment == Fragment::Later {
         return Err(Unparsed::Other);
     }
@@ -98,21 +106,35 @@ pub fn transport<H: Hook, A: Family>(hook: &H, network: Network<A>) -> Result<Pa
         17 => Protocol::Udp,
         _ => return Err(Unparsed::Other),
     };
+    let ports: [u16; 2] = hook.load(network.transport).ok_or(Unparsed::Malformed)?;
+    Ok(Ports {
+        protocol,
+        source: NetPort::from_wire(ports[0]),
+        destination: NetPort::from_wire(ports[1]),
+    })
+}
+
+/// The transport header behind `network`, which begins with `ports`.
+#[inline(always)]
+pub fn transport<H: Hook, A: Family>(
+    hook: &H,
+    network: Network<A>,
+    ports: Ports,
+) -> Result<Packet<A>, Unparsed> {
     let at = network.transport;
     let available = network.end.wrapping_sub(at as u64);
-    let ports: [u16; 2] = hook.load(at).ok_or(Unparsed::Malformed)?;
     let mut packet = Packet {
         network,
-        protocol,
-        source_port: NetPort::from_wire(ports[0]),
-        destination_port: NetPort::from_wire(ports[1]),
+        protocol: ports.protocol,
+        source_port: ports.source,
+        destination_port: ports.destination,
         length: hook.len() - ETHERNET as u64,
         flags: TcpFlags(0),
         sequence: 0,
         acknowledgment: 0,
         header: 8,
     };
-    if protocol == Protocol::Tcp {
+    if packet.protocol == Protocol::Tcp {
         // Sequence and acknowledgment number, offset and flags, window, checksum, urgent pointer.
         let rest: [u32; 4] = hook.load(at + 4).ok_or(Unparsed::Malformed)?;
         packet.sequence = u32::from_be(rest[0]);

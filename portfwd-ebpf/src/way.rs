@@ -60,21 +60,11 @@ pub fn of_container(hook: &Tc) -> Verdict {
 const VLAN: u16 = 0x8100u16.to_be();
 const PROVIDER_VLAN: u16 = 0x88a8u16.to_be();
 
-/// The packet at the hook, or `Verdict::NEXT` for what is not TCP or UDP.
-macro_rules! packet {
-    ($hook:expr, $network:expr) => {
-        match parse::transport($hook, $network) {
-            Ok(packet) => packet,
-            Err(Unparsed::Other) => return Verdict::NEXT,
-            Err(Unparsed::Malformed) => return Verdict::next_for(Reason::Malformed),
-        }
-    };
-}
-/// The network header at the hook.
-macro_rules! network {
-    ($hook:expr) => {
-        match A::network($hook) {
-            Ok(network) => network,
+/// What a parser found, or the end of the way: what is not TCP or UDP, or malformed, goes on.
+macro_rules! parsed {
+    ($result:expr) => {
+        match $result {
+            Ok(found) => found,
             Err(Unparsed::Other) => return Verdict::NEXT,
             Err(Unparsed::Malformed) => return Verdict::next_for(Reason::Malformed),
         }
@@ -91,9 +81,13 @@ impl PacketWay<Tc> for Device {
         if !hook.is_for_host() {
             return Verdict::NEXT;
         }
-        let network: Network<A> = network!(hook);
-        let packet = packet!(hook, network);
-        let slot = forward::slot::<A>(packet.protocol, packet.destination_port);
+        let network: Network<A> = parsed!(A::network(hook));
+        let ports = parsed!(parse::ports(hook, &network));
+        let slot = forward::slot::<A>(ports.protocol, ports.destination);
+        if slot.is_empty() {
+            return Verdict::NEXT;
+        }
+        let packet = parsed!(parse::transport(hook, network, ports));
         let ingress = Ingress::Device(hook.device());
         let deliver = |link, delivery| delivered(hook, link, delivery);
         request(hook, &packet, slot, ingress, deliver, || {
@@ -108,9 +102,13 @@ pub struct EarlyDevice;
 impl PacketWay<Xdp> for EarlyDevice {
     #[inline(always)]
     fn go<A: Family>(self, hook: &Xdp) -> Verdict {
-        let network: Network<A> = network!(hook);
-        let packet = packet!(hook, network);
-        let slot = forward::slot::<A>(packet.protocol, packet.destination_port);
+        let network: Network<A> = parsed!(A::network(hook));
+        let ports = parsed!(parse::ports(hook, &network));
+        let slot = forward::slot::<A>(ports.protocol, ports.destination);
+        if slot.is_empty() {
+            return Verdict::NEXT;
+        }
+        let packet = parsed!(parse::transport(hook, network, ports));
         let ingress = Ingress::Device(hook.device());
         request(
             hook,
@@ -129,8 +127,10 @@ pub struct Link;
 impl PacketWay<Tc> for Link {
     #[inline(always)]
     fn go<A: Family>(self, hook: &Tc) -> Verdict {
-        let network: Network<A> = network!(hook);
-        let packet = match parse::transport(hook, network) {
+        let network: Network<A> = parsed!(A::network(hook));
+        let packet = match parse::ports(hook, &network)
+            .and_then(|ports| parse::transport(hook, network, ports))
+        {
             Ok(packet) => packet,
             Err(_) if may_send(hook, &network) => return Verdict::NEXT,
             Err(_) => return Verdict::drop(Reason::ForeignSource, 0),
@@ -160,7 +160,7 @@ struct TaggedLink;
 impl PacketWay<Tc> for TaggedLink {
     #[inline(always)]
     fn go<A: Family>(self, hook: &Tc) -> Verdict {
-        let network: Network<A> = network!(hook);
+        let network: Network<A> = parsed!(A::network(hook));
         if may_send(hook, &network) {
             Verdict::NEXT
         } else {
@@ -183,12 +183,12 @@ pub struct Egress;
 impl PacketWay<Tc> for Egress {
     #[inline(always)]
     fn go<A: Family>(self, hook: &Tc) -> Verdict {
-        let network: Network<A> = network!(hook);
-        let packet = packet!(hook, network);
-        let slot = forward::slot::<A>(packet.protocol, packet.source_port);
-        if !slot.has(PortSlot::CONTAINER_SIDE) {
+        let network: Network<A> = parsed!(A::network(hook));
+        let ports = parsed!(parse::ports(hook, &network));
+        if !forward::slot::<A>(ports.protocol, ports.source).has(PortSlot::CONTAINER_SIDE) {
             return Verdict::NEXT;
         }
+        let packet = parsed!(parse::transport(hook, network, ports));
         let Some((entry, state, now)) = flow::of_key(&reply_key(&packet)) else {
             return Verdict::NEXT;
         };
