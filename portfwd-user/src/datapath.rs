@@ -1,25 +1,24 @@
-//! An instance that is up: brought up, opened, kept in step with the host, taken down.
+//! An instance that is up: brought up, opened, taken down.
 
-use std::path::{Path, PathBuf};
+mod devices;
 
-use portfwd_common::{host::Device, maps, net::Ip};
+use std::path::Path;
 
 use crate::{
-    bpffs::{self, Bpffs},
+    bpffs::Bpffs,
     cli::{self, Cli, LogLevel},
-    error::{Doing, Error, InstanceError, Lacking, Missing},
-    hooks::{self, Hook, sockets::Reach, xdp},
+    error::{Doing, Error, InstanceError, Lacking},
+    hooks::{self, sockets::Reach},
     instance::{self, Layout, Locked, Place, State, WAIT},
     label::InstanceName,
     object,
     observe::{
         addresses::{self, Host},
-        links::Link,
         netns::Netns,
         privilege::{Capability, Privileges},
     },
     sweep,
-    tables::{TableError, Tables},
+    tables::Tables,
     transaction,
 };
 
@@ -228,7 +227,7 @@ impl Site {
             layout: built.clone(),
         };
         if !options.devices.is_empty() {
-            make_directory(&datapath.some_devices())?;
+            datapath.serve_some()?;
         }
         datapath.follow(host, &self.host)?;
         datapath.serve(host, &self.host, options)?;
@@ -293,171 +292,6 @@ impl Site {
         self.bpffs.release()?;
         Ok(state != State::Absent)
     }
-}
-
-impl Datapath {
-    /// Brings hooks and tables in step with the host's devices and addresses.
-    fn follow(&mut self, host: &Host, netns: &Netns) -> Result<(), Error> {
-        self.follow_addresses(host)?;
-        let served = self.served(host)?;
-        self.detach_all_but(&served, Hook::Device, netns)?;
-        for device in served {
-            hooks::attach(&self.layout, Hook::Device, netns, device)?;
-        }
-        xdp::forget_gone(&self.layout)?;
-        if !hooks::attached(&self.layout, Hook::Egress)?.is_empty() {
-            self.attach_egress(host, netns)?;
-            let all: Vec<&Link> = host.devices.iter().collect();
-            self.detach_all_but(&all, Hook::Egress, netns)?;
-        }
-        Ok(())
-    }
-
-    fn detach_all_but(&self, devices: &[&Link], hook: Hook, netns: &Netns) -> Result<(), Error> {
-        let kept = |index: u32| devices.iter().any(|device| device.index == index);
-        for gone in hooks::attached(&self.layout, hook)? {
-            if !kept(gone) {
-                hooks::detach(&self.layout, hook, netns, gone)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn follow_addresses(&mut self, host: &Host) -> Result<(), Error> {
-        let doing = || "refresh the host's addresses".to_owned();
-        let failed = |name| move |source| TableError::full_or(name, u32::MAX, source);
-        let own: Vec<Ip> = host
-            .addresses
-            .iter()
-            .filter(|own| !own.loopback && !own.link_local)
-            .map(|own| own.ip.into())
-            .collect();
-        let addresses = &mut self.tables.host_addresses;
-        let known: Vec<Ip> = addresses
-            .keys()
-            .collect::<Result<_, _>>()
-            .map_err(failed(maps::HOST_ADDRESSES))
-            .doing(doing)?;
-        for ip in known.iter().filter(|ip| !own.contains(ip)) {
-            addresses
-                .remove(ip)
-                .map_err(failed(maps::HOST_ADDRESSES))
-                .doing(doing)?;
-        }
-        for ip in own.iter().filter(|ip| !known.contains(ip)) {
-            addresses
-                .insert(ip, 1, 0)
-                .map_err(failed(maps::HOST_ADDRESSES))
-                .doing(doing)?;
-        }
-        for device in &host.devices {
-            let Some(mac) = device.mac else { continue };
-            let record = Device::with_address(mac);
-            let devices = &mut self.tables.devices;
-            devices
-                .insert(device.index, record, 0)
-                .map_err(failed(maps::DEVICES))
-                .doing(doing)?;
-        }
-        Ok(())
-    }
-
-    /// Attaches what `up` was told to.
-    ///
-    /// # Errors
-    /// When a device does not exist, or refuses.
-    pub fn serve(&mut self, host: &Host, netns: &Netns, options: &Options) -> Result<(), Error> {
-        let devices = match options.devices.is_empty() {
-            true => self.served(host)?,
-            false => named_devices(host, netns, &options.devices)?,
-        };
-        for device in devices {
-            hooks::attach(&self.layout, Hook::Device, netns, device)?;
-            self.serve_xdp(netns, device, options.xdp)?;
-            if !self.serves_all() {
-                make_directory(&self.some_devices().join(escaped(&device.name)))?;
-            }
-        }
-        Ok(())
-    }
-
-    fn serve_xdp(&self, netns: &Netns, device: &Link, mode: cli::XdpMode) -> Result<(), Error> {
-        let attach = |mode| xdp::attach(&self.layout, netns, device, mode);
-        match mode {
-            cli::XdpMode::Off => Ok(()),
-            cli::XdpMode::Native => attach(xdp::Mode::Native),
-            cli::XdpMode::Generic => attach(xdp::Mode::Generic),
-            cli::XdpMode::Auto => attach(xdp::Mode::Native).or_else(|error| {
-                eprintln!("warning: {} runs without XDP: {error}", device.name);
-                Ok(())
-            }),
-        }
-    }
-
-    /// Attaches the egress program to every device: flows through the stack need it.
-    ///
-    /// # Errors
-    /// When a device refuses.
-    pub fn attach_egress(&self, host: &Host, netns: &Netns) -> Result<(), Error> {
-        for device in &host.devices {
-            hooks::attach(&self.layout, Hook::Egress, netns, device)?;
-        }
-        Ok(())
-    }
-
-    /// The devices of the host that this instance serves: all, or those that `up --device` named. They
-    /// are known by name, so that one that goes and comes again is served again.
-    fn served<'a>(&self, host: &'a Host) -> Result<Vec<&'a Link>, Error> {
-        let mut devices: Vec<&Link> = host.devices.iter().collect();
-        if !self.serves_all() {
-            let named = bpffs::names(&self.some_devices())?;
-            devices.retain(|device| named.contains(&escaped(&device.name)));
-        }
-        Ok(devices)
-    }
-
-    fn serves_all(&self) -> bool {
-        !self.some_devices().exists()
-    }
-
-    fn some_devices(&self) -> PathBuf {
-        self.layout.links().join(SOME_DEVICES)
-    }
-}
-
-/// Present among the links if `up --device` has named the devices to serve; their names are in it.
-const SOME_DEVICES: &str = "some-devices";
-
-/// A device's name as a bpffs takes it: without dots.
-fn escaped(name: &str) -> String {
-    name.replace('~', "~~").replace('.', "~d")
-}
-
-fn make_directory(path: &Path) -> Result<(), Error> {
-    match bpffs::make_directory(path)? {
-        true => Ok(()),
-        false => Err(bpffs::no_parent(path)),
-    }
-}
-
-fn named_devices<'a>(
-    host: &'a Host,
-    netns: &Netns,
-    names: &[String],
-) -> Result<Vec<&'a Link>, Error> {
-    let find = |name: &String| {
-        let found = host.devices.iter().find(|device| device.name == *name);
-        if let Some(device) = found {
-            return Ok(device);
-        }
-        let exists = netns.run_in(|| nix::net::if_::if_nametoindex(name.as_str()).is_ok())?;
-        Err(match exists {
-            true => Missing::DeviceAddress(name.clone()),
-            false => Missing::Device(name.clone()),
-        }
-        .into())
-    };
-    names.iter().map(find).collect()
 }
 
 fn warn_of_reach(reach: &Reach) {
