@@ -176,7 +176,7 @@ fn target<A: Argument>(call: &Call, address: A, datagram: bool) -> Option<End> {
         .filter(|_| host.is_loopback() || forward::is_host_address(host));
     let Some(published) = published else {
         if datagram {
-            note_datagram(call, address.ip(), port);
+            note_datagram(call, (address.ip(), port));
         }
         return None;
     };
@@ -202,12 +202,16 @@ fn target<A: Argument>(call: &Call, address: A, datagram: bool) -> Option<End> {
         HOST_SOCKETS.insert(&key, &origin, 0).ok()?;
         forward::count_connection(index);
     }
+    if datagram {
+        note_datagram(call, end);
+    }
     Some(end)
 }
 
-/// Remembers whom an unconnected UDP socket talks to, if its own port is one that is published.
+/// Remembers whom an unconnected UDP socket talks to, if its own port is one that is published: the
+/// answer is the socket's then.
 #[inline(always)]
-fn note_datagram(call: &Call, remote: Ip, remote_port: NetPort) {
+fn note_datagram(call: &Call, (remote, remote_port): End) {
     let local_port = call.local_port();
     let published = |slot: PortSlot| slot.index() != 0 || slot.has(PortSlot::BY_ADDRESS);
     if !published(forward::slot::<V4>(Protocol::Udp, local_port))

@@ -39,6 +39,11 @@ impl Verdict {
     pub fn redirected(action: i64) -> Self {
         Self(REDIRECTED | (action as u64) << 32)
     }
+    /// Whether the packet was left as it came.
+    #[inline(always)]
+    pub fn goes_on(self) -> bool {
+        self.0 & 0xff <= NEXT_FOR
+    }
     /// The return code of a TC program. `TC_ACT_OK` would end the chain and keep the packet from other
     /// programs on the hook.
     #[inline(always)]

@@ -90,9 +90,11 @@ impl PacketWay<Tc> for Device {
         let packet = parsed!(parse::transport(hook, network, ports));
         let ingress = Ingress::Device(hook.device());
         let deliver = |link, delivery| delivered(hook, link, delivery);
-        request(hook, &packet, slot, ingress, deliver, || {
-            translated_before(hook, &packet, slot)
-        })
+        let verdict = request(hook, &packet, slot, ingress, deliver);
+        match verdict.goes_on() && slot.has(PortSlot::CONTAINER_SIDE) {
+            true => translated_before(hook, &packet).unwrap_or(verdict),
+            false => verdict,
+        }
     }
 }
 
@@ -110,14 +112,7 @@ impl PacketWay<Xdp> for EarlyDevice {
         }
         let packet = parsed!(parse::transport(hook, network, ports));
         let ingress = Ingress::Device(hook.device());
-        request(
-            hook,
-            &packet,
-            slot,
-            ingress,
-            |_, _| Verdict::NEXT,
-            || Verdict::NEXT,
-        )
+        request(hook, &packet, slot, ingress, |_, _| Verdict::NEXT)
     }
 }
 
@@ -142,15 +137,9 @@ impl PacketWay<Tc> for Link {
             return Verdict::drop(Reason::ForeignSource, 0);
         }
         let slot = forward::slot::<A>(packet.protocol, packet.destination_port);
+        let ingress = Ingress::Link(hook.device());
         let deliver = |link, delivery| delivered(hook, link, delivery);
-        request(
-            hook,
-            &packet,
-            slot,
-            Ingress::Link(hook.device()),
-            deliver,
-            || Verdict::NEXT,
-        )
+        request(hook, &packet, slot, ingress, deliver)
     }
 }
 
@@ -217,8 +206,7 @@ enum Ingress {
 }
 
 /// From outside to the container: the flow's, else the forward's. What becomes of the translated packet
-/// is `deliver`'s to say, given link and delivery; what becomes of one that no forward publishes,
-/// `absent`'s.
+/// is `deliver`'s to say, given link and delivery.
 #[inline(always)]
 fn request<H: Hook, A: Family>(
     hook: &H,
@@ -226,12 +214,11 @@ fn request<H: Hook, A: Family>(
     slot: PortSlot,
     ingress: Ingress,
     deliver: impl FnOnce(u32, u8) -> Verdict,
-    absent: impl FnOnce() -> Verdict,
 ) -> Verdict {
     let destination = packet.network.destination;
     let port = packet.destination_port;
     let Some(published) = forward::published(slot, packet.protocol, destination, port) else {
-        return absent();
+        return Verdict::NEXT;
     };
     if packet.network.fragment != Fragment::Whole {
         return Verdict::next_for(Reason::Fragment);
@@ -251,7 +238,7 @@ fn request<H: Hook, A: Family>(
         record.delivery
     };
     if destination == target || !published.is_unchanged() {
-        return absent();
+        return Verdict::NEXT;
     }
     let protocol = packet.network.protocol;
     // A container that calls itself would drop what comes from its own address: only then the source is
@@ -361,12 +348,10 @@ fn reply_to_itself<A: Family>(
     })
 }
 
-/// A packet that XDP has translated already: its destination is a flow's container.
+/// A packet that XDP has translated already: its destination is a flow's container. (Its port may be
+/// published as well, for another one.)
 #[inline(always)]
-fn translated_before<A: Family>(hook: &Tc, packet: &Packet<A>, slot: PortSlot) -> Verdict {
-    if !slot.has(PortSlot::CONTAINER_SIDE) {
-        return Verdict::NEXT;
-    }
+fn translated_before<A: Family>(hook: &Tc, packet: &Packet<A>) -> Option<Verdict> {
     let network = &packet.network;
     let key = FlowKey::new(
         network.source,
@@ -375,11 +360,9 @@ fn translated_before<A: Family>(hook: &Tc, packet: &Packet<A>, slot: PortSlot) -
         packet.destination_port,
         network.protocol,
     );
-    match flow::of_key(&key) {
-        // SAFETY: see `flow::Entry`.
-        Some((entry, _, _)) => unsafe { delivered(hook, (*entry).link, (*entry).delivery) },
-        None => Verdict::NEXT,
-    }
+    let (entry, _, _) = flow::of_key(&key)?;
+    // SAFETY: see `flow::Entry`.
+    Some(unsafe { delivered(hook, (*entry).link, (*entry).delivery) })
 }
 
 #[inline(always)]

@@ -404,6 +404,29 @@ fn a_host_connection_opened_from_a_published_port_works() {
 }
 
 #[test]
+fn a_host_socket_on_a_published_port_gets_the_answers_of_another_container() {
+    let topology = Topology::new(Shape::default());
+    let _servers = topology.serve();
+    topology.attach("web", 0, &["5353:80/udp"]);
+    topology.attach("db", 1, &["40000:80/udp"]);
+    for (any, addresses) in [
+        ("0.0.0.0:40000", [LOOPBACK, HOST]),
+        ("[::]:40000", [LOOPBACK6, HOST6]),
+    ] {
+        let socket = topology
+            .host
+            .run(|| std::net::UdpSocket::bind(any))
+            .expect("bind the published port");
+        for address in addresses {
+            let to = SocketAddr::new(address, 5353);
+            let answer = clients::ask_from(&socket, to)
+                .unwrap_or_else(|error| panic!("{to} from {any}: {error}"));
+            assert_eq!(answer.label, "web");
+        }
+    }
+}
+
+#[test]
 fn instances_of_two_host_namespaces_never_see_each_other() {
     let (one, two) = (
         Topology::new(Shape::default()),

@@ -23,6 +23,8 @@ fn published_ports_work_behind_xdp_and_the_rest_is_left_alone() {
                 .portfwd(&["up", "--device", "eth0", "--xdp", mode])
                 .expect_ok();
             topology.attach("web", 0, &["8080:80", "8080:80/udp"]);
+            // What XDP has translated for the first one goes to a port that the second one publishes.
+            topology.attach("db", 1, &["80:80", "80:80/udp"]);
             let captures = [&topology.client, &topology.containers[0].namespace]
                 .map(|namespace| Capture::start(namespace, "eth0"));
             for (address, own) in [(HOST, CLIENT), (HOST6, CLIENT6)] {
@@ -34,6 +36,7 @@ fn published_ports_work_behind_xdp_and_the_rest_is_left_alone() {
                     let answer = ask(8080);
                     assert_eq!(answer.label, "web");
                     assert_eq!(answer.seen.ip(), own);
+                    assert_eq!(ask(80).label, "db");
                     assert_eq!(ask(22).label, "host");
                     let closed = SocketAddr::new(address, 8081);
                     let closed = clients::closed(&topology.client, protocol, closed);
