@@ -186,6 +186,8 @@ impl SocketOrigin {
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Pod, Zeroable)]
 pub struct HostDatagram {
+    /// Address that the host's socket is bound to, [`Ip::NONE`] if to none.
+    pub local: Ip,
     /// Remote address.
     pub remote: Ip,
     /// Remote port.
@@ -198,8 +200,9 @@ pub struct HostDatagram {
 impl HostDatagram {
     /// The key.
     #[inline(always)]
-    pub const fn new(remote: Ip, remote_port: NetPort, local_port: NetPort) -> Self {
+    pub const fn new(local: Ip, local_port: NetPort, remote: Ip, remote_port: NetPort) -> Self {
         Self {
+            local,
             remote,
             remote_port,
             local_port,
@@ -220,7 +223,7 @@ const _: () = {
     assert!(size_of::<Device>() == 8);
     assert!(size_of::<SocketKey>() == 32);
     assert!(size_of::<SocketOrigin>() == 32);
-    assert!(size_of::<HostDatagram>() == 24);
+    assert!(size_of::<HostDatagram>() == 40);
 };
 
 #[cfg(feature = "user")]

@@ -45,8 +45,11 @@ pub mod maps {
     pub const COUNTERS: &str = "counters";
     /// Per-CPU array of u64, by number of the reason ([`crate::verdict`]).
     pub const REASONS: &str = "reasons";
-    /// LRU hash [`crate::host::SocketKey`] to [`crate::host::SocketOrigin`].
+    /// LRU hash [`crate::host::SocketKey`] to [`crate::host::SocketOrigin`]: connected sockets of the
+    /// host, until they are closed.
     pub const HOST_SOCKETS: &str = "host_sockets";
+    /// The same of UDP sockets that are not connected.
+    pub const HOST_PEERS: &str = "host_peers";
     /// LRU hash [`crate::host::HostDatagram`] to u32 (seconds): remote addresses that unconnected UDP
     /// sockets of the host talk to from a published port number.
     pub const HOST_DATAGRAMS: &str = "host_datagrams";
@@ -62,7 +65,7 @@ pub mod programs {
     pub const TC_EGRESS: &str = "tc_egress";
     /// XDP of a device.
     pub const XDP_DEVICE: &str = "xdp_device";
-    /// The socket programs of the root cgroup.
+    /// The programs of the root cgroup for calls with an address.
     pub const SOCKET: [&str; 8] = [
         "connect4",
         "connect6",
@@ -73,4 +76,6 @@ pub mod programs {
         "getpeername4",
         "getpeername6",
     ];
+    /// The program of the root cgroup for sockets that are closed.
+    pub const SOCKET_RELEASE: &str = "sock_release";
 }

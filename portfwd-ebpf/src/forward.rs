@@ -7,7 +7,7 @@ use aya_ebpf::{
 use portfwd_common::{
     forward::{AddressPort, Forward, PortSlot, port_index},
     host::{HOST_DATAGRAM_LIFETIME, HostDatagram},
-    net::{Address, NetPort, Protocol},
+    net::{Address, NetPort, Protocol, V6},
     verdict::Reason,
 };
 
@@ -97,19 +97,14 @@ pub fn visible(index: u32, generation: u32) -> Option<Published> {
     })
 }
 
-/// Whether `packet` may open a flow through a forward. `framed`: it came by a device, so that its frame
-/// must have been addressed to the host.
+/// Whether `packet`, addressed to the host, may open a flow through a forward.
 #[inline(always)]
-pub fn admits<H: Hook, A: Family>(
-    hook: &H,
-    packet: &Packet<A>,
-    framed: bool,
-) -> Result<(), Reason> {
+pub fn admits<H: Hook, A: Family>(hook: &H, packet: &Packet<A>) -> Result<(), Reason> {
     let destination = packet.network.destination;
     if packet.protocol == Protocol::Tcp && !packet.flags.opens() {
         return Err(Reason::NoFlow);
     }
-    if !is_host_address(destination) || (framed && !hook.is_for_host()) {
+    if !is_host_address(destination) {
         return Err(Reason::NotForHost);
     }
     let source = packet.network.source;
@@ -175,17 +170,33 @@ pub fn host_owns<H: Hook, A: Family>(hook: &H, packet: &Packet<A>) -> bool {
                     return true;
                 }
             }
-            let key = HostDatagram::new(
-                packet.network.source.ip(),
-                packet.source_port,
-                packet.destination_port,
-            );
-            match HOST_DATAGRAMS.get_ptr(&key) {
-                Some(seen) => clock::now().wrapping_sub(*seen) < HOST_DATAGRAM_LIFETIME,
-                None => false,
-            }
+            asked_by_host(packet)
         }
     }
+}
+
+/// Whether an unconnected UDP socket, bound to the packet's destination or to no address, has lately sent
+/// to where the packet comes from.
+#[inline(always)]
+fn asked_by_host<A: Family>(packet: &Packet<A>) -> bool {
+    let lately = |key: &HostDatagram| match HOST_DATAGRAMS.get_ptr(key) {
+        // SAFETY: an aligned word of the element.
+        Some(seen) => clock::now().wrapping_sub(unsafe { *seen }) < HOST_DATAGRAM_LIFETIME,
+        None => false,
+    };
+    let mut key = HostDatagram::new(
+        packet.network.destination.ip(),
+        packet.destination_port,
+        packet.network.source.ip(),
+        packet.source_port,
+    );
+    if lately(&key) {
+        return true;
+    }
+    // See `fib::ask` for the zero.
+    let zero = core::hint::black_box(0);
+    key.local = V6(zero, zero).ip();
+    lately(&key)
 }
 
 /// Which way a packet goes through a forward.

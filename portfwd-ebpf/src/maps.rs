@@ -37,7 +37,7 @@ pub static LINKS: HashMap<u32, Link> = HashMap::with_max_entries(MAX_FORWARDS, O
 pub static LINK_SOURCES: HashMap<LinkSource, u32> =
     HashMap::with_max_entries(4 * MAX_FORWARDS, ON_DEMAND);
 #[map(name = "devices")]
-pub static DEVICES: HashMap<u32, Device> = HashMap::with_max_entries(4096, ON_DEMAND);
+pub static DEVICES: HashMap<u32, Device> = HashMap::with_max_entries(MAX_FORWARDS, ON_DEMAND);
 #[map(name = "host_addresses")]
 pub static HOST_ADDRESSES: HashMap<Ip, u32> = HashMap::with_max_entries(MAX_FORWARDS, ON_DEMAND);
 #[map(name = "flows_v4")]
@@ -51,6 +51,9 @@ pub static REASONS: PerCpuArray<u64> = PerCpuArray::with_max_entries(MAX_REASONS
 #[map(name = "host_sockets")]
 pub static HOST_SOCKETS: LruHashMap<SocketKey, SocketOrigin> =
     LruHashMap::with_max_entries(65_536, 0);
+#[map(name = "host_peers")]
+pub static HOST_PEERS: LruHashMap<SocketKey, SocketOrigin> =
+    LruHashMap::with_max_entries(16_384, 0);
 #[map(name = "host_datagrams")]
 pub static HOST_DATAGRAMS: LruHashMap<HostDatagram, u32> = LruHashMap::with_max_entries(16_384, 0);
 #[map(name = "clock")]

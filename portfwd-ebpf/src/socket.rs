@@ -3,10 +3,10 @@
 
 use aya_ebpf::{
     Global,
-    bindings::bpf_sock_addr,
+    bindings::{bpf_sock, bpf_sock_addr},
     helpers::{bpf_get_netns_cookie, bpf_get_socket_cookie},
-    macros::cgroup_sock_addr,
-    programs::SockAddrContext,
+    macros::{cgroup_sock, cgroup_sock_addr},
+    programs::{SockAddrContext, SockContext},
 };
 use portfwd_common::{
     forward::PortSlot,
@@ -18,7 +18,7 @@ use crate::{
     clock,
     family::Family,
     forward,
-    maps::{HOST_DATAGRAMS, HOST_SOCKETS},
+    maps::{HOST_DATAGRAMS, HOST_PEERS, HOST_SOCKETS},
 };
 
 /// Cookie of the namespace that plays the host; set by the loader.
@@ -30,6 +30,18 @@ const ALLOW: i32 = 1;
 
 const LOOPBACK_V4: V4 = V4(0x7f00_0001u32.to_be());
 const LOOPBACK_V6: V6 = V6(0, 1u64.to_be());
+
+/// `LOOPBACK_IFINDEX` of net/flow.h: every namespace's.
+const LOOPBACK_DEVICE: u32 = 1;
+
+/// An IPv6 address of a socket, word by word as the kernel wants it.
+macro_rules! wide {
+    ($socket:expr, $field:ident) => {{
+        let word =
+            |index: usize| core::ptr::read_volatile(&raw const (*$socket).$field[index]) as u64;
+        V6(word(0) | word(1) << 32, word(2) | word(3) << 32)
+    }};
+}
 
 /// The call that a program looks at.
 struct Call(*mut bpf_sock_addr);
@@ -69,22 +81,44 @@ impl Call {
         // SAFETY: a live context; the kernel takes whole words only.
         unsafe { core::ptr::write_volatile(&raw mut (*self.0).user_port, port.wire() as u32) };
     }
-    /// Whether the socket sends from a loopback address, whatever it is sent to.
+    /// Whether the socket sends from a loopback address or by the loopback device, whatever it is sent to.
     #[inline(always)]
     fn is_bound_to_loopback(&self) -> bool {
-        // SAFETY: a live context; the kernel checks the pointer, and takes single words only.
-        unsafe {
+        // SAFETY: a live context; the kernel checks the pointer.
+        let device = unsafe {
             let socket = (*self.0).__bindgen_anon_1.sk;
             if socket.is_null() {
                 return false;
             }
-            if (*socket).family == V4::AF as u32 {
-                return V4((*socket).src_ip4).is_loopback();
+            (*socket).bound_dev_if
+        };
+        let bound = self.local_address();
+        let loopback = if bound.is_v4() {
+            V4::from_ip(bound).is_loopback()
+        } else {
+            V6::from_ip(bound).is_loopback()
+        };
+        device == LOOPBACK_DEVICE || loopback
+    }
+    /// Address that the socket is bound to; `Ip::NONE` if to none.
+    #[inline(always)]
+    fn local_address(&self) -> Ip {
+        // SAFETY: a live context; the kernel checks the pointer, and takes single words only.
+        let bound = unsafe {
+            let socket = (*self.0).__bindgen_anon_1.sk;
+            if socket.is_null() {
+                return Ip::NONE;
             }
-            let word =
-                |index: usize| core::ptr::read_volatile(&raw const (*socket).src_ip6[index]) as u64;
-            let bound = V6(word(0) | word(1) << 32, word(2) | word(3) << 32);
-            bound.is_loopback() || (bound.ip().is_v4() && V4::from_ip(bound.ip()).is_loopback())
+            if (*socket).family == V4::AF as u32 {
+                V4((*socket).src_ip4).ip()
+            } else {
+                wide!(socket, src_ip6).ip()
+            }
+        };
+        if bound.is_unspecified() {
+            Ip::NONE
+        } else {
+            bound
         }
     }
     /// Port that the socket sends from.
@@ -175,8 +209,12 @@ fn target<A: Argument>(call: &Call, address: A, datagram: bool) -> Option<End> {
         .filter(|published| !published.record.target.is_unspecified())
         .filter(|_| host.is_loopback() || forward::is_host_address(host));
     let Some(published) = published else {
+        let end = (address.ip(), port);
         if datagram {
-            note_datagram(call, (address.ip(), port));
+            note_datagram(call, end);
+        } else {
+            // The same socket may have got there through a published port before.
+            let _ = HOST_SOCKETS.remove(&SocketKey::new(call.cookie(), end.0, end.1));
         }
         return None;
     };
@@ -189,17 +227,18 @@ fn target<A: Argument>(call: &Call, address: A, datagram: bool) -> Option<End> {
     if call.is_bound_to_loopback() {
         return None;
     }
+    let known_ends = if datagram { &HOST_PEERS } else { &HOST_SOCKETS };
     let key = SocketKey::new(call.cookie(), end.0, end.1);
     let (index, generation) = (published.index, published.generation);
     let origin = SocketOrigin::new(host.ip(), port, protocol, index, generation);
-    let known = match HOST_SOCKETS.get_ptr(&key) {
+    let known = match known_ends.get_ptr(&key) {
         // SAFETY: an element of an LRU map; see `flow::Entry`.
         Some(known) => unsafe { *known == origin },
         None => false,
     };
     if !known {
         // Without the entry the answers could not be translated back: leave the call alone then.
-        HOST_SOCKETS.insert(&key, &origin, 0).ok()?;
+        known_ends.insert(&key, &origin, 0).ok()?;
         forward::count_connection(index);
     }
     if datagram {
@@ -219,7 +258,8 @@ fn note_datagram(call: &Call, (remote, remote_port): End) {
     {
         return;
     }
-    let key = HostDatagram::new(remote, remote_port, local_port);
+    let local = call.local_address();
+    let key = HostDatagram::new(local, local_port, remote, remote_port);
     let now = clock::now();
     match HOST_DATAGRAMS.get_ptr_mut(&key) {
         // SAFETY: an aligned word of the element.
@@ -233,7 +273,9 @@ fn note_datagram(call: &Call, (remote, remote_port): End) {
 #[inline(always)]
 fn origin<A: Argument>(call: &Call, address: A) -> Option<End> {
     let key = SocketKey::new(call.cookie(), address.ip(), call.port());
-    let origin = HOST_SOCKETS.get_ptr(&key)?;
+    let origin = HOST_SOCKETS
+        .get_ptr(&key)
+        .or_else(|| HOST_PEERS.get_ptr(&key))?;
     // SAFETY: an element of an LRU map; see `flow::Entry`.
     unsafe { Some(((*origin).address, (*origin).port)) }
 }
@@ -301,4 +343,26 @@ pub fn getpeername4(context: SockAddrContext) -> i32 {
 #[cgroup_sock_addr(getpeername6)]
 pub fn getpeername6(context: SockAddrContext) -> i32 {
     from::<V6>(&context)
+}
+
+/// A socket that is closed needs its entry no more: so the table holds those that `detach` has to end.
+#[cgroup_sock(sock_release)]
+pub fn sock_release(context: SockContext) -> i32 {
+    let socket: *mut bpf_sock = context.sock;
+    // SAFETY: a live context.
+    unsafe {
+        let port = NetPort::from_wire((*socket).dst_port);
+        if port.wire() == 0 || bpf_get_netns_cookie(socket.cast()) != HOST_NETNS.load() {
+            return ALLOW;
+        }
+        let peer = if (*socket).family == V4::AF as u32 {
+            V4((*socket).dst_ip4).ip()
+        } else {
+            wide!(socket, dst_ip6).ip()
+        };
+        let key = SocketKey::new(bpf_get_socket_cookie(socket.cast()), peer, port);
+        // Most sockets have none.
+        let _ = HOST_SOCKETS.remove(&key);
+    }
+    ALLOW
 }

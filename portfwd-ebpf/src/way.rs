@@ -107,7 +107,7 @@ impl PacketWay<Xdp> for EarlyDevice {
         let network: Network<A> = parsed!(A::network(hook));
         let ports = parsed!(parse::ports(hook, &network));
         let slot = forward::slot::<A>(ports.protocol, ports.destination);
-        if slot.is_empty() {
+        if slot.is_empty() || !hook.is_for_host() {
             return Verdict::NEXT;
         }
         let packet = parsed!(parse::transport(hook, network, ports));
@@ -257,11 +257,11 @@ fn request<H: Hook, A: Family>(
         // SAFETY: see `flow::Entry`.
         Ok(Some(entry)) => unsafe { ((*entry).link, (*entry).delivery) },
         absent_or_taken => {
-            let (framed, device) = match ingress {
-                Ingress::Device(device) => (true, device),
-                Ingress::Link(link) => (false, routing_device(link)),
+            let device = match ingress {
+                Ingress::Device(device) => device,
+                Ingress::Link(link) => routing_device(link),
             };
-            if let Err(reason) = forward::admits(hook, packet, framed) {
+            if let Err(reason) = forward::admits(hook, packet) {
                 return Verdict::next_for(reason);
             }
             if let Err(reason) = absent_or_taken {

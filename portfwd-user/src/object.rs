@@ -4,7 +4,7 @@ use std::path::Path;
 
 use aya::{
     Ebpf, EbpfLoader, VerifierLogLevel,
-    programs::{CgroupSockAddr, Program, ProgramError, SchedClassifier},
+    programs::{Program, ProgramError, SchedClassifier},
 };
 use sha2::{Digest, Sha256};
 
@@ -76,6 +76,7 @@ pub fn load(options: Options) -> Result<Ebpf, LoadError> {
             Program::SchedClassifier(program) => program.load(),
             Program::Xdp(program) => program.load(),
             Program::CgroupSockAddr(program) => program.load(),
+            Program::CgroupSock(program) => program.load(),
             _ => Err(ProgramError::UnexpectedProgramType),
         };
         loaded.map_err(|source| LoadError::Program {
@@ -113,9 +114,4 @@ pub fn pin(ebpf: &mut Ebpf, maps: &Path, programs: &Path) -> Result<(), LoadErro
 /// Opens a pinned TC program.
 pub fn tc_program(programs: &Path, name: &str) -> Result<SchedClassifier, ProgramError> {
     SchedClassifier::from_pin(programs.join(name))
-}
-
-/// The socket programs of a loaded object, by name.
-pub fn socket_program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Option<&'a mut CgroupSockAddr> {
-    ebpf.program_mut(name)?.try_into().ok()
 }

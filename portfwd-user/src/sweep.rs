@@ -9,6 +9,7 @@ use std::{
 use aya::maps::MapError;
 use portfwd_common::{
     flow::{Flow, FlowKey},
+    host::{SocketKey, SocketOrigin},
     maps,
     net::Protocol,
 };
@@ -102,31 +103,56 @@ fn is_gone(error: &MapError) -> bool {
     }
 }
 
+/// Ends connected sockets; one that is not connected asks a forward for each datagram.
 fn end_sockets(tables: &mut Tables, host: &Netns, alive: &Alive) -> Result<(), Error> {
-    let failed = |source| TableError::Map {
-        name: maps::HOST_SOCKETS,
-        source: Box::new(source),
-    };
-    let doing = || "end host sockets".to_owned();
+    let dead = dead_sockets(&tables.host_sockets, maps::HOST_SOCKETS, alive)?;
     let mut peers = HashSet::new();
-    let mut cookies = HashSet::new();
-    let mut dead = Vec::new();
-    for entry in tables.host_sockets.iter() {
-        let (key, origin) = entry.map_err(failed).doing(doing)?;
-        if alive.contains(&(origin.forward, origin.generation)) {
-            continue;
-        }
+    for (key, origin) in &dead {
         if let Some(protocol) = Protocol::from_number(origin.protocol) {
             let address = SocketAddr::new(IpAddr::from(key.peer), key.port.get());
             peers.insert(Peer { protocol, address });
-            cookies.insert(key.cookie);
         }
-        dead.push(key);
     }
-    sockets::destroy(host, &peers, &cookies).doing(doing)?;
-    for key in dead {
-        match tables.host_sockets.remove(&key) {
-            Err(error) if !is_gone(&error) => return Err(failed(error)).doing(doing),
+    let cookies = dead.iter().map(|(key, _)| key.cookie).collect();
+    sockets::destroy(host, &peers, &cookies).doing(|| "end host sockets".to_owned())?;
+    forget_sockets(&mut tables.host_sockets, maps::HOST_SOCKETS, dead)?;
+    let dead = dead_sockets(&tables.host_peers, maps::HOST_PEERS, alive)?;
+    forget_sockets(&mut tables.host_peers, maps::HOST_PEERS, dead)
+}
+
+/// Host sockets that a forward sent to its container which is no more.
+fn dead_sockets(
+    sockets: &Hash<SocketKey, SocketOrigin>,
+    name: &'static str,
+    alive: &Alive,
+) -> Result<Vec<(SocketKey, SocketOrigin)>, Error> {
+    let mut dead = Vec::new();
+    for entry in sockets.iter() {
+        let (key, origin) = entry
+            .map_err(|source| TableError::Map {
+                name,
+                source: Box::new(source),
+            })
+            .doing(|| "read host sockets".to_owned())?;
+        if !alive.contains(&(origin.forward, origin.generation)) {
+            dead.push((key, origin));
+        }
+    }
+    Ok(dead)
+}
+
+fn forget_sockets(
+    sockets: &mut Hash<SocketKey, SocketOrigin>,
+    name: &'static str,
+    dead: Vec<(SocketKey, SocketOrigin)>,
+) -> Result<(), Error> {
+    for (key, _) in dead {
+        match sockets.remove(&key) {
+            Err(error) if !is_gone(&error) => {
+                let source = Box::new(error);
+                return Err(TableError::Map { name, source })
+                    .doing(|| "forget host sockets".to_owned());
+            }
             _ => {}
         }
     }

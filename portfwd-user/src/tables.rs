@@ -175,8 +175,10 @@ pub struct Tables {
     pub counters: PerCpuArray<MapData, Counters>,
     /// Counts of reasons.
     pub reasons: PerCpuArray<MapData, u64>,
-    /// Host sockets that were sent to a container.
+    /// Connected host sockets that were sent to a container.
     pub host_sockets: Hash<SocketKey, SocketOrigin>,
+    /// Unconnected ones.
+    pub host_peers: Hash<SocketKey, SocketOrigin>,
     /// Remote ends of the host's unconnected UDP sockets.
     pub host_datagrams: Hash<HostDatagram, u32>,
 }
@@ -254,6 +256,7 @@ impl Tables {
             counters: per_cpu(maps::COUNTERS, open(maps::COUNTERS)?)?,
             reasons: per_cpu(maps::REASONS, open(maps::REASONS)?)?,
             host_sockets: hash(maps::HOST_SOCKETS, open(maps::HOST_SOCKETS)?)?,
+            host_peers: hash(maps::HOST_PEERS, open(maps::HOST_PEERS)?)?,
             host_datagrams: hash(maps::HOST_DATAGRAMS, open(maps::HOST_DATAGRAMS)?)?,
         })
     }

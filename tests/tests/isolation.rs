@@ -10,7 +10,7 @@ use portfwd_tests::packet::{Frame, flag};
 use portfwd_tests::servers::Server;
 use portfwd_tests::topology::{
     CLIENT, CLIENT_MAC, CLIENT6, FOREIGN, FOREIGN6, GATEWAY, GATEWAY_MAC, GATEWAY6, HOST, HOST_MAC,
-    HOST6, Shape, Topology,
+    HOST_SECOND, HOST6, HOST6_SECOND, Shape, Topology,
 };
 
 const PROTOCOLS: [Protocol; 2] = [Protocol::Tcp, Protocol::Udp];
@@ -422,6 +422,34 @@ fn a_host_socket_on_a_published_port_gets_the_answers_of_another_container() {
             let answer = clients::ask_from(&socket, to)
                 .unwrap_or_else(|error| panic!("{to} from {any}: {error}"));
             assert_eq!(answer.label, "web");
+        }
+    }
+}
+
+/// A resolver on one address of the host, and a container's on another.
+#[test]
+fn a_clients_socket_is_answered_by_host_and_container_on_one_port() {
+    let topology = Topology::new(Shape::default());
+    let _servers = topology.serve();
+    let _own = Server::start(&topology.host, &[HOST, HOST6], 53, "host");
+    topology.attach(
+        "web",
+        0,
+        &["192.0.2.10:53:80/udp", "[2001:db8:1::10]:53:80/udp"],
+    );
+    for (own, addresses) in [
+        (CLIENT, [HOST, HOST_SECOND, HOST]),
+        (CLIENT6, [HOST6, HOST6_SECOND, HOST6]),
+    ] {
+        let socket = topology
+            .client
+            .run(|| std::net::UdpSocket::bind(SocketAddr::new(own, 5060)))
+            .expect("bind");
+        for (address, label) in addresses.into_iter().zip(["host", "web", "host"]) {
+            let to = SocketAddr::new(address, 53);
+            let answer =
+                clients::ask_from(&socket, to).unwrap_or_else(|error| panic!("{to}: {error}"));
+            assert_eq!(answer.label, label);
         }
     }
 }

@@ -126,6 +126,31 @@ fn host_sockets_that_were_sent_to_the_container_are_ended() {
     }
 }
 
+/// More than the table of host sockets holds.
+const MANY: u32 = 70_000;
+
+#[test]
+fn a_host_connection_is_ended_however_many_others_came_and_went() {
+    let topology = Topology::new(Shape::default());
+    let _servers = topology.serve();
+    topology.attach("web", 0, &["8080:80", "8080:80/udp"]);
+    let to = at(LOOPBACK, 8080);
+    let mut old = clients::connect(&topology.host, to).expect("connect");
+    clients::ask_stream(&old).expect("an answer");
+    topology.host.run(|| {
+        for _ in 0..MANY {
+            let socket = std::net::UdpSocket::bind("0.0.0.0:0").expect("bind");
+            socket.connect(to).expect("connect");
+        }
+    });
+    assert_eq!(old.peer_addr().expect("a peer"), to);
+    topology.portfwd(&["detach", "web"]).expect_ok();
+    let error = old
+        .read(&mut [0; 16])
+        .expect_err("the end of the connection");
+    assert_eq!(error.kind(), ErrorKind::ConnectionAborted, "{error}");
+}
+
 #[test]
 fn some_ports_are_withdrawn_and_the_others_stay() {
     let topology = Topology::new(Shape::default());

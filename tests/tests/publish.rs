@@ -121,6 +121,24 @@ fn a_host_socket_may_ask_by_one_address_after_another() {
     }
 }
 
+#[test]
+fn a_host_socket_that_connects_anew_sees_its_new_peer() {
+    let topology = Topology::new(Shape::default());
+    let _servers = topology.serve();
+    topology.attach("web", 0, &BOTH);
+    let published = SocketAddr::new(LOOPBACK, 8080);
+    let direct = SocketAddr::new(topology.containers[0].v4.into(), 80);
+    let socket = clients::datagram_socket(&topology.host, published).expect("connect");
+    for to in [direct, published, direct] {
+        socket.connect(to).expect("connect anew");
+        assert_eq!(
+            clients::ask_datagram(&socket).expect("an answer").label,
+            "web"
+        );
+        assert_eq!(socket.peer_addr().expect("a peer"), to);
+    }
+}
+
 /// A packet from 127.0.0.1 cannot leave the host, so that such a socket has no way to a container.
 #[test]
 fn a_host_socket_bound_to_loopback_is_refused_at_once() {

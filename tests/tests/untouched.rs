@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use portfwd_tests::datapath::{Datapath, Program, Row};
 use portfwd_tests::packet::{Frame, Transport, flag};
-use portfwd_tests::table::{at, families, inbound, opening_frames, play, topology};
+use portfwd_tests::table::{at, families, hopped, inbound, opening_frames, play, topology};
 use portfwd_tests::topology::CLIENT_MAC;
 
 #[test]
@@ -69,12 +69,32 @@ fn what_opens_no_flow_goes_on_untouched() {
 
 #[test]
 fn frames_for_another_station_go_on_untouched() {
-    // TC alone: XDP runs before the kernel compares hardware addresses, and must then leave it to TC.
     let topology = topology();
     let datapath = Datapath::open(&topology);
     let mut rows = Vec::new();
     for ends in families() {
-        for (name, frame) in opening_frames(at(ends.client, 31_000), at(ends.host, 8080)) {
+        let (source, destination) = (at(ends.client, 31_000), at(ends.host, 8080));
+        // Of a flow that is open, too.
+        for flags in [flag::SYN, flag::ACK] {
+            let frame = inbound(Frame::tcp(source, destination, flags));
+            let output = hopped(&frame, source, at(ends.web, 80));
+            let (name, input) = ("its own flow", frame.to_bytes());
+            rows.push(Row::translated(
+                name,
+                Program::Device,
+                "eth0",
+                input,
+                output,
+            ));
+        }
+        let of_flow = (
+            "a segment of a flow",
+            Frame::tcp(source, destination, flag::ACK),
+        );
+        for (name, frame) in opening_frames(source, destination)
+            .into_iter()
+            .chain([of_flow])
+        {
             for station in [[2, 9, 9, 9, 9, 9], [0xff; 6], [1, 0, 0x5e, 0, 0, 1]] {
                 let input = frame.clone().on_link(CLIENT_MAC, station).to_bytes();
                 for program in [Program::Device, Program::EarlyDevice] {

@@ -2,13 +2,13 @@
 
 use std::{fs::File, io, path::PathBuf};
 
-use aya::programs::{CgroupAttachMode, links::FdLink};
+use aya::programs::{CgroupAttachMode, Program, ProgramError, links::FdLink};
 use portfwd_common::programs;
 
+use super::AttachError;
 use crate::{
     error::{Doing, Error},
     instance::Layout,
-    object,
     observe::cgroup,
 };
 
@@ -33,19 +33,16 @@ pub fn attach(ebpf: &mut aya::Ebpf, layout: &Layout) -> Result<Reach, Error> {
     };
     let path = root.path.display().to_string();
     let directory = File::open(&root.path).doing(|| format!("open {path}"))?;
-    for name in programs::SOCKET {
+    for name in programs::SOCKET
+        .into_iter()
+        .chain([programs::SOCKET_RELEASE])
+    {
         let doing = || format!("attach {name} to {path}");
-        let program = object::socket_program(ebpf, name)
+        let program = ebpf
+            .program_mut(name)
             .ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))
             .doing(doing)?;
-        let id = program
-            .attach(&directory, CgroupAttachMode::Single)
-            .doing(doing)?;
-        let link: FdLink = program
-            .take_link(id)
-            .doing(doing)?
-            .try_into()
-            .doing(doing)?;
+        let link = attach_one(program, &directory).doing(doing)?;
         link.pin(layout.links().join(format!("socket-{name}")))
             .doing(doing)?;
     }
@@ -53,5 +50,20 @@ pub fn attach(ebpf: &mut aya::Ebpf, layout: &Layout) -> Result<Reach, Error> {
         Reach::All
     } else {
         Reach::Below(root.path)
+    })
+}
+
+fn attach_one(program: &mut Program, cgroup: &File) -> Result<FdLink, AttachError> {
+    let mode = CgroupAttachMode::Single;
+    Ok(match program {
+        Program::CgroupSockAddr(program) => {
+            let id = program.attach(cgroup, mode)?;
+            program.take_link(id)?.try_into()?
+        }
+        Program::CgroupSock(program) => {
+            let id = program.attach(cgroup, mode)?;
+            program.take_link(id)?.try_into()?
+        }
+        _ => return Err(ProgramError::UnexpectedProgramType.into()),
     })
 }
