@@ -10,6 +10,7 @@ use std::{
     io::{BufRead as _, BufReader},
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    time::Instant,
 };
 
 use anyhow::{Context as _, bail, ensure};
@@ -36,6 +37,10 @@ pub(crate) struct Args {
     /// Fetch the kernels again
     #[arg(long)]
     fresh: bool,
+    /// Use the processor's virtualization, not emulation: quicker, but /dev/kvm is there on machines
+    /// where it does not work
+    #[arg(long)]
+    kvm: bool,
 }
 
 /// Runs the script on each kernel, and fails if it failed on one.
@@ -49,13 +54,20 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         [] => kernel::Kernel::ALL.to_vec(),
         chosen => chosen.to_vec(),
     };
+    let accelerator = if args.kvm { "kvm" } else { "tcg,thread=multi" };
     let mut failed = Vec::new();
     for kernel in kernels {
         println!("== {kernel}");
         let files = kernel::Files::get(kernel, args.fresh)?;
-        if let Err(error) = smoke(&files, &binary) {
-            eprintln!("{kernel}: {error:#}");
-            failed.push(kernel.to_string());
+        let start = Instant::now();
+        let result = smoke(kernel, &files, &binary, accelerator);
+        let seconds = start.elapsed().as_secs();
+        match result {
+            Ok(()) => println!("{kernel}: passed in {seconds} s"),
+            Err(error) => {
+                eprintln!("{kernel}: after {seconds} s: {error:#}");
+                failed.push(kernel.to_string());
+            }
         }
     }
     ensure!(failed.is_empty(), "failed on {}", failed.join(", "));
@@ -76,18 +88,25 @@ fn build_static(object: &Path) -> anyhow::Result<PathBuf> {
     Ok(workspace::target().join(TARGET).join("release/portfwd"))
 }
 
-fn smoke(files: &kernel::Files, binary: &Path) -> anyhow::Result<()> {
+fn smoke(
+    kernel: kernel::Kernel,
+    files: &kernel::Files,
+    binary: &Path,
+    accelerator: &str,
+) -> anyhow::Result<()> {
     let scratch = tempfile::tempdir().context("make a temporary directory")?;
     let image = image::pack(scratch.path(), binary, files)?;
+    // What the kernel does not know is in the script's environment.
+    let append = format!("console=ttyS0 panic=-1 quiet hooks={}", kernel.hooks());
     let mut command = Command::new("timeout");
     command
         .args([LIMIT, "qemu-system-x86_64", "-machine", "q35"])
-        .args(["-accel", "kvm", "-accel", "tcg,thread=multi"])
+        .args(["-accel", accelerator])
         // The emulated CMPXCHG16B of QEMU 7.2 can lose the flags, which kernels notice as of 6.12.
         .args(["-cpu", "max,cx16=off", "-smp", "2", "-m", "1024"])
         .args(["-nodefaults", "-nographic", "-no-reboot"])
         .args(["-serial", "stdio", "-monitor", "none"])
-        .args(["-append", "console=ttyS0 panic=-1 quiet", "-kernel"])
+        .args(["-append", &append, "-kernel"])
         .arg(&files.image)
         .arg("-initrd")
         .arg(image)

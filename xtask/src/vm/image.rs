@@ -16,7 +16,7 @@ use crate::process;
 /// The first process.
 const SCRIPT: &str = include_str!("smoke.sh");
 /// Busybox has applets of these names that can do less, or none.
-const PROGRAMS: [&str; 4] = ["ip", "tc", "socat", "ethtool"];
+const PROGRAMS: [&str; 5] = ["ip", "tc", "socat", "ethtool", "bpftool"];
 
 /// Packs everything into `scratch`, and gives the archive's path.
 pub(super) fn pack(

@@ -51,6 +51,14 @@ impl Kernel {
             Self::Newest => "sid",
         }
     }
+
+    /// What TC programs are attached by.
+    pub(super) fn hooks(self) -> &'static str {
+        match self {
+            Self::Oldest => "clsact",
+            Self::Stable | Self::Newest => "tcx",
+        }
+    }
 }
 
 impl fmt::Display for Kernel {
