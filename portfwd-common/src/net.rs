@@ -245,14 +245,22 @@ impl Address for V6 {
     #[inline(always)]
     fn is_never_forwarded(self) -> bool {
         let top = u64::from_be(self.0) >> 48;
-        let unspecified_or_loopback = self.0 == 0 && u64::from_be(self.1) <= 1;
         // ff00::/8 is multicast, fe80::/10 link-local.
-        top >> 8 == 0xff || top & 0xffc0 == 0xfe80 || unspecified_or_loopback
+        top >> 8 == 0xff || top & 0xffc0 == 0xfe80 || self.is_no_address()
     }
     #[inline(always)]
     fn is_impossible_source(self) -> bool {
-        let unspecified_or_loopback = self.0 == 0 && u64::from_be(self.1) <= 1;
-        u64::from_be(self.0) >> 56 == 0xff || unspecified_or_loopback
+        u64::from_be(self.0) >> 56 == 0xff || self.is_no_address()
+    }
+}
+
+impl V6 {
+    /// What is on no wire: `::`, `::1`, and `::ffff:0:0/96`, an IPv4 address as programs write it (RFC
+    /// 4291, section 2.5; for the last RFC 4942, section 2.2).
+    #[inline(always)]
+    const fn is_no_address(self) -> bool {
+        let low = u64::from_be(self.1);
+        self.0 == 0 && (low <= 1 || low >> 32 == 0xffff)
     }
 }
 

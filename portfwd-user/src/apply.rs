@@ -1,7 +1,10 @@
 //! The one executor of plans. Nothing it does before the commit is seen by a packet; what it did is
 //! undone backwards if a step fails.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::{
+    net::IpAddr,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use portfwd_common::{
     forward::{Delivery, MAX_FORWARDS},
@@ -25,7 +28,7 @@ use crate::{
 /// # Errors
 /// When a step fails; what was before is then as it was.
 pub fn attach(writable: &mut Writable, netns: &Netns, plan: &Plan) -> Result<(), Error> {
-    if plan.forwards.is_empty() {
+    if plan.forwards.is_empty() && plan.link.is_none() {
         return Ok(());
     }
     let Writable { datapath, host, .. } = writable;
@@ -72,9 +75,7 @@ fn publish(datapath: &mut Datapath, host: &Host, netns: &Netns, plan: &Plan) -> 
             .publish(&forward)
             .doing(|| format!("publish port {}", forward.host_port))?;
     }
-    if !plan.known {
-        record_container(transaction.tables(), plan, id)?;
-    }
+    record_container(transaction.tables(), plan, id)?;
     transaction.commit();
     Ok(())
 }
@@ -86,6 +87,7 @@ fn next_id(tables: &mut Tables) -> u32 {
     journal.last_attachment
 }
 
+/// Records the link with the addresses that the container may send from, and no others.
 fn allow_sources(tables: &mut Tables, link: &LinkPlan, attachment: u32) -> Result<(), Error> {
     let doing = || format!("record link {}", link.link.name);
     let record = host::Link {
@@ -105,17 +107,38 @@ fn allow_sources(tables: &mut Tables, link: &LinkPlan, attachment: u32) -> Resul
             .map_err(|source| TableError::full_or(maps::LINK_SOURCES, 4 * MAX_FORWARDS, source))
             .doing(doing)?;
     }
+    let failed = |source| TableError::Map {
+        name: maps::LINK_SOURCES,
+        source: Box::new(source),
+    };
+    let known: Vec<host::LinkSource> = tables
+        .link_sources
+        .keys()
+        .collect::<Result<_, _>>()
+        .map_err(failed)
+        .doing(doing)?;
+    let is_former = |key: &host::LinkSource| {
+        key.link == link.link.index && !link.sources.contains(&IpAddr::from(key.address))
+    };
+    for former in known.iter().filter(|key| is_former(key)) {
+        tables
+            .link_sources
+            .remove(former)
+            .map_err(failed)
+            .doing(doing)?;
+    }
     Ok(())
 }
 
 fn record_container(tables: &mut Tables, plan: &Plan, id: u32) -> Result<(), Error> {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    let created = now.map_or(0, |since| since.as_secs());
-    let record = host::Attachment {
+    let mut record = host::Attachment {
         id,
-        created,
         ..plan.container
     };
+    if !plan.known {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        record.created = now.map_or(0, |since| since.as_secs());
+    }
     let label = plan.label.key();
     tables
         .attachments

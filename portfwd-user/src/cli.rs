@@ -130,8 +130,8 @@ pub struct Detach {
 pub struct Up {
     /// Names of the devices to serve; none for every device on which the host has an address.
     pub devices: Vec<String>,
-    /// Whether and how the XDP program runs.
-    pub xdp: XdpMode,
+    /// Whether and how the XDP program runs; None leaves it as it is.
+    pub xdp: Option<XdpMode>,
     /// What the programs log.
     pub log_level: LogLevel,
 }

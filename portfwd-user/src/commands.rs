@@ -44,7 +44,10 @@ pub fn run(cli: &Cli) -> Result<(), Error> {
 
 fn bring_up(cli: &Cli, options: &Options) -> Result<(), Error> {
     let site = create(cli)?;
-    let (mut writable, fresh) = site.up(options)?;
+    let (mut writable, fresh) = match site.up(options) {
+        Ok(up) => up,
+        Err(cause) => return Err(site.abandon(cause)),
+    };
     if !fresh {
         let host = writable.host.clone();
         writable.datapath.serve(&host, &site.host, options)?;

@@ -2,7 +2,11 @@
 
 mod devices;
 
-use std::path::Path;
+use std::{
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
 
 use crate::{
     bpffs::Bpffs,
@@ -14,21 +18,24 @@ use crate::{
     object,
     observe::{
         addresses::{self, Host},
-        netns::Netns,
+        netns::{self, Netns, NetnsId},
         privilege::{Capability, Privileges},
     },
     sweep,
-    tables::Tables,
+    tables::{self, Tables},
     transaction,
 };
+
+/// How long the kernel may take to free what was removed, and commands that are ending to end.
+const LINGERING: Duration = Duration::from_secs(3);
 
 /// What the programs are loaded and attached with.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
     /// Names of the devices to serve; none for every device on which the host has an address.
     pub devices: Vec<String>,
-    /// Whether and how the XDP program runs.
-    pub xdp: cli::XdpMode,
+    /// Whether and how the XDP program runs; None leaves it as it is.
+    pub xdp: Option<cli::XdpMode>,
     /// What the programs log.
     pub log_level: LogLevel,
 }
@@ -37,7 +44,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             devices: Vec::new(),
-            xdp: cli::XdpMode::Off,
+            xdp: None,
             log_level: LogLevel::Off,
         }
     }
@@ -74,11 +81,7 @@ impl Site {
     /// # Errors
     /// When a privilege is missing, or namespace or bpffs cannot be used.
     pub fn of(cli: &Cli, create: bool) -> Result<Option<Self>, Error> {
-        check_privileges(cli.host_netns.is_some())?;
-        let host = match &cli.host_netns {
-            Some(path) => Netns::open(path)?,
-            None => Netns::current()?,
-        };
+        let host = host(cli)?;
         let bpffs = if create {
             Bpffs::ensure(&cli.bpffs, WAIT)?
         } else {
@@ -89,6 +92,11 @@ impl Site {
         };
         let place = Place::new(&bpffs, cli.instance.clone());
         Ok(Some(Self { bpffs, place, host }))
+    }
+
+    /// Leaves nothing of an instance that could not be brought up; gives the error to tell.
+    pub fn abandon(self, cause: Error) -> Error {
+        with_undone(cause, self.bpffs.release().map(|_| ()))
     }
 
     /// The instance's name.
@@ -170,6 +178,8 @@ impl Site {
     fn build(&self, locked: Locked, options: &Options) -> Result<Writable, Error> {
         let cookie = self.host.cookie()?;
         let host = self.observe()?;
+        self.refuse_second(cookie)?;
+        self.refuse_second_elsewhere(cookie)?;
         self.detach_all(&locked)?;
         let built = locked.build()?;
         let done = self
@@ -236,12 +246,12 @@ impl Site {
 
     /// One instance a namespace.
     fn refuse_second(&self, cookie: u64) -> Result<(), Error> {
+        let namespace = namespace_name(self.host.id().inode);
         for (name, state) in instance::all(&self.bpffs)? {
             let State::Present(layout) = state else {
                 continue;
             };
             if name != *self.name() && open_tables(&layout)?.journal.get(0).host_netns == cookie {
-                let namespace = namespace_name(self.host.id().inode);
                 return Err(InstanceError::Second {
                     namespace,
                     first: name,
@@ -252,17 +262,63 @@ impl Site {
         Ok(())
     }
 
+    /// The same, of instances in other bpffs: their maps are in the kernel all the same. Those of an
+    /// instance that was just taken down are there for a moment more.
+    fn refuse_second_elsewhere(&self, cookie: u64) -> Result<(), Error> {
+        let deadline = Instant::now() + LINGERING;
+        loop {
+            // A killed command leaves an unfinished one in this bpffs.
+            let here: Vec<u32> = instance::journals(&self.bpffs)?
+                .iter()
+                .filter_map(|pin| tables::map_id(pin))
+                .collect();
+            let mut others = tables::journals().filter(|(map, _)| !here.contains(map));
+            let other = others.find(|(_, journal)| journal.host_netns == cookie);
+            let Some((map, _)) = other else {
+                return Ok(());
+            };
+            if Instant::now() >= deadline {
+                let namespace = namespace_name(self.host.id().inode);
+                return Err(InstanceError::SecondElsewhere { namespace, map }.into());
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+
     fn check_namespace(&self, tables: &Tables) -> Result<(), Error> {
         let journal = tables.journal.get(0);
         if journal.host_netns == self.host.cookie()? {
             return Ok(());
         }
+        let [device, inode] = journal.host_netns_file;
+        let lives = netns::lives(NetnsId { device, inode }, journal.host_netns)
+            .doing(|| format!("look for network namespace {}", namespace_name(inode)))?;
+        if !lives {
+            return Err(InstanceError::NamespaceGone(self.name().clone()).into());
+        }
         Err(InstanceError::OtherNamespace {
             instance: self.name().clone(),
-            theirs: namespace_name(journal.host_netns_file[1]),
+            theirs: namespace_name(inode),
             ours: namespace_name(self.host.id().inode),
         }
         .into())
+    }
+
+    fn withdraw_all(&self, mut tables: Tables, layout: &Layout) -> Result<(), Error> {
+        match self.check_namespace(&tables) {
+            // With its namespace went all that a sweep would end.
+            Err(Error::Instance(InstanceError::NamespaceGone(_))) => return Ok(()),
+            checked => checked?,
+        }
+        transaction::recover(&mut tables).doing(|| "repair the forwards".to_owned())?;
+        let mut transaction = transaction::Transaction::begin(&mut tables);
+        let all: Vec<u32> = transaction::visible(transaction.tables())
+            .map(|f| f.0)
+            .collect();
+        all.into_iter()
+            .for_each(|index| transaction.withdraw(index));
+        transaction.commit();
+        sweep::sweep(&mut tables, layout, &self.host)
     }
 
     /// Takes the instance down, of whatever version it is. Says whether there was one.
@@ -275,17 +331,11 @@ impl Site {
         };
         let state = self.place.state()?;
         if let State::Present(layout) = &state {
-            let mut tables = open_tables(layout)?;
-            self.check_namespace(&tables)?;
-            transaction::recover(&mut tables).doing(|| "repair the forwards".to_owned())?;
-            let mut transaction = transaction::Transaction::begin(&mut tables);
-            let all: Vec<u32> = transaction::visible(transaction.tables())
-                .map(|f| f.0)
-                .collect();
-            all.into_iter()
-                .for_each(|index| transaction.withdraw(index));
-            transaction.commit();
-            sweep::sweep(&mut tables, layout, &self.host)?;
+            match open_tables(layout) {
+                Ok(tables) => self.withdraw_all(tables, layout)?,
+                // What cannot be read can still be removed.
+                Err(error) => eprintln!("warning: {error}"),
+            }
         }
         self.detach_all(&locked)?;
         locked.remove()?;
@@ -332,6 +382,18 @@ fn with_undone(cause: Error, undone: Result<(), Error>) -> Error {
             failures: vec![failure],
         },
     }
+}
+
+/// The namespace that plays the host, once the process is known to have the privileges.
+///
+/// # Errors
+/// When a privilege is missing, or there is no such namespace.
+pub fn host(cli: &Cli) -> Result<Netns, Error> {
+    check_privileges(cli.host_netns.is_some())?;
+    Ok(match &cli.host_netns {
+        Some(path) => Netns::open(path)?,
+        None => Netns::current()?,
+    })
 }
 
 /// As `readlink /proc/self/ns/net` shows it.

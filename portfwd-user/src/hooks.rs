@@ -119,6 +119,16 @@ fn open(layout: &Layout, hook: Hook) -> Result<SchedClassifier, ProgramError> {
     SchedClassifier::from_pin(layout.programs().join(hook.program()))
 }
 
+/// Whether the program of `hook` is attached to the device with that index.
+///
+/// # Errors
+/// When its pin cannot be looked at.
+pub fn is_attached(layout: &Layout, hook: Hook, index: u32) -> Result<bool, Error> {
+    let pin = hook.pin(layout, index);
+    let linked = pins::is_on(&pin, index).doing(|| format!("look at {}", pin.display()))?;
+    Ok(linked || clsact::filter_mark(layout, hook, index).exists())
+}
+
 /// Detaches the program of `hook` from the device with that index; nothing to do is no error.
 ///
 /// # Errors

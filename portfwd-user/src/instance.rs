@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
-use portfwd_common::LAYOUT;
+use portfwd_common::{LAYOUT, maps};
 
 use crate::bpffs::{self, Bpffs, Others};
 use crate::error::{Doing, Error, InstanceError};
@@ -375,6 +375,25 @@ pub fn all(bpffs: &Bpffs) -> Result<Vec<(InstanceName, State)>, Error> {
         let state = Place::new(bpffs, name.clone()).state()?;
         if state != State::Absent {
             found.push((name, state));
+        }
+    }
+    Ok(found)
+}
+
+/// Where the instances of a bpffs, finished or not and of every version, may have pinned their journal.
+///
+/// # Errors
+/// When a directory cannot be read.
+pub fn journals(bpffs: &Bpffs) -> Result<Vec<PathBuf>, Error> {
+    let all = bpffs.root().join(ALL);
+    let mut found = Vec::new();
+    for name in bpffs::names(&all)? {
+        let instance = all.join(name);
+        if !instance.is_dir() {
+            continue;
+        }
+        for layout in bpffs::names(&instance)? {
+            found.push(instance.join(layout).join("maps").join(maps::JOURNAL));
         }
     }
     Ok(found)

@@ -53,7 +53,7 @@ pub struct Plan {
 /// Plans an attach of `resolved` to the container.
 ///
 /// # Errors
-/// When the container is known elsewhere, or has no address of a family that is asked for.
+/// When the container is known elsewhere or has moved, or has no address of a family that is asked for.
 pub fn attach(
     label: &Label,
     known: Option<&Attachment>,
@@ -123,7 +123,12 @@ fn container(
     };
     match known {
         None => Ok(fresh),
-        Some(known) if is_same(known, &fresh) => Ok(*known),
+        Some(known) if is_same(known, &fresh) => Ok(Attachment {
+            id: known.id,
+            netns: known.netns.max(fresh.netns),
+            created: known.created,
+            ..fresh
+        }),
         Some(known) => Err(ContainerError::KnownElsewhere {
             label: label.clone(),
             known: whereabouts(known),
@@ -133,11 +138,14 @@ fn container(
     }
 }
 
+/// Whether what is published leads to what was found: the same link, and the same addresses. Only by
+/// namespace (a cookie is never used twice) a container may have got a family that it did not have.
 fn is_same(known: &Attachment, asked: &Attachment) -> bool {
-    // By namespace where both have one; a cookie is never used twice.
-    let same_netns = known.netns == asked.netns && known.netns != 0;
-    let same_address = known.v4 == asked.v4 && known.v6 == asked.v6;
-    same_netns || (known.netns == 0 || asked.netns == 0) && same_address
+    let both_by_netns = known.netns != 0 && asked.netns != 0;
+    let kept = |old: Ip, new: Ip| old == new || (both_by_netns && old.is_unspecified());
+    let same_netns = !both_by_netns || known.netns == asked.netns;
+    let same_addresses = kept(known.v4, asked.v4) && kept(known.v6, asked.v6);
+    same_netns && same_addresses && known.link == asked.link
 }
 
 fn whereabouts(attachment: &Attachment) -> String {
@@ -147,12 +155,14 @@ fn whereabouts(attachment: &Attachment) -> String {
         .filter(|address| !address.is_unspecified())
         .map(|address| IpAddr::from(address).to_string())
         .collect();
-    let address = addresses.join(" and ");
-    if attachment.netns == 0 {
-        format!("address {address}")
-    } else {
-        format!("the network namespace of {address}")
+    let mut text = format!("address {}", addresses.join(" and "));
+    if attachment.link != 0 {
+        text.push_str(&format!(" by link {}", attachment.link));
     }
+    if attachment.netns != 0 {
+        text.push_str(&format!(" in network namespace {}", attachment.netns));
+    }
+    text
 }
 
 fn as_listed(label: &Label, item: &Resolved, host: IpAddr, target: Ip) -> Published {

@@ -148,7 +148,8 @@ impl Spec {
     }
 
     /// Whether a forward from `host` and `ports` to the container's `container` is one that this SPEC
-    /// published: what `detach -p` takes away. A SPEC without a host port names every such forward.
+    /// published: what `detach -p` takes away. A SPEC without a host port names every such forward,
+    /// and without a host address too, on every address.
     #[must_use]
     pub fn selects(
         &self,
@@ -157,6 +158,7 @@ impl Spec {
         ports: PortRange,
         container: PortRange,
     ) -> bool {
+        let any_host = self.host.is_none() && self.ports == HostPorts::Chosen;
         let ports_match = match self.ports {
             HostPorts::Chosen => true,
             HostPorts::Fixed(fixed) => fixed == ports,
@@ -165,7 +167,7 @@ impl Spec {
         ports_match
             && self.protocol == protocol
             && self.container == container
-            && self.hosts().any(|own| own == host)
+            && (any_host || self.hosts().any(|own| own == host))
     }
 }
 

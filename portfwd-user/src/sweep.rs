@@ -9,6 +9,7 @@ use std::{
 use aya::maps::MapError;
 use portfwd_common::{
     flow::{Flow, FlowKey},
+    forward::{Delivery, Forward},
     host::{SocketKey, SocketOrigin},
     maps,
     net::Protocol,
@@ -40,14 +41,29 @@ pub fn sweep(tables: &mut Tables, layout: &Layout, host: &Netns) -> Result<(), E
         .map(|(index, f)| (*index, f.generation))
         .collect();
     let owners: BTreeSet<u32> = forwards.iter().map(|(_, f)| f.attachment).collect();
+    let through_stack = |(_, f): &(u32, Forward)| f.delivery == Delivery::Stack as u8;
+    let needs_egress = forwards.iter().any(through_stack);
     let results = [
         purge_flows(&mut tables.flows_v4, maps::FLOWS_V4, &alive),
         purge_flows(&mut tables.flows_v6, maps::FLOWS_V6, &alive),
         end_sockets(tables, host, &alive),
         forget_containers(tables, layout, host, &owners),
+        if needs_egress {
+            Ok(())
+        } else {
+            detach_egress(layout, host)
+        },
     ];
     results.into_iter().collect::<Result<(), Error>>()?;
     transaction::settle(tables).doing(|| "free what was withdrawn".to_owned())
+}
+
+/// The egress program serves flows through the stack, of which there are none any more.
+fn detach_egress(layout: &Layout, host: &Netns) -> Result<(), Error> {
+    for device in hooks::attached(layout, Hook::Egress)? {
+        hooks::detach(layout, Hook::Egress, host, device)?;
+    }
+    Ok(())
 }
 
 /// Forgets every flow, of living forwards as well. Returns how many there were.

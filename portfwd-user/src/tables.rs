@@ -262,6 +262,24 @@ impl Tables {
     }
 }
 
+/// ID of the map that is pinned at `path`, if one is.
+pub fn map_id(path: &Path) -> Option<u32> {
+    Some(MapData::from_pin(path).ok()?.info().ok()?.id())
+}
+
+/// The journals of all instances of the kernel, with the IDs of their maps. Only those that can be seen:
+/// without CAP_SYS_ADMIN, none.
+pub fn journals() -> impl Iterator<Item = (u32, Journal)> {
+    aya::maps::loaded_maps()
+        .map_while(Result::ok)
+        .filter_map(|info| {
+            let ours = info.name_as_str() == Some(maps::JOURNAL);
+            let data = ours.then(|| MapData::from_id(info.id()).ok())??;
+            let journal = Mapped::open(maps::JOURNAL, &data, 1).ok()?;
+            Some((info.id(), journal.get(0)))
+        })
+}
+
 fn map_data(map: &Map) -> Option<&MapData> {
     Some(match map {
         Map::Array(data) | Map::HashMap(data) | Map::LruHashMap(data) | Map::PerCpuArray(data) => {

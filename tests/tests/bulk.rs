@@ -27,7 +27,9 @@ fn a_transfer_arrives_intact_while_connections_come_and_go() {
         let report = churn.finish();
         assert_eq!(sent, received);
         assert_eq!(report.failures, Vec::<String>::new());
-        assert!(report.served > 0, "{report:?}");
+        // Not a matter of speed: without them the transfer would have been alone.
+        let due = report.duration.as_secs() * u64::from(RATE);
+        assert!(report.served >= due / 4, "{report:?}");
         println!(
             "{} MiB; {} connections in {:?} beside it",
             bulk_length() >> 20,

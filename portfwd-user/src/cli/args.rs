@@ -188,9 +188,9 @@ pub(super) struct Up {
     #[arg(long, value_name = "NAME")]
     pub(super) device: Vec<String>,
 
-    /// Run the XDP program too
-    #[arg(long, value_enum, value_name = "MODE", default_value_t = XdpMode::Off)]
-    pub(super) xdp: XdpMode,
+    /// Run the XDP program too [default: off, or as it is]
+    #[arg(long, value_enum, value_name = "MODE")]
+    pub(super) xdp: Option<XdpMode>,
 
     /// What the programs log; below off it costs time on every packet
     #[arg(long, value_enum, value_name = "LEVEL", default_value_t = LogLevel::Off)]

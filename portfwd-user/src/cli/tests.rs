@@ -91,7 +91,7 @@ fn the_other_commands_are_what_they_say() {
             &["up"],
             Command::Up(Up {
                 devices: vec![],
-                xdp: XdpMode::Off,
+                xdp: None,
                 log_level: LogLevel::Off,
             }),
         ),
@@ -108,7 +108,7 @@ fn the_other_commands_are_what_they_say() {
             ],
             Command::Up(Up {
                 devices: vec!["eth0".to_owned(), "br0".to_owned()],
-                xdp: XdpMode::Auto,
+                xdp: Some(XdpMode::Auto),
                 log_level: LogLevel::Trace,
             }),
         ),

@@ -1,6 +1,10 @@
 //! `portfwd attach`: observe, plan, apply, report.
 
-use std::{collections::HashSet, io::Write as _};
+use std::{
+    collections::{BTreeSet, HashSet},
+    io::Write as _,
+    net::IpAddr,
+};
 
 use portfwd_common::net::Protocol;
 
@@ -8,8 +12,9 @@ use crate::{
     apply,
     cli::{Attach, Cli},
     collision::{CollisionError, Listener, Occupied, PortSet, Resolved},
-    datapath::{Options, Site, Writable},
-    error::{Doing, Error, Lacking, Missing},
+    datapath::{self, Datapath, Options, Site, Writable},
+    error::{ContainerError, Doing, Error, Lacking, Missing},
+    hooks::{self, Hook},
     label::Label,
     observe::{
         container::{self, ContainerLink},
@@ -28,63 +33,84 @@ pub(super) fn run(cli: &Cli, attach: &Attach) -> Result<(), Error> {
     let target = attach.target.as_ref();
     // Everything that can be wrong with what was typed is found before anything is made.
     let container = target.map(open_container).transpose()?.flatten();
-    let site = super::create(cli)?;
+    let host = datapath::host(cli)?;
     let found = match target {
-        Some(target) => Some(find(&site, target, container.as_ref())?),
+        Some(target) => Some(find(&host, target, container.as_ref())?),
         None => None,
     };
-    if attach.dry_run {
-        return dry_run(cli, &site, attach, found);
+    let site = Site::of(cli, false)?;
+    let running = match &site {
+        Some(site) => site.open()?,
+        None => None,
+    };
+    if attach.dry_run || running.is_none() {
+        let plan = make_plan(&host, running.as_ref(), attach, found.clone())?;
+        if attach.dry_run {
+            return print(cli, &plan.published);
+        }
     }
-    let (mut writable, _) = site.up(&Options::default())?;
-    let plan = make_plan(&site, Some(&mut writable), attach, found)?;
-    apply::attach(&mut writable, &site.host, &plan)?;
-    drop(writable);
-    print(cli, &plan.published)
-}
-
-/// The plan without its execution. An instance that is not up is not brought up for it.
-fn dry_run(cli: &Cli, site: &Site, attach: &Attach, found: Option<Found>) -> Result<(), Error> {
-    let mut writable = site.open_writable()?;
-    let plan = make_plan(site, writable.as_mut(), attach, found)?;
+    drop((site, running));
+    let site = super::create(cli)?;
+    let (mut writable, _) = match site.up(&Options::default()) {
+        Ok(up) => up,
+        Err(cause) => return Err(site.abandon(cause)),
+    };
+    let plan = make_plan(&host, Some(&writable.datapath), attach, found)?;
+    apply::attach(&mut writable, &host, &plan)?;
+    warn_of_foreign_addresses(&writable, &attach.specs);
     drop(writable);
     print(cli, &plan.published)
 }
 
 fn make_plan(
-    site: &Site,
-    writable: Option<&mut Writable>,
+    host: &Netns,
+    running: Option<&Datapath>,
     attach: &Attach,
     found: Option<Found>,
 ) -> Result<Plan, Error> {
-    let state = match &writable {
-        Some(writable) => state::read(&writable.datapath.tables)?,
+    let state = match running {
+        Some(datapath) => state::read(&datapath.tables)?,
         None => state::State::default(),
     };
     let known = state.container(&attach.container);
-    let found = match (found, known) {
-        (Some(found), _) => found,
-        (None, Some(known)) => Found::Known(*known),
+    let found = match (found, known, running) {
+        (Some(found), ..) => found,
+        (None, Some(known), Some(datapath)) => {
+            if known.link != 0 && !hooks::is_attached(&datapath.layout, Hook::Link, known.link)? {
+                return Err(ContainerError::LinkGone(attach.container.clone()).into());
+            }
+            Found::Known(*known)
+        }
         // What runs the container is asked in a later version; nobody else knows the name.
-        (None, None) => return Err(Missing::Target(attach.container.clone()).into()),
+        _ => return Err(Missing::Target(attach.container.clone()).into()),
     };
-    let resolved = settle_ports(site, &state, &attach.container, &attach.specs)?;
+    let resolved = settle_ports(host, &state, &attach.container, &attach.specs)?;
     plan::attach(&attach.container, known, &found, &resolved)
+}
+
+/// An address may come later; more often it is a slip.
+fn warn_of_foreign_addresses(writable: &Writable, specs: &[Spec]) {
+    let addresses: BTreeSet<IpAddr> = specs.iter().filter_map(|spec| spec.host).collect();
+    for address in addresses {
+        let own = address.is_unspecified() || address.is_loopback() || writable.host.owns(address);
+        if !own {
+            eprintln!("warning: {address} is not an address of the host now");
+        }
+    }
 }
 
 /// The host ports, against what is held and who listens. Processes are named only when one is in the way:
 /// that takes a walk through /proc.
 fn settle_ports(
-    site: &Site,
+    host: &Netns,
     state: &state::State,
     owner: &Label,
     specs: &[Spec],
 ) -> Result<Vec<Resolved>, Error> {
     let protocols: HashSet<Protocol> = specs.iter().map(|spec| spec.protocol).collect();
     let protocols: Vec<Protocol> = protocols.into_iter().collect();
-    let (listening, reserved) = site
-        .host
-        .run_in(|| (sockets::listeners_here(&protocols), reserved_ports()))?;
+    let (listening, reserved) =
+        host.run_in(|| (sockets::listeners_here(&protocols), reserved_ports()))?;
     let listening = listening?;
     let reserved = reserved?;
     let resolve = |listeners: &[Listener]| {
@@ -138,15 +164,15 @@ fn open_container(target: &Target) -> Result<Option<Netns>, Error> {
     })
 }
 
-fn find(site: &Site, target: &Target, netns: Option<&Netns>) -> Result<Found, Error> {
+fn find(host: &Netns, target: &Target, netns: Option<&Netns>) -> Result<Found, Error> {
     let (link, cookie): (ContainerLink, u64) = match (target, netns) {
         (Target::Addresses(addresses), _) => {
             let v4 = addresses.v4.map(std::net::IpAddr::V4);
             let v6 = addresses.v6.map(std::net::IpAddr::V6);
             let ips: Vec<_> = v4.into_iter().chain(v6).collect();
-            (container::find_by_address(&site.host, &ips)?, 0)
+            (container::find_by_address(host, &ips)?, 0)
         }
-        (_, Some(netns)) => (container::find(&site.host, netns)?, netns.cookie()?),
+        (_, Some(netns)) => (container::find(host, netns)?, netns.cookie()?),
         (Target::Netns(path), None) => return Err(Missing::Namespace(path.clone()).into()),
         (Target::Pid(pid), None) => return Err(Missing::Process(*pid).into()),
     };

@@ -1,6 +1,10 @@
 //! `portfwd log`: what the programs tell, as it comes, until it is interrupted.
 
-use std::io::{self, Write as _};
+use std::{
+    io::{self, Write as _},
+    path::Path,
+    time::Duration,
+};
 
 use aya::programs::SchedClassifier;
 use aya_log::EbpfLogger;
@@ -13,6 +17,9 @@ use crate::{
     datapath::Site,
     error::{Doing, Error, InstanceError},
 };
+
+/// How often it is looked whether the instance is still up.
+const LOOK: Duration = Duration::from_millis(500);
 
 /// Writes each record to standard output as one line.
 struct Lines;
@@ -43,20 +50,24 @@ pub(super) fn run(cli: &Cli) -> Result<(), Error> {
     }
     let doing = || "read the log".to_owned();
     let path = datapath.layout.programs().join(programs::TC_DEVICE);
-    let program = SchedClassifier::from_pin(path).doing(doing)?;
+    let program = SchedClassifier::from_pin(&path).doing(doing)?;
     let id = program.info().doing(doing)?.id();
     let logger = EbpfLogger::init_from_id_with_logger(id, Lines).doing(doing)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .doing(doing)?;
-    runtime.block_on(follow(logger)).doing(doing)
+    // Held no longer: `down` is not to find them in use.
+    drop((site, datapath, program));
+    runtime.block_on(follow(logger, &path)).doing(doing)
 }
 
-async fn follow(logger: EbpfLogger<Lines>) -> io::Result<()> {
+/// Follows until the instance goes down, which takes the pin of its program away.
+async fn follow(logger: EbpfLogger<Lines>, pin: &Path) -> io::Result<()> {
     // SAFETY: the logger owns the descriptor of its ring for as long as it lives, and `AsyncFd` owns the
     // logger.
     let mut ring = unsafe { AsyncFd::register_with_interest(logger, Interest::READABLE) }?;
+    let mut look = tokio::time::interval(LOOK);
     loop {
         tokio::select! {
             ready = ring.readable_mut() => {
@@ -68,6 +79,10 @@ async fn follow(logger: EbpfLogger<Lines>) -> io::Result<()> {
                     flushed => flushed?,
                 }
             }
+            _ = look.tick() => if !pin.exists() {
+                eprintln!("the instance is down");
+                return Ok(());
+            },
             interrupted = tokio::signal::ctrl_c() => return interrupted,
         }
     }

@@ -1,8 +1,11 @@
 //! The devices that an instance serves, and keeping hooks and tables in step with them.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+};
 
-use portfwd_common::{host::Device, maps, net::Ip};
+use portfwd_common::{forward::MAX_FORWARDS, host::Device, maps, net::Ip};
 
 use super::{Datapath, Options};
 use crate::{
@@ -44,7 +47,7 @@ impl Datapath {
 
     fn follow_addresses(&mut self, host: &Host) -> Result<(), Error> {
         let doing = || "refresh the host's addresses".to_owned();
-        let failed = |name| move |source| TableError::full_or(name, u32::MAX, source);
+        let failed = |name| move |source| TableError::full_or(name, MAX_FORWARDS, source);
         let own: Vec<Ip> = host
             .addresses
             .iter()
@@ -69,10 +72,22 @@ impl Datapath {
                 .map_err(failed(maps::HOST_ADDRESSES))
                 .doing(doing)?;
         }
+        let devices = &mut self.tables.devices;
+        let known: Vec<u32> = devices
+            .keys()
+            .collect::<Result<_, _>>()
+            .map_err(failed(maps::DEVICES))
+            .doing(doing)?;
+        let is_gone = |index: &&u32| host.devices.iter().all(|device| device.index != **index);
+        for index in known.iter().filter(is_gone) {
+            devices
+                .remove(index)
+                .map_err(failed(maps::DEVICES))
+                .doing(doing)?;
+        }
         for device in &host.devices {
             let Some(mac) = device.mac else { continue };
             let record = Device::with_address(mac);
-            let devices = &mut self.tables.devices;
             devices
                 .insert(device.index, record, 0)
                 .map_err(failed(maps::DEVICES))
@@ -81,7 +96,7 @@ impl Datapath {
         Ok(())
     }
 
-    /// Attaches what `up` was told to.
+    /// Attaches what `up` was told to, on all of its devices or on none.
     ///
     /// # Errors
     /// When a device does not exist, or refuses.
@@ -90,9 +105,11 @@ impl Datapath {
             true => self.served(host)?,
             false => named_devices(host, netns, &options.devices)?,
         };
+        if let Some(mode) = options.xdp {
+            self.serve_xdp(netns, &devices, mode)?;
+        }
         for device in devices {
             hooks::attach(&self.layout, Hook::Device, netns, device)?;
-            self.serve_xdp(netns, device, options.xdp)?;
             if !self.serves_all() {
                 make_directory(&self.some_devices().join(escaped(&device.name)))?;
             }
@@ -100,16 +117,49 @@ impl Datapath {
         Ok(())
     }
 
-    fn serve_xdp(&self, netns: &Netns, device: &Link, mode: XdpMode) -> Result<(), Error> {
+    fn serve_xdp(&self, netns: &Netns, devices: &[&Link], mode: XdpMode) -> Result<(), Error> {
+        let modes = xdp::attached(&self.layout)?.into_iter().collect();
+        for (done, device) in devices.iter().enumerate() {
+            let Err(cause) = self.set_xdp(netns, device, mode) else {
+                continue;
+            };
+            let failures: Vec<Error> = devices[..done]
+                .iter()
+                .filter_map(|device| self.restore_xdp(netns, device, &modes).err())
+                .collect();
+            return Err(match failures.is_empty() {
+                true => cause,
+                false => Error::Undo {
+                    cause: Box::new(cause),
+                    failures,
+                },
+            });
+        }
+        Ok(())
+    }
+
+    fn set_xdp(&self, netns: &Netns, device: &Link, mode: XdpMode) -> Result<(), Error> {
         let attach = |mode| xdp::attach(&self.layout, netns, device, mode);
         match mode {
-            XdpMode::Off => Ok(()),
+            XdpMode::Off => xdp::detach(&self.layout, device.index),
             XdpMode::Native => attach(xdp::Mode::Native),
             XdpMode::Generic => attach(xdp::Mode::Generic),
             XdpMode::Auto => attach(xdp::Mode::Native).or_else(|error| {
                 eprintln!("warning: {} runs without XDP: {error}", device.name);
                 Ok(())
             }),
+        }
+    }
+
+    fn restore_xdp(
+        &self,
+        netns: &Netns,
+        device: &Link,
+        modes: &HashMap<u32, xdp::Mode>,
+    ) -> Result<(), Error> {
+        match modes.get(&device.index) {
+            Some(mode) => xdp::attach(&self.layout, netns, device, *mode),
+            None => xdp::detach(&self.layout, device.index),
         }
     }
 

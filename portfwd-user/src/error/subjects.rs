@@ -161,6 +161,16 @@ pub enum InstanceError {
         /// The instance that it has.
         first: InstanceName,
     },
+    /// The same, by an instance that is not in this bpffs.
+    #[error(
+        "the network namespace {namespace} already has an instance in another bpffs: map {map}"
+    )]
+    SecondElsewhere {
+        /// The namespace, as `net:[INODE]`.
+        namespace: String,
+        /// ID of its journal.
+        map: u32,
+    },
     /// The instance was brought up in another namespace.
     #[error("instance \"{instance}\" belongs to network namespace {theirs}, not to {ours}")]
     OtherNamespace {
@@ -171,6 +181,9 @@ pub enum InstanceError {
         /// Where the command was to work.
         ours: String,
     },
+    /// The instance was brought up in a namespace that is no more.
+    #[error("instance \"{0}\" belongs to a network namespace that is gone")]
+    NamespaceGone(InstanceName),
     /// Nothing is loaded.
     #[error("instance \"{0}\" is not up")]
     Down(InstanceName),
@@ -202,6 +215,10 @@ impl InstanceError {
             Self::OtherNamespace { .. } => Some(
                 "choose another --instance, or give that namespace with --host-netns".to_owned(),
             ),
+            Self::SecondElsewhere { .. } => Some(
+                "use its --bpffs and --instance; `bpftool map show` lists the pins".to_owned(),
+            ),
+            Self::NamespaceGone(_) => Some("portfwd down removes it".to_owned()),
             Self::Down(_) => Some("portfwd up, or the first attach, brings it up".to_owned()),
             Self::OtherLogLevel(_) => {
                 Some("portfwd down, then portfwd up with that level".to_owned())
@@ -215,16 +232,20 @@ impl InstanceError {
 /// The container cannot be attached (exit code 1).
 #[derive(Debug, thiserror::Error)]
 pub enum ContainerError {
-    /// The name is taken by another container.
+    /// The name is taken by another container, or the container has moved.
     #[error("container \"{label}\" is known with {known}, not with {asked}")]
     KnownElsewhere {
         /// The name.
         label: Label,
-        /// Where it is: `network namespace net:[4026532201]` or `address 10.88.0.2`.
+        /// Where it is: `address 10.88.0.2 by link 7 in network namespace 4123` (interface index and
+        /// cookie).
         known: String,
         /// Where it was now said to be, in the same form.
         asked: String,
     },
+    /// The link that it was attached with is no more.
+    #[error("the link of container \"{0}\" is gone")]
+    LinkGone(Label),
     /// The SPEC's host address is of a family that the container does not have.
     #[error("container \"{label}\" has no {} address for host address {host}", family(*host))]
     NoFamily {
@@ -240,6 +261,9 @@ impl ContainerError {
         match self {
             Self::KnownElsewhere { label, .. } => Some(format!(
                 "portfwd detach {label} first, or choose another name"
+            )),
+            Self::LinkGone(label) => Some(format!(
+                "portfwd detach {label}, then attach it with --netns, --pid or --ip"
             )),
             Self::NoFamily { .. } => None,
         }

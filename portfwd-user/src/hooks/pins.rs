@@ -43,6 +43,18 @@ struct LinkInfo {
     rest: [u32; 3],
 }
 
+/// Whether the link pinned at `path` is attached to the device with that index.
+///
+/// # Errors
+/// When there is a pin that cannot be opened.
+pub(super) fn is_on(path: &Path, index: u32) -> io::Result<bool> {
+    match device_of(path) {
+        Ok(device) => Ok(device == index),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 /// Whether the link pinned at `path` is attached to the device with that index. The kernel gives an
 /// index again to a device that moves in from another namespace, so the pin's name alone does not say.
 /// A pin whose device has gone is removed.

@@ -86,6 +86,16 @@ pub fn attach(layout: &Layout, host: &Netns, device: &Link, mode: Mode) -> Resul
     attached.doing(doing)
 }
 
+/// Detaches the XDP program from the device with that index; nothing to do is no error.
+///
+/// # Errors
+/// When it cannot be detached.
+pub fn detach(layout: &Layout, index: u32) -> Result<(), Error> {
+    Mode::ALL
+        .iter()
+        .try_for_each(|mode| remove(&mode.pin(layout, index), pins::remove))
+}
+
 fn attach_here(layout: &Layout, device: &Link, mode: Mode) -> Result<(), AttachError> {
     let path = layout.programs().join(programs::XDP_DEVICE);
     let mut program = Xdp::from_pin(path, aya_obj::programs::XdpAttachType::Interface)?;

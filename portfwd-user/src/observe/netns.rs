@@ -1,7 +1,7 @@
 //! Network namespaces: found by path or process, told apart, and entered by a thread of their own.
 
 use std::fmt;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
@@ -223,6 +223,29 @@ impl AsFd for Netns {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }
+}
+
+/// Whether a namespace still lives: whether a process is in it, or it is mounted somewhere in sight.
+///
+/// # Errors
+/// When `/proc` cannot be read.
+pub fn lives(id: NetnsId, cookie: u64) -> io::Result<bool> {
+    let of_processes = fs::read_dir("/proc")?
+        .filter_map(Result::ok)
+        .map(|entry| entry.path().join("ns/net"));
+    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+    // Mount point and root of proc_pid_mountinfo(5).
+    let name = format!("net:[{}]", id.inode);
+    let mounted = mounts.lines().filter_map(|line| {
+        let mut fields = line.split(' ').skip(3);
+        (fields.next()? == name).then(|| fields.next().map(PathBuf::from))?
+    });
+    let same = |path: &PathBuf| {
+        // What has gone meanwhile, or is no namespace, is not the one.
+        let found = Netns::open(path).ok().filter(|netns| netns.id() == id);
+        found.is_some_and(|netns| netns.cookie().is_ok_and(|found| found == cookie))
+    };
+    Ok(of_processes.chain(mounted).any(|path| same(&path)))
 }
 
 /// The cookie of the calling thread's namespace: for code that runs inside [`Netns::run_in`] already.
