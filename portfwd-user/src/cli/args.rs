@@ -116,7 +116,7 @@ pub(super) struct Attach {
     /// A name for the container: up to 127 of A-Z a-z 0-9 _ . -
     pub(super) container: String,
 
-    /// What to publish, as Docker writes it; repeat it for more
+    /// What to publish, as Docker writes it; repeat it for more [env: PORTFWD_HOST_IP, the default HOSTIP]
     #[arg(
         short,
         long,
