@@ -7,6 +7,7 @@ use nix::time::{ClockId, clock_gettime};
 use portfwd_common::{
     flow::{Flow, FlowKey, Route, State},
     forward::{Delivery, Forward, Journal, PortSlot, port_index},
+    host::Device,
     net::{Address, NetPort, Protocol, V4, V6},
 };
 use portfwd_user::{
@@ -40,6 +41,10 @@ impl World {
             log_level: 0,
         })?;
         let mut tables = Tables::of(&ebpf)?;
+        // The frames are addressed to it.
+        tables
+            .devices
+            .insert(DEVICE, Device::with_address([0; 6]), 0)?;
         let mut index = 1;
         for transport in [Transport::Tcp, Transport::Udp] {
             for end in 0..PORTS.len() {
