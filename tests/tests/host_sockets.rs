@@ -1,0 +1,126 @@
+//! What belongs to sockets of the host stays theirs, although its port is published.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use portfwd_tests::clients::{self, Protocol};
+use portfwd_tests::servers::Server;
+use portfwd_tests::topology::{
+    CLIENT, CLIENT6, HOST, HOST_SECOND, HOST6, HOST6_SECOND, Shape, Topology,
+};
+
+const PROTOCOLS: [Protocol; 2] = [Protocol::Tcp, Protocol::Udp];
+const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+const LOOPBACK6: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
+
+#[test]
+fn a_host_connection_whose_ephemeral_port_gets_published_goes_on() {
+    let topology = Topology::new(Shape::default());
+    let _servers = topology.serve();
+    let _peer = Server::start(&topology.client, &[CLIENT, CLIENT6], 7, "peer");
+    for (number, (own, peer)) in [(HOST, CLIENT), (HOST6, CLIENT6)].into_iter().enumerate() {
+        let port = 40_000 + u16::try_from(number).expect("a small number");
+        let (from, to) = (SocketAddr::new(own, port), SocketAddr::new(peer, 7));
+        let stream = clients::connect_from(&topology.host, from, to).expect("connect");
+        clients::ask_stream(&stream).expect("an answer before");
+        let datagrams = topology
+            .host
+            .run(|| std::net::UdpSocket::bind(from))
+            .expect("bind");
+        datagrams.connect(to).expect("connect");
+        datagrams
+            .set_read_timeout(Some(portfwd_tests::deadline::PATIENCE))
+            .expect("a time limit");
+        let name = format!("web{number}");
+        topology.attach(&name, 0, &[&format!("{port}:80")]);
+        for _ in 0..3 {
+            clients::echo(&stream, b"still there").expect("an echo after");
+        }
+        // The same port is published over TCP only; its UDP socket is asked about as well.
+        assert_eq!(
+            clients::ask_datagram(&datagrams).expect("an answer").label,
+            "peer"
+        );
+        // And the published port serves others.
+        let published = SocketAddr::new(own, port);
+        let answer = clients::ask(&topology.client, Protocol::Tcp, published).expect("an answer");
+        assert_eq!(answer.label, "web");
+    }
+}
+
+#[test]
+fn a_host_connection_opened_from_a_published_port_works() {
+    let topology = Topology::new(Shape::default());
+    let _servers = topology.serve();
+    let _peer = Server::start(&topology.client, &[CLIENT, CLIENT6], 7, "peer");
+    topology.attach("web", 0, &["40000-40009:80-89", "40000-40009:80-89/udp"]);
+    for peer in [CLIENT, CLIENT6] {
+        let to = SocketAddr::new(peer, 7);
+        // Every port that the host may choose by itself is published.
+        topology
+            .host
+            .set_sysctl("ipv4/ip_local_port_range", "40000\t40009");
+        for _ in 0..3 {
+            for protocol in PROTOCOLS {
+                let answer = clients::ask(&topology.host, protocol, to)
+                    .unwrap_or_else(|error| panic!("{protocol:?} {to}: {error}"));
+                assert_eq!(answer.label, "peer");
+                assert!((40_000..40_010).contains(&answer.own.port()), "{answer:?}");
+                assert_eq!(answer.seen, answer.own);
+            }
+            let answer = clients::ask_unconnected(&topology.host, to)
+                .unwrap_or_else(|error| panic!("unconnected {to}: {error}"));
+            assert_eq!(answer.label, "peer");
+        }
+    }
+}
+
+#[test]
+fn a_host_socket_on_a_published_port_gets_the_answers_of_another_container() {
+    let topology = Topology::new(Shape::default());
+    let _servers = topology.serve();
+    topology.attach("web", 0, &["5353:80/udp"]);
+    topology.attach("db", 1, &["40000:80/udp"]);
+    for (any, addresses) in [
+        ("0.0.0.0:40000", [LOOPBACK, HOST]),
+        ("[::]:40000", [LOOPBACK6, HOST6]),
+    ] {
+        let socket = topology
+            .host
+            .run(|| std::net::UdpSocket::bind(any))
+            .expect("bind the published port");
+        for address in addresses {
+            let to = SocketAddr::new(address, 5353);
+            let answer = clients::ask_from(&socket, to)
+                .unwrap_or_else(|error| panic!("{to} from {any}: {error}"));
+            assert_eq!(answer.label, "web");
+        }
+    }
+}
+
+/// A resolver on one address of the host, and a container's on another.
+#[test]
+fn a_clients_socket_is_answered_by_host_and_container_on_one_port() {
+    let topology = Topology::new(Shape::default());
+    let _servers = topology.serve();
+    let _own = Server::start(&topology.host, &[HOST, HOST6], 53, "host");
+    topology.attach(
+        "web",
+        0,
+        &["192.0.2.10:53:80/udp", "[2001:db8:1::10]:53:80/udp"],
+    );
+    for (own, addresses) in [
+        (CLIENT, [HOST, HOST_SECOND, HOST]),
+        (CLIENT6, [HOST6, HOST6_SECOND, HOST6]),
+    ] {
+        let socket = topology
+            .client
+            .run(|| std::net::UdpSocket::bind(SocketAddr::new(own, 5060)))
+            .expect("bind");
+        for (address, label) in addresses.into_iter().zip(["host", "web", "host"]) {
+            let to = SocketAddr::new(address, 53);
+            let answer =
+                clients::ask_from(&socket, to).unwrap_or_else(|error| panic!("{to}: {error}"));
+            assert_eq!(answer.label, label);
+        }
+    }
+}
