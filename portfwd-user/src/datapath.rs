@@ -112,7 +112,14 @@ impl Site {
         let Some(layout) = self.place.find()? else {
             return Ok(None);
         };
-        let tables = open_tables(&layout)?;
+        let tables = match open_tables(&layout) {
+            Ok(tables) => tables,
+            // Readers hold no lock: it may have gone down meanwhile.
+            Err(error) => match self.place.find()? {
+                None => return Ok(None),
+                Some(_) => return Err(error),
+            },
+        };
         self.check_namespace(&tables)?;
         Ok(Some(Datapath { tables, layout }))
     }

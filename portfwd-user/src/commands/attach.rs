@@ -39,15 +39,14 @@ pub(super) fn run(cli: &Cli, attach: &Attach) -> Result<(), Error> {
         None => None,
     };
     let site = Site::of(cli, false)?;
-    let running = match &site {
-        Some(site) => site.open()?,
-        None => None,
-    };
-    if attach.dry_run || running.is_none() {
-        let plan = make_plan(&host, running.as_ref(), attach, found.clone())?;
-        if attach.dry_run {
-            return print(cli, &plan.published);
-        }
+    let running = site.as_ref().map_or(Ok(None), Site::open);
+    if attach.dry_run {
+        let plan = make_plan(&host, running?.as_ref(), attach, found)?;
+        return print(cli, &plan.published);
+    }
+    // Whatever else is wrong with an instance is told by who has its lock.
+    if let Ok(None) = running {
+        make_plan(&host, None, attach, found.clone())?;
     }
     drop((site, running));
     let site = super::create(cli)?;
