@@ -4,7 +4,7 @@ use std::path::Path;
 
 use aya::{
     Ebpf, EbpfLoader, VerifierLogLevel,
-    programs::{Program, ProgramError, SchedClassifier},
+    programs::{Program, ProgramError},
 };
 use sha2::{Digest, Sha256};
 
@@ -109,9 +109,4 @@ pub fn pin(ebpf: &mut Ebpf, maps: &Path, programs: &Path) -> Result<(), LoadErro
             .map_err(|error| failed(&path, first_line(&error)))?;
     }
     Ok(())
-}
-
-/// Opens a pinned TC program.
-pub fn tc_program(programs: &Path, name: &str) -> Result<SchedClassifier, ProgramError> {
-    SchedClassifier::from_pin(programs.join(name))
 }
