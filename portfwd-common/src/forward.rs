@@ -152,7 +152,9 @@ pub struct Forward {
     pub delivery: u8,
     /// IP protocol number.
     pub protocol: u8,
-    padding: [u8; 12],
+    /// [`Self::LOOPBACK`], or nothing.
+    pub flags: u8,
+    padding: [u8; 11],
     /// Host address it is bound to; `0.0.0.0` or `::` for all.
     pub host: Ip,
     reserved: [u64; 6],
@@ -161,6 +163,8 @@ pub struct Forward {
 impl Forward {
     /// `until` of a forward that nobody withdraws.
     pub const FOREVER: u64 = u64::MAX;
+    /// Of [`Self::flags`]: the service may listen on the container's loopback address alone.
+    pub const LOOPBACK: u8 = 1;
     /// A free record.
     pub const FREE: Self = Self {
         since: 0,
@@ -174,7 +178,8 @@ impl Forward {
         count: 0,
         delivery: 0,
         protocol: 0,
-        padding: [0; 12],
+        flags: 0,
+        padding: [0; 11],
         host: Ip::NONE,
         reserved: [0; 6],
     };
@@ -184,6 +189,11 @@ impl Forward {
     pub const fn target_port_of(&self, host_port: NetPort) -> NetPort {
         let offset = host_port.get().wrapping_sub(self.host_port.get());
         NetPort::new(self.target_port.get().wrapping_add(offset))
+    }
+    /// Whether the service may listen on the container's loopback address alone.
+    #[inline(always)]
+    pub const fn serves_loopback(&self) -> bool {
+        self.flags & Self::LOOPBACK != 0
     }
     /// Whether packets see it when `committed` is the last transaction.
     #[inline(always)]

@@ -63,6 +63,8 @@ pub mod programs {
     pub const TC_LINK: &str = "tc_link";
     /// TC egress of a device: replies of flows that go through the stack.
     pub const TC_EGRESS: &str = "tc_egress";
+    /// TC ingress of a device inside a container, for services on its loopback address.
+    pub const TC_LOOPBACK: &str = "tc_loopback";
     /// XDP of a device.
     pub const XDP_DEVICE: &str = "xdp_device";
     /// The programs of the root cgroup for calls with an address.

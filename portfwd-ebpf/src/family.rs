@@ -24,6 +24,8 @@ pub trait Family: Address + 'static {
     const SOCKET_TUPLE: u32;
     /// Offset of the source address; the destination follows it.
     const SOURCE_AT: usize;
+    /// The loopback address: 127.0.0.1 or ::1.
+    const LOOPBACK: Self;
 
     /// The flow table.
     fn flows() -> &'static LruHashMap<FlowKey<Self>, Flow<Self>>;
@@ -63,6 +65,7 @@ impl Family for V4 {
     const AF: u8 = 2;
     const SOCKET_TUPLE: u32 = 12;
     const SOURCE_AT: usize = ETHERNET + 12;
+    const LOOPBACK: Self = Self(0x7f00_0001u32.to_be());
 
     #[inline(always)]
     fn flows() -> &'static LruHashMap<FlowKey<Self>, Flow<Self>> {
@@ -136,6 +139,7 @@ impl Family for V6 {
     const AF: u8 = 10;
     const SOCKET_TUPLE: u32 = 36;
     const SOURCE_AT: usize = ETHERNET + 8;
+    const LOOPBACK: Self = Self(0, 1u64.to_be());
 
     #[inline(always)]
     fn flows() -> &'static LruHashMap<FlowKey<Self>, Flow<Self>> {

@@ -22,7 +22,7 @@ use crate::{
 
 /// TCP states of a socket that does not own the connection (net/tcp_states.h).
 const TCP_TIME_WAIT: u32 = 6;
-const TCP_LISTEN: u32 = 10;
+pub const TCP_LISTEN: u32 = 10;
 
 /// A forward that packets see.
 #[derive(Clone, Copy)]
@@ -135,18 +135,10 @@ pub fn is_host_address<A: Address>(address: A) -> bool {
 /// its port is published.
 #[inline(always)]
 pub fn host_owns<H: Hook, A: Family>(hook: &H, packet: &Packet<A>) -> bool {
-    let ([a, b], [c, d]) = (
-        packet.network.source.halves(),
-        packet.network.destination.halves(),
+    let mut tuple = socket_tuple(
+        (packet.network.source, packet.source_port),
+        (packet.network.destination, packet.destination_port),
     );
-    let ports = packet.source_port.wire() as u64 | (packet.destination_port.wire() as u64) << 16;
-    // See `fib::ask` for the zero.
-    let zero = core::hint::black_box(0);
-    let mut tuple = if A::FAMILY == 0 {
-        [a | c << 32, ports, zero, zero, zero]
-    } else {
-        [a, b, c, d, ports]
-    };
     let tuple: *mut bpf_sock_tuple = (&raw mut tuple).cast();
     let (context, netns) = (hook.context(), BPF_F_CURRENT_NETNS as u64);
     // SAFETY: context and tuple are live, and the size is the family's. The two helpers return different
@@ -172,6 +164,24 @@ pub fn host_owns<H: Hook, A: Family>(hook: &H, packet: &Packet<A>) -> bool {
             }
             asked_by_host(packet)
         }
+    }
+}
+
+/// Sender and receiver as the lookups of sockets take them: `struct bpf_sock_tuple`, of which they read
+/// [`Family::SOCKET_TUPLE`] bytes.
+#[inline(always)]
+pub fn socket_tuple<A: Family>(
+    (source, source_port): (A, NetPort),
+    (destination, destination_port): (A, NetPort),
+) -> [u64; 5] {
+    let ([a, b], [c, d]) = (source.halves(), destination.halves());
+    let ports = source_port.wire() as u64 | (destination_port.wire() as u64) << 16;
+    // See `fib::ask` for the zero.
+    let zero = core::hint::black_box(0);
+    if A::FAMILY == 0 {
+        [a | c << 32, ports, zero, zero, zero]
+    } else {
+        [a, b, c, d, ports]
     }
 }
 

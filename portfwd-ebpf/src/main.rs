@@ -19,6 +19,7 @@ mod fib;
 mod flow;
 mod forward;
 mod log;
+mod loopback;
 mod maps;
 mod packet;
 mod parse;
@@ -52,6 +53,13 @@ pub fn tc_link(context: TcContext) -> i32 {
 pub fn tc_egress(context: TcContext) -> i32 {
     let hook = Tc::new(&context);
     way::by_family(&hook, way::Egress).tc(&hook)
+}
+
+/// Ingress of a container's own device, in its namespace.
+#[classifier]
+pub fn tc_loopback(context: TcContext) -> i32 {
+    let hook = Tc::new(&context);
+    way::by_family(&hook, loopback::Inside).tc(&hook)
 }
 
 /// A device on which the host owns an address, before there is an skb.

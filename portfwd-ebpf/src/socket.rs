@@ -28,9 +28,6 @@ static HOST_NETNS: Global<u64> = Global::new(0);
 /// Every program lets the call go on: none of them denies anything.
 const ALLOW: i32 = 1;
 
-const LOOPBACK_V4: V4 = V4(0x7f00_0001u32.to_be());
-const LOOPBACK_V6: V6 = V6(0, 1u64.to_be());
-
 /// `LOOPBACK_IFINDEX` of net/flow.h: every namespace's.
 const LOOPBACK_DEVICE: u32 = 1;
 
@@ -137,15 +134,12 @@ impl Call {
 }
 
 /// The address argument of a call, in one family.
-trait Argument: Address {
-    /// The loopback address that Linux takes the unspecified one for.
-    const LOOPBACK: Self;
+trait Argument: Family {
     fn read(call: &Call) -> Self;
     fn write(call: &Call, address: Self);
 }
 
 impl Argument for V4 {
-    const LOOPBACK: Self = LOOPBACK_V4;
     #[inline(always)]
     fn read(call: &Call) -> Self {
         // SAFETY: a live context.
@@ -166,7 +160,6 @@ macro_rules! word {
 }
 
 impl Argument for V6 {
-    const LOOPBACK: Self = LOOPBACK_V6;
     #[inline(always)]
     fn read(call: &Call) -> Self {
         // SAFETY: a live context.
@@ -199,6 +192,7 @@ type End = (Ip, NetPort);
 fn target<A: Argument>(call: &Call, address: A, datagram: bool) -> Option<End> {
     let protocol = call.protocol()?;
     let port = call.port();
+    // Linux takes the unspecified address for its own.
     let host = if address.ip().is_unspecified() {
         A::LOOPBACK
     } else {

@@ -23,16 +23,21 @@ use crate::{
     transaction::{NewForward, Transaction},
 };
 
-/// Executes an attach.
+/// Executes an attach on the host of `netns`, to the container of `inside` if its namespace is known.
 ///
 /// # Errors
 /// When a step fails; what was before is then as it was.
-pub fn attach(writable: &mut Writable, netns: &Netns, plan: &Plan) -> Result<(), Error> {
+pub fn attach(
+    writable: &mut Writable,
+    netns: &Netns,
+    inside: Option<&Netns>,
+    plan: &Plan,
+) -> Result<(), Error> {
     if plan.forwards.is_empty() && plan.link.is_none() {
         return Ok(());
     }
     let Writable { datapath, host, .. } = writable;
-    match publish(datapath, host, netns, plan) {
+    match publish(datapath, host, netns, inside, plan) {
         Ok(()) => sweep::close(&mut datapath.tables),
         Err(cause) => {
             // The transaction is taken back already; the sweep removes what hangs on no forward.
@@ -47,7 +52,13 @@ pub fn attach(writable: &mut Writable, netns: &Netns, plan: &Plan) -> Result<(),
     }
 }
 
-fn publish(datapath: &mut Datapath, host: &Host, netns: &Netns, plan: &Plan) -> Result<(), Error> {
+fn publish(
+    datapath: &mut Datapath,
+    host: &Host,
+    netns: &Netns,
+    inside: Option<&Netns>,
+    plan: &Plan,
+) -> Result<(), Error> {
     if plan
         .forwards
         .iter()
@@ -65,6 +76,9 @@ fn publish(datapath: &mut Datapath, host: &Host, netns: &Netns, plan: &Plan) -> 
         // The addresses go before the hook that asks for them.
         allow_sources(transaction.tables(), link, id)?;
         hooks::attach(layout, Hook::Link, netns, &link.link)?;
+    }
+    if let (Some(device), Some(inside)) = (&plan.inside, inside) {
+        hooks::loopback::attach(layout, id, inside, device)?;
     }
     for forward in &plan.forwards {
         let forward = NewForward {

@@ -14,6 +14,8 @@ pub use clap_complete::Shell;
 
 pub use args::{LogLevel, XdpMode};
 
+use portfwd_common::net::Protocol;
+
 use crate::error::{Error, Usage, shown};
 use crate::label::{InstanceName, Label};
 use crate::spec::{PortQuery, Spec, SpecError, check_list, host_address};
@@ -110,6 +112,9 @@ pub struct Attach {
     pub target: Option<Target>,
     /// What to publish: at least one SPEC, no two at odds, the default host address put in.
     pub specs: Vec<Spec>,
+    /// Whether the service may listen on the container's loopback address alone. Then all SPECs are of
+    /// TCP, and the target is a namespace.
+    pub loopback: bool,
     /// Whether only to show what would be done.
     pub dry_run: bool,
 }
@@ -233,12 +238,38 @@ fn typed_attach(attach: args::Attach, environment: &Environment) -> Result<Attac
         (_, _, Some(addresses)) => Some(Target::Addresses(addresses.parse()?)),
         (None, None, None) => None,
     };
+    let specs = specs(&attach.publish, environment)?;
+    if attach.loopback {
+        check_loopback(target.as_ref(), &specs)?;
+    }
     Ok(Attach {
         container: attach.container.parse()?,
         target,
-        specs: specs(&attach.publish, environment)?,
+        specs,
+        loopback: attach.loopback,
         dry_run: attach.dry_run,
     })
+}
+
+/// A listener on a loopback address can be given the connections of TCP, and that inside its namespace.
+fn check_loopback(target: Option<&Target>, specs: &[Spec]) -> Result<(), Usage> {
+    if let Some(spec) = specs.iter().find(|spec| spec.protocol != Protocol::Tcp) {
+        return Err(Usage {
+            message: format!(
+                "SPEC {spec} cannot have --loopback: what a {} service on a loopback address sends has \
+                 that address as its source, and cannot leave the container",
+                spec.protocol.name()
+            ),
+            hint: Some("publish it by another attach, without --loopback".to_owned()),
+        });
+    }
+    match target {
+        Some(Target::Netns(_) | Target::Pid(_)) => Ok(()),
+        Some(Target::Addresses(_)) | None => Err(Usage {
+            message: "--loopback needs the container's network namespace".to_owned(),
+            hint: Some("give --netns PATH or --pid PID".to_owned()),
+        }),
+    }
 }
 
 fn specs(texts: &[String], environment: &Environment) -> Result<Vec<Spec>, SpecError> {

@@ -2,6 +2,7 @@
 //! left when the device goes away. Before Linux 6.6 TC has no links: see [`clsact`].
 
 mod clsact;
+pub mod loopback;
 mod pins;
 pub mod sockets;
 pub mod xdp;

@@ -10,6 +10,7 @@ use crate::{
     label::Label,
     observe::{container::ContainerLink, links},
     report::Published,
+    state::Owned,
     transaction::NewForward,
 };
 
@@ -44,13 +45,16 @@ pub struct Plan {
     pub known: bool,
     /// The link to hook, if there is one.
     pub link: Option<LinkPlan>,
+    /// The device inside the container that gets a hook, if its service may listen on loopback alone.
+    pub inside: Option<links::Link>,
     /// The forwards to publish; the attachment is filled in on execution.
     pub forwards: Vec<NewForward>,
     /// Everything that was asked for, as it will be listed.
     pub published: Vec<Published>,
 }
 
-/// Plans an attach of `resolved` to the container.
+/// Plans an attach of `resolved` to the container, with `loopback` for a service that may listen on its
+/// loopback address alone.
 ///
 /// # Errors
 /// When the container is known elsewhere or has moved, or has no address of a family that is asked for.
@@ -59,6 +63,7 @@ pub fn attach(
     known: Option<&Attachment>,
     found: &Found,
     resolved: &[Resolved],
+    loopback: bool,
 ) -> Result<Plan, Error> {
     let container = container(label, known, found)?;
     let link = match found {
@@ -68,6 +73,10 @@ pub fn attach(
             sources: observed.addresses.clone(),
         }),
         Found::Known(_) => None,
+    };
+    let inside = match found {
+        Found::Link(observed, _) if loopback => observed.interface.clone(),
+        _ => None,
     };
     let mut forwards = Vec::new();
     let mut published = Vec::new();
@@ -89,7 +98,10 @@ pub fn attach(
                 published.push(as_listed(label, item, host, target));
             }
             if item.hosts.contains(&host) {
-                forwards.push(new_forward(&container, item, host, target));
+                forwards.push(NewForward {
+                    loopback,
+                    ..new_forward(&container, item, host, target)
+                });
             }
         }
     }
@@ -99,9 +111,40 @@ pub fn attach(
         container,
         known,
         link,
+        inside,
         forwards,
         published,
     })
+}
+
+/// Refuses what exists already for the other kind of listener: it would stay as it is.
+///
+/// # Errors
+/// When there is such a forward.
+pub fn check_listeners(
+    label: &Label,
+    forwards: &[Owned],
+    resolved: &[Resolved],
+    loopback: bool,
+) -> Result<(), Error> {
+    for item in resolved {
+        let asked = |forward: &&Owned| {
+            let held = &forward.held;
+            let host = item.spec.hosts().any(|host| host == held.host);
+            let ports = (held.ports, held.container) == (item.ports, item.spec.container);
+            held.owner == *label && held.protocol == item.spec.protocol && host && ports
+        };
+        let mut existing = forwards.iter().filter(asked);
+        if existing.any(|forward| forward.record.serves_loopback() != loopback) {
+            return Err(ContainerError::OtherListener {
+                label: label.clone(),
+                spec: item.spec,
+                loopback,
+            }
+            .into());
+        }
+    }
+    Ok(())
 }
 
 /// The container's record: as it is known, or new.
@@ -193,5 +236,6 @@ fn new_forward(container: &Attachment, item: &Resolved, host: IpAddr, target: Ip
         target_port: item.spec.container.first(),
         link: container.link,
         delivery,
+        loopback: false,
     }
 }

@@ -42,12 +42,15 @@ pub fn sweep(tables: &mut Tables, layout: &Layout, host: &Netns) -> Result<(), E
         .collect();
     let owners: BTreeSet<u32> = forwards.iter().map(|(_, f)| f.attachment).collect();
     let through_stack = |(_, f): &(u32, Forward)| f.delivery == Delivery::Stack as u8;
+    let loopback = forwards.iter().filter(|(_, f)| f.serves_loopback());
+    let loopback: BTreeSet<u32> = loopback.map(|(_, f)| f.attachment).collect();
     let needs_egress = forwards.iter().any(through_stack);
     let results = [
         purge_flows(&mut tables.flows_v4, maps::FLOWS_V4, &alive),
         purge_flows(&mut tables.flows_v6, maps::FLOWS_V6, &alive),
         end_sockets(tables, host, &alive),
         forget_containers(tables, layout, host, &owners),
+        leave_containers(layout, &loopback),
         if needs_egress {
             Ok(())
         } else {
@@ -62,6 +65,16 @@ pub fn sweep(tables: &mut Tables, layout: &Layout, host: &Netns) -> Result<(), E
 fn detach_egress(layout: &Layout, host: &Netns) -> Result<(), Error> {
     for device in hooks::attached(layout, Hook::Egress)? {
         hooks::detach(layout, Hook::Egress, host, device)?;
+    }
+    Ok(())
+}
+
+/// The program inside a container serves forwards to its loopback address; `served` have some.
+fn leave_containers(layout: &Layout, served: &BTreeSet<u32>) -> Result<(), Error> {
+    for attachment in hooks::loopback::attached(layout)? {
+        if !served.contains(&attachment) {
+            hooks::loopback::detach(layout, attachment)?;
+        }
     }
     Ok(())
 }

@@ -47,6 +47,8 @@ pub struct NewForward {
     pub link: u32,
     /// How packets get there.
     pub delivery: Delivery,
+    /// Whether the service may listen on the container's loopback address alone.
+    pub loopback: bool,
 }
 
 /// A transaction that is being written. Dropped without [`Transaction::commit`], it never took place.
@@ -91,6 +93,7 @@ impl<'t> Transaction<'t> {
         record.count = new.count;
         record.delivery = new.delivery as u8;
         record.protocol = new.protocol.number();
+        record.flags = if new.loopback { Forward::LOOPBACK } else { 0 };
         record.host = new.host;
         // The generation first: a program that still holds the old record then sees that it is gone.
         let mut void = old;

@@ -19,7 +19,8 @@ SPEC is [HOSTIP:][HOSTPORT[-END]]:CONTAINERPORT[-END][/tcp|udp|sctp]:
 const ATTACH_EXAMPLES: &str = "\
 Examples:
   portfwd attach web --netns /run/netns/web -p 8080:80 -p 8443:443
-  portfwd attach dns --pid 4711 -p 127.0.0.1:53:53/udp";
+  portfwd attach dns --pid 4711 -p 127.0.0.1:53:53/udp
+  portfwd attach db --pid 4712 --loopback -p 6379:6379";
 
 /// Publishes container ports on this host with eBPF.
 #[derive(Parser, Debug)]
@@ -128,6 +129,10 @@ pub(super) struct Attach {
 
     #[command(flatten)]
     pub(super) target: Target,
+
+    /// Reach a service that listens on the container's 127.0.0.1 or ::1 as well (TCP)
+    #[arg(long)]
+    pub(super) loopback: bool,
 
     /// Show what would be published, and change nothing
     #[arg(long)]

@@ -55,7 +55,7 @@ pub(super) fn run(cli: &Cli, attach: &Attach) -> Result<(), Error> {
         Err(cause) => return Err(site.abandon(cause)),
     };
     let plan = make_plan(&host, Some(&writable.datapath), attach, found)?;
-    apply::attach(&mut writable, &host, &plan)?;
+    apply::attach(&mut writable, &host, container.as_ref(), &plan)?;
     warn_of_foreign_addresses(&writable, &attach.specs);
     drop(writable);
     print(cli, &plan.published)
@@ -84,7 +84,9 @@ fn make_plan(
         _ => return Err(Missing::Target(attach.container.clone()).into()),
     };
     let resolved = settle_ports(host, &state, &attach.container, &attach.specs)?;
-    plan::attach(&attach.container, known, &found, &resolved)
+    let (label, loopback) = (&attach.container, attach.loopback);
+    plan::check_listeners(label, &state.forwards, &resolved, loopback)?;
+    plan::attach(label, known, &found, &resolved, loopback)
 }
 
 /// An address may come later; more often it is a slip.

@@ -8,7 +8,7 @@ use portfwd_common::net::Protocol;
 
 use super::{shown, shown_path};
 use crate::label::{InstanceName, Label};
-use crate::spec::PortQuery;
+use crate::spec::{PortQuery, Spec};
 
 /// Arguments that make no command (exit code 2).
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -254,6 +254,19 @@ pub enum ContainerError {
         /// The host address asked for.
         host: IpAddr,
     },
+    /// The forward exists, but for the other kind of listener.
+    #[error(
+        "container \"{label}\" has forward {spec} already, {} --loopback",
+        if *loopback { "without" } else { "with" }
+    )]
+    OtherListener {
+        /// The container.
+        label: Label,
+        /// The SPEC that asks for it.
+        spec: Spec,
+        /// Whether it was asked for with `--loopback`.
+        loopback: bool,
+    },
 }
 
 impl ContainerError {
@@ -266,6 +279,9 @@ impl ContainerError {
                 "portfwd detach {label}, then attach it with --netns, --pid or --ip"
             )),
             Self::NoFamily { .. } => None,
+            Self::OtherListener { label, spec, .. } => {
+                Some(format!("portfwd detach {label} -p {spec} first"))
+            }
         }
     }
 }
