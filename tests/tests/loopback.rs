@@ -2,7 +2,7 @@
 //! port, and by nothing else.
 
 use std::io::{ErrorKind, Read};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 
 use portfwd_tests::clients::{self, Closed, Protocol};
 use portfwd_tests::deadline::{PATIENCE, until};
@@ -367,4 +367,25 @@ fn a_forward_that_exists_is_not_silently_left_with_the_other_listener() {
         "has forward 8081:6379/tcp already, with --loopback",
     );
     assert_eq!(topology.state(), state);
+}
+
+// The service closes first, so that its container holds the connection in TIME_WAIT. Fails if a packet
+// that such a connection takes is given the listener.
+#[test]
+fn a_client_comes_again_from_the_port_of_a_connection_that_the_service_closed() {
+    let topology = Topology::new(Shape::default());
+    attach(&topology, "db", 0, &["--loopback", "-p", "8080:6379"]).expect_ok();
+    for (own, loopback, host) in [(CLIENT, LOOPBACK, HOST), (CLIENT6, LOOPBACK6, HOST6)] {
+        let container = &topology.containers[0].namespace;
+        let listener = container
+            .run(|| TcpListener::bind(at(loopback, 6379)))
+            .expect("listen");
+        for _ in 0..2 {
+            let mut stream =
+                clients::connect_from(&topology.client, at(own, 41_000), at(host, 8080))
+                    .expect("connect");
+            drop(listener.accept().expect("a connection"));
+            assert_eq!(stream.read(&mut [0; 16]).expect("its end"), 0);
+        }
+    }
 }
