@@ -13,7 +13,7 @@ use nix::sys::socket::{
 };
 use sha2::{Digest, Sha256};
 
-use crate::deadline::{PATIENCE, SILENCE};
+use crate::deadline::{PATIENCE, SILENCE, patient};
 use crate::namespace::Namespace;
 use crate::servers::hexadecimal;
 
@@ -42,9 +42,9 @@ pub enum Protocol {
 /// # Errors
 /// Those of the connection; it is given ten seconds.
 pub fn connect(namespace: &Namespace, to: SocketAddr) -> io::Result<TcpStream> {
-    let stream = namespace.run(|| TcpStream::connect_timeout(&to, PATIENCE))?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
+    let stream = namespace.run(|| TcpStream::connect_timeout(&to, patient(PATIENCE)))?;
+    stream.set_read_timeout(Some(patient(PATIENCE)))?;
+    stream.set_write_timeout(Some(patient(PATIENCE)))?;
     stream.set_nodelay(true)?;
     Ok(stream)
 }
@@ -69,11 +69,11 @@ pub fn connect_from(
         bind(socket.as_raw_fd(), &SockaddrStorage::from(from))?;
         let stream = TcpStream::from(socket);
         // Bounds the connection too (socket(7), SO_SNDTIMEO).
-        stream.set_write_timeout(Some(PATIENCE))?;
+        stream.set_write_timeout(Some(patient(PATIENCE)))?;
         nix::sys::socket::connect(stream.as_raw_fd(), &SockaddrStorage::from(to))?;
         Ok(stream)
     })?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(patient(PATIENCE)))?;
     Ok(stream)
 }
 
@@ -124,7 +124,7 @@ pub fn datagram_socket(namespace: &Namespace, to: SocketAddr) -> io::Result<UdpS
     namespace.run(|| {
         let socket = UdpSocket::bind(any)?;
         socket.connect(to)?;
-        socket.set_read_timeout(Some(PATIENCE))?;
+        socket.set_read_timeout(Some(patient(PATIENCE)))?;
         Ok(socket)
     })
 }
@@ -154,7 +154,7 @@ pub fn ask_unconnected(namespace: &Namespace, to: SocketAddr) -> io::Result<Answ
 /// # Errors
 /// Those of the socket, or that the answer comes from elsewhere.
 pub fn ask_from(socket: &UdpSocket, to: SocketAddr) -> io::Result<Answer> {
-    socket.set_read_timeout(Some(PATIENCE))?;
+    socket.set_read_timeout(Some(patient(PATIENCE)))?;
     socket.send_to(b"across and back", to)?;
     let mut buffer = [0; 2048];
     let (length, from) = socket.recv_from(&mut buffer)?;
@@ -204,10 +204,10 @@ pub enum Closed {
 pub fn closed(namespace: &Namespace, protocol: Protocol, to: SocketAddr) -> Closed {
     let result = match protocol {
         Protocol::Tcp => namespace
-            .run(|| TcpStream::connect_timeout(&to, SILENCE))
+            .run(|| TcpStream::connect_timeout(&to, patient(SILENCE)))
             .map(|_| ()),
         Protocol::Udp => datagram_socket(namespace, to).and_then(|socket| {
-            socket.set_read_timeout(Some(SILENCE))?;
+            socket.set_read_timeout(Some(patient(SILENCE)))?;
             ask_datagram(&socket).map(|_| ())
         }),
     };
@@ -333,7 +333,7 @@ fn churn(to: SocketAddr, per_second: u32, stop: &AtomicBool) -> ChurnReport {
 }
 
 fn churn_once(to: SocketAddr) -> io::Result<()> {
-    let stream = TcpStream::connect_timeout(&to, PATIENCE)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+    let stream = TcpStream::connect_timeout(&to, patient(PATIENCE))?;
+    stream.set_read_timeout(Some(patient(PATIENCE)))?;
     ask_stream(&stream).map(|_| ())
 }

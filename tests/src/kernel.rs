@@ -152,16 +152,36 @@ pub fn index_of(device: &str) -> u32 {
     if_nametoindex(device).unwrap_or_else(|error| panic!("device {device}: {error}"))
 }
 
-/// The IDs of the programs on a device's TCX hooks; call it inside the device's namespace.
+/// The IDs of the programs on a device's TCX hooks, none where the kernel has no such hooks; call it
+/// inside the device's namespace.
 ///
 /// # Errors
 /// Those of `BPF_PROG_QUERY`.
 pub fn device_programs(index: u32) -> io::Result<Vec<u32>> {
     let mut found = Vec::new();
     for hook in TCX {
-        found.extend(query(index, hook)?);
+        match query(index, hook) {
+            Ok(ids) => found.extend(ids),
+            // Before Linux 6.6 (`bpf_prog_query`).
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
+            Err(error) => return Err(error),
+        }
     }
     Ok(found)
+}
+
+/// Whether the kernel has TCX hooks.
+///
+/// # Panics
+/// When it cannot be asked.
+#[must_use]
+pub fn has_tcx() -> bool {
+    // Loopback has the same index in every namespace (`LOOPBACK_IFINDEX`).
+    match query(1, TCX[0]) {
+        Ok(_) => true,
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => false,
+        Err(error) => panic!("ask for the hooks of lo: {error}"),
+    }
 }
 
 /// The IDs of the programs on the root of the version 2 control group hierarchy.

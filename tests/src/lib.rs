@@ -14,6 +14,7 @@ pub mod deadline;
 pub mod kernel;
 pub mod layers;
 pub mod namespace;
+pub mod needs;
 pub mod packet;
 pub mod portfwd;
 pub mod ptrace;

@@ -11,6 +11,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
+use crate::deadline::patient;
+
 /// No command takes longer than this.
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -168,9 +170,10 @@ pub fn finish(mut command: Command) -> Outcome {
         // The receiver is gone only after the test has failed on the deadline below.
         let _ = sender.send(child.wait_with_output());
     });
-    let Ok(output) = receiver.recv_timeout(LIMIT) else {
+    let limit = patient(LIMIT);
+    let Ok(output) = receiver.recv_timeout(limit) else {
         let killed = kill(pid, Signal::SIGKILL);
-        panic!("{shown} still ran after {LIMIT:?} (killed: {killed:?})");
+        panic!("{shown} still ran after {limit:?} (killed: {killed:?})");
     };
     waiter.join().expect("the waiter does not panic");
     let output = output.unwrap_or_else(|error| panic!("wait for {shown}: {error}"));

@@ -11,6 +11,7 @@ use std::time::Duration;
 use nix::sys::socket::{Shutdown as SocketShutdown, shutdown};
 use sha2::{Digest, Sha256};
 
+use crate::deadline::patient;
 use crate::namespace::Namespace;
 
 /// A connection on which nothing happens for so long is given up.
@@ -143,7 +144,7 @@ impl Drop for Server {
 }
 
 fn tell_and_echo(mut stream: &TcpStream, peer: SocketAddr, label: &str) -> std::io::Result<()> {
-    stream.set_read_timeout(Some(IDLE))?;
+    stream.set_read_timeout(Some(patient(IDLE)))?;
     stream.set_nodelay(true)?;
     stream.write_all(format!("{label} {peer}\n").as_bytes())?;
     let mut buffer = [0; 16 << 10];
@@ -157,7 +158,7 @@ fn tell_and_echo(mut stream: &TcpStream, peer: SocketAddr, label: &str) -> std::
 }
 
 fn hash_all(mut stream: &TcpStream, _: SocketAddr, _: &str) -> std::io::Result<()> {
-    stream.set_read_timeout(Some(IDLE))?;
+    stream.set_read_timeout(Some(patient(IDLE)))?;
     let mut hash = Sha256::new();
     let mut buffer = vec![0; 256 << 10];
     let mut reader = BufReader::with_capacity(0, stream);

@@ -6,6 +6,7 @@ use std::time::Duration;
 use portfwd_tests::capture::{self, Capture};
 use portfwd_tests::clients::{self, Churn, Closed, Protocol};
 use portfwd_tests::kernel::{Observer, index_of};
+use portfwd_tests::needs::{Need, need};
 use portfwd_tests::servers::Server;
 use portfwd_tests::snapshot::Snapshot;
 use portfwd_tests::topology::{FOREIGN, FOREIGN6, HOST, HOST6, Shape, Topology, Wiring};
@@ -134,6 +135,7 @@ fn the_kernel_lists_pins_and_forgets_objects() {
 
 #[test]
 fn an_observer_counts_packets_on_both_kinds_of_hook() {
+    need(Need::Tcx);
     let topology = Topology::new(Shape::default());
     let (on_tcx, on_clsact) = (Observer::load(), Observer::load());
     let pin = topology.bpffs().join("observer");

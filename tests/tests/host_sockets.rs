@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use portfwd_tests::clients::{self, Protocol};
+use portfwd_tests::deadline::{PATIENCE, patient};
 use portfwd_tests::servers::Server;
 use portfwd_tests::topology::{
     CLIENT, CLIENT6, HOST, HOST_SECOND, HOST6, HOST6_SECOND, Shape, Topology,
@@ -28,7 +29,7 @@ fn a_host_connection_whose_ephemeral_port_gets_published_goes_on() {
             .expect("bind");
         datagrams.connect(to).expect("connect");
         datagrams
-            .set_read_timeout(Some(portfwd_tests::deadline::PATIENCE))
+            .set_read_timeout(Some(patient(PATIENCE)))
             .expect("a time limit");
         let name = format!("web{number}");
         topology.attach(&name, 0, &[&format!("{port}:80")]);

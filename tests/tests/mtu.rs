@@ -3,7 +3,7 @@
 use std::net::{SocketAddr, UdpSocket};
 
 use portfwd_tests::clients::{self, Protocol};
-use portfwd_tests::deadline::PATIENCE;
+use portfwd_tests::deadline::{PATIENCE, patient};
 use portfwd_tests::servers::Server;
 use portfwd_tests::topology::{HOST, HOST6, Shape, Topology};
 
@@ -76,7 +76,9 @@ fn a_datagram_too_large_for_the_way_back_is_reported_to_its_sender() {
     for (address, container) in [(HOST, own.addresses()[0]), (HOST6, own.addresses()[1])] {
         let at = SocketAddr::new(container, 80);
         let server = own.namespace.run(|| UdpSocket::bind(at)).expect("bind");
-        server.set_read_timeout(Some(PATIENCE)).expect("a limit");
+        server
+            .set_read_timeout(Some(patient(PATIENCE)))
+            .expect("a limit");
         let client = clients::datagram_socket(&topology.client, SocketAddr::new(address, 8080))
             .expect("a socket");
         client.send(b"question").expect("send");

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use portfwd_tests::clients::{self, Answer, Closed, Protocol};
+use portfwd_tests::deadline::{PATIENCE, patient};
 use portfwd_tests::namespace::Namespace;
 use portfwd_tests::topology::{
     CLIENT, CLIENT6, GATEWAY, GATEWAY6, HOST, HOST_SECOND, HOST6, HOST6_SECOND, Shape, Topology,
@@ -164,7 +165,7 @@ fn a_host_socket_bound_to_loopback_is_refused_at_once() {
             .expect("bind loopback");
         socket.connect(to).expect("connect a datagram socket");
         socket
-            .set_read_timeout(Some(portfwd_tests::deadline::PATIENCE))
+            .set_read_timeout(Some(patient(PATIENCE)))
             .expect("a time limit");
         let error = clients::ask_datagram(&socket).expect_err("no way");
         assert_eq!(

@@ -5,11 +5,11 @@ mod btf;
 mod check;
 mod demo;
 mod ebpf;
+mod machines;
 mod process;
 mod setup;
 mod test;
 mod toolchain;
-mod vm;
 mod workspace;
 
 use std::{env, ffi::OsString, process::ExitCode};
@@ -40,6 +40,8 @@ enum Task {
     },
     /// Run all tests on an eBPF object just built from source, after setup
     Test {
+        #[command(flatten)]
+        machines: machines::Args,
         /// Options of `cargo test`, and a part of the name of the tests to run
         ///
         /// What follows `--` goes to the tests themselves.
@@ -50,7 +52,6 @@ enum Task {
     Demo,
     /// Run all checks of CI: format, lints, licences, advisories, the committed object, tests
     Check,
-    Vm(vm::Args),
     Bench(bench::Args),
     #[command(hide = true)]
     BenchWorker(bench::WorkerArgs),
@@ -91,10 +92,10 @@ fn run(task: Task, inner: &[OsString]) -> anyhow::Result<()> {
             check: true,
             elsewhere,
         } => ebpf::check(elsewhere),
-        Task::Test { options } => test::run(&options, inner),
+        Task::Test { machines, .. } if machines.are_given() => machines::run(machines, inner),
+        Task::Test { options, .. } => test::run(&options, inner),
         Task::Demo => demo::run(),
         Task::Check => check::run(),
-        Task::Vm(args) => vm::run(args),
         Task::Bench(args) => bench::run(args),
         Task::BenchWorker(args) => bench::run_worker(args),
     }
@@ -122,7 +123,7 @@ mod tests {
             ("test", "", ""),
         ] {
             let (own, inner) = split(words(&format!("xtask {line}")).into_iter());
-            let Task::Test { options } = Arguments::parse_from(own).task else {
+            let Task::Test { options, .. } = Arguments::parse_from(own).task else {
                 panic!("{line} is not the task test");
             };
             assert_eq!((options, inner), (words(cargo), words(tests)), "{line}");

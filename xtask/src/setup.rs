@@ -22,9 +22,9 @@ pub(crate) struct Extras {
     /// Also the programs that `cargo xtask bench` compares with
     #[arg(long)]
     pub(crate) bench: bool,
-    /// Also what `cargo xtask vm` runs its machines with
+    /// Also what `cargo xtask test --kernels` runs its machines with
     #[arg(long)]
-    pub(crate) vm: bool,
+    pub(crate) machines: bool,
 }
 
 /// One thing to have.

@@ -38,7 +38,7 @@ const RUN: &[&str] = &[
 const CHECK: &[&str] = &["git", "ca-certificates"];
 
 /// To run virtual machines, and to make what they boot from.
-const VM: &[&str] = &["busybox-static", "cpio", "qemu-system-x86"];
+const MACHINES: &[&str] = &["busybox-static", "cpio", "qemu-system-x86", "xz-utils"];
 
 /// Waits for dpkg's lock, and downloads as root rather than warn that another user cannot write here.
 const OPTIONS: [&str; 4] = [
@@ -54,7 +54,7 @@ const ATTEMPTS: u32 = 60;
 /// The packages that are needed and not installed.
 pub(super) fn missing(extras: Extras) -> anyhow::Result<Vec<&'static str>> {
     let checks = if extras.check { CHECK } else { &[] };
-    let machines = if extras.vm { VM } else { &[] };
+    let machines = if extras.machines { MACHINES } else { &[] };
     let wanted: Vec<&str> = [BUILD, RUN, checks, machines].concat();
     let installed = installed(&wanted)?;
     Ok(wanted

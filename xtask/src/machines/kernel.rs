@@ -10,26 +10,14 @@ use anyhow::{Context as _, ensure};
 
 use crate::{process, toolchain};
 
-/// What is needed of each kernel's modules, in the order of their dependencies. What a kernel has built
-/// in has no file.
-const MODULES: [&str; 10] = [
-    "llc",
-    "stp",
-    "bridge",
-    "veth",
-    "sch_ingress",
-    "cls_bpf",
-    "cls_u32",
-    "inet_diag",
-    "tcp_diag",
-    "udp_diag",
-];
+/// What tests need of a kernel's modules: networking, and what that depends on.
+const PARTS: [&str; 5] = ["arch", "crypto", "drivers/net", "lib", "net"];
 /// Depends on the current kernel of its suite. The one for clouds is the smallest.
 const PACKAGE: &str = "linux-image-cloud-amd64";
 
 /// A kernel by its role.
 #[derive(clap::ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Kernel {
+pub(crate) enum Kernel {
     /// The oldest that portfwd works on.
     #[value(name = "6.1")]
     Oldest,
@@ -52,7 +40,7 @@ impl Kernel {
         }
     }
 
-    /// What TC programs are attached by.
+    /// What TC programs are to be attached by.
     pub(super) fn hooks(self) -> &'static str {
         match self {
             Self::Oldest => "clsact",
@@ -75,8 +63,8 @@ impl fmt::Display for Kernel {
 pub(super) struct Files {
     /// What the machine boots.
     pub(super) image: PathBuf,
-    /// Module files, possibly compressed, in the order to load them.
-    pub(super) modules: Vec<(&'static str, PathBuf)>,
+    /// The directory with its modules, named by its version, for `/lib/modules`.
+    pub(super) modules: PathBuf,
 }
 
 impl Files {
@@ -93,29 +81,57 @@ impl Files {
             }
             fs::rename(unpacked, &tree).with_context(|| format!("make {}", tree.display()))?;
         }
-        Self::find(&tree)
-    }
-
-    fn find(tree: &Path) -> anyhow::Result<Self> {
-        let files = process::output(Command::new("find").arg(tree).args(["-type", "f"]))?;
-        let named = |wanted: &dyn Fn(&str) -> bool| {
-            let is_wanted = |path: &&Path| {
-                let name = path.file_name().and_then(|name| name.to_str());
-                name.is_some_and(wanted)
-            };
-            files.lines().map(Path::new).find(is_wanted)
-        };
-        let image = named(&|name| name == "vmlinuz" || name.starts_with("vmlinuz-"));
-        let image = image.with_context(|| format!("no kernel in {}", tree.display()))?;
-        let modules = MODULES.iter().filter_map(|module| {
-            let file = named(&|name| name.split_once(".ko").is_some_and(|(n, _)| n == *module));
-            Some((*module, file?.to_owned()))
-        });
         Ok(Self {
-            image: image.to_owned(),
-            modules: modules.collect(),
+            image: find(&tree, &["-type", "f", "-name", "vmlinuz*"])?,
+            modules: find(&tree, &["-type", "d", "-path", "*/lib/modules/*", "-prune"])?,
         })
     }
+
+    /// Copies the modules that tests may need into `root`, unpacked and with their dependencies listed:
+    /// busybox's modprobe knows no compression. Later the kernel itself asks for what it lacks.
+    pub(super) fn add_modules(&self, root: &Path) -> anyhow::Result<()> {
+        let version = self.modules.file_name().context("a kernel's version")?;
+        let to = root.join("lib/modules").join(version);
+        fs::create_dir_all(&to).with_context(|| format!("create {}", to.display()))?;
+        let parts = PARTS.map(|part| format!("kernel/{part}"));
+        let parts = parts.iter().filter(|part| self.modules.join(part).exists());
+        process::output(
+            Command::new("cp")
+                .args(["--recursive", "--parents", "--target-directory"])
+                .arg(&to)
+                .args(parts)
+                .current_dir(&self.modules),
+        )?;
+        process::output(Command::new("find").arg(&to).args([
+            "-name",
+            "*.xz",
+            "-exec",
+            "xz",
+            "--decompress",
+            "{}",
+            "+",
+        ]))?;
+        process::output(
+            Command::new("/bin/busybox")
+                .args(["depmod", "-b"])
+                .arg(root)
+                .arg(version),
+        )
+        .map(|_| ())
+    }
+}
+
+/// The one thing in `tree` that `find` gives for these conditions.
+fn find(tree: &Path, conditions: &[&str]) -> anyhow::Result<PathBuf> {
+    let found = process::output(Command::new("find").arg(tree).args(conditions))?;
+    let first = found.lines().next();
+    first.map(PathBuf::from).with_context(|| {
+        format!(
+            "{} has nothing for {}",
+            tree.display(),
+            conditions.join(" ")
+        )
+    })
 }
 
 /// Downloads and unpacks the kernel of a suite, whatever suite the machine itself is of: with lists and

@@ -2,48 +2,72 @@
 
 use std::{
     collections::BTreeSet,
-    fs::{self, File},
-    os::unix::fs::PermissionsExt as _,
+    fs,
+    os::unix::fs::{PermissionsExt as _, symlink},
     path::{Path, PathBuf},
     process::Command,
 };
 
 use anyhow::{Context as _, ensure};
 
-use super::kernel;
+use super::{kernel, suite::Suite};
 use crate::process;
 
-/// The first process.
-const SCRIPT: &str = include_str!("smoke.sh");
-/// Busybox has applets of these names that can do less, or none.
-const PROGRAMS: [&str; 5] = ["ip", "tc", "socat", "ethtool", "bpftool"];
+/// What runs in the machine: the first process, one test, and the test that is a script.
+const SCRIPTS: [(&str, &str); 3] = [
+    ("init", include_str!("init.sh")),
+    ("tests/one", include_str!("one.sh")),
+    ("tests/smoke", include_str!("smoke.sh")),
+];
+/// Busybox has applets of some of these names, which can do less.
+const PROGRAMS: [&str; 9] = [
+    "bpftool",
+    "ethtool",
+    "ip",
+    "ip6tables",
+    "iptables",
+    "nft",
+    "socat",
+    "tc",
+    "unshare",
+];
+/// What iptables loads its matches and targets from.
+const XTABLES: &str = "usr/lib/x86_64-linux-gnu/xtables";
 
 /// Packs everything into `scratch`, and gives the archive's path.
 pub(super) fn pack(
     scratch: &Path,
-    portfwd: &Path,
+    suite: &Suite,
     kernel: &kernel::Files,
 ) -> anyhow::Result<PathBuf> {
     let root = scratch.join("root");
     for directory in [
-        "bin", "programs", "modules", "proc", "sys", "dev", "run", "etc",
+        "bin", "sbin", "programs", "tests", "proc", "sys", "dev", "run", "tmp", "etc",
     ] {
         let directory = root.join(directory);
         fs::create_dir_all(&directory)
             .with_context(|| format!("create {}", directory.display()))?;
     }
     copy(Path::new("/bin/busybox"), &root.join("bin/busybox"))?;
-    copy(portfwd, &root.join("bin/portfwd"))?;
+    // The kernel starts it by this name.
+    symlink("/bin/busybox", root.join("sbin/modprobe")).context("make /sbin/modprobe")?;
     add_programs(&root)?;
-    for (number, (name, file)) in kernel.modules.iter().enumerate() {
-        add_module(file, &root.join(format!("modules/{number:02}-{name}.ko")))?;
+    kernel.add_modules(&root)?;
+    copy(&suite.portfwd, &root.join("bin/portfwd"))?;
+    for (name, path) in &suite.binaries {
+        copy(path, &root.join("tests").join(name))?;
     }
-    let init = root.join("init");
-    fs::write(&init, SCRIPT).with_context(|| format!("write {}", init.display()))?;
-    fs::set_permissions(&init, fs::Permissions::from_mode(0o755))
-        .with_context(|| format!("make {} executable", init.display()))?;
-    let archive = scratch.join("image.cpio.gz");
-    let pack = "find . | cpio --quiet --create --format=newc | gzip -1 > \"$1\"";
+    for (name, text) in SCRIPTS {
+        let script = root.join(name);
+        fs::write(&script, text).with_context(|| format!("write {}", script.display()))?;
+        fs::set_permissions(&script, fs::Permissions::from_mode(0o755))
+            .with_context(|| format!("make {} executable", script.display()))?;
+    }
+    let list = root.join("tests/list");
+    fs::write(&list, suite.list()).with_context(|| format!("write {}", list.display()))?;
+    let archive = scratch.join("image.cpio");
+    // Not compressed: an emulated processor takes longer to unpack it than to copy it.
+    let pack = "find . | cpio --quiet --create --format=newc >\"$1\"";
     process::output(
         Command::new("sh")
             .args(["-c", pack, "sh"])
@@ -71,6 +95,12 @@ fn add_programs(root: &Path) -> anyhow::Result<()> {
         );
         copy(&program, &root.join("programs").join(name))?;
     }
+    let extensions = Path::new("/").join(XTABLES);
+    let entries =
+        fs::read_dir(&extensions).with_context(|| format!("read {}", extensions.display()))?;
+    for entry in entries {
+        libraries.insert(entry.context("read a directory")?.path());
+    }
     for library in libraries {
         let inside = library.strip_prefix("/").context("an absolute path")?;
         let to = root.join(inside);
@@ -80,26 +110,6 @@ fn add_programs(root: &Path) -> anyhow::Result<()> {
         }
         copy(&library, &to)?;
     }
-    Ok(())
-}
-
-/// Unpacked: busybox's insmod knows no compression.
-fn add_module(file: &Path, to: &Path) -> anyhow::Result<()> {
-    if file.extension().is_none_or(|extension| extension != "xz") {
-        return copy(file, to);
-    }
-    let output = File::create(to).with_context(|| format!("create {}", to.display()))?;
-    let status = Command::new("/bin/busybox")
-        .arg("xzcat")
-        .arg(file)
-        .stdout(output)
-        .status()
-        .context("start busybox")?;
-    ensure!(
-        status.success(),
-        "unpacking {} ended with {status}",
-        file.display()
-    );
     Ok(())
 }
 

@@ -1,16 +1,10 @@
 #!/bin/busybox sh
-# The first and only process of a virtual machine: publishes ports of a container, asks through them, and
-# looks for what is left. What it prints last is the result. Busybox's own applets come first.
-# The kernel's command line says in $hooks what TC has here: clsact or tcx.
+# Publishes ports of a container as a user would on a machine of his own, in its first network namespace:
+# asks through them, looks for what is left, kills commands, and meets other tools' qdiscs. Nothing else
+# may be at work in the machine. The kernel's command line says in $hooks what TC has here: clsact or tcx.
+# Ends with 0 if all went well. Busybox's own applets come first here.
 set -u
-/bin/busybox --install -s /bin
 export PATH=/bin
-mount -t proc proc /proc
-mount -t sysfs sys /sys
-mount -t devtmpfs dev /dev
-mount -t tmpfs run /run
-mount -t bpf bpf /sys/fs/bpf
-mount -t cgroup2 cgroup /sys/fs/cgroup
 
 # A subshell's failures count as well: they are lines of a file.
 : >/run/failures
@@ -68,10 +62,6 @@ ask_udp() {
 }
 echo ask >/run/question
 
-for module in /modules/*; do
-    insmod "$module" || fail "module $module is not loaded"
-done
-
 # client eth0 --- eth0 host (the first namespace) br0 --- eth0 container
 wire() {
     ip link add eth0 type veth peer name eth0 netns client
@@ -92,7 +82,6 @@ ip netns add client
 ip netns add container
 : >/run/netns/self
 mount --bind /proc/self/ns/net /run/netns/self
-ip link set lo up
 ip -n client link set lo up
 ip -n container link set lo up
 wire
@@ -307,10 +296,4 @@ done
 
 dmesg | grep -q 'Linux version' || fail "the kernel's messages are not all there"
 dmesg | grep -E 'WARNING|BUG|Oops|Call Trace' && fail "the kernel complains"
-failures=$(wc -l </run/failures)
-if [ "$failures" = 0 ]; then
-    echo "smoke: passed"
-else
-    echo "smoke: $failures failed"
-fi
-poweroff -f
+[ ! -s /run/failures ]

@@ -1,0 +1,30 @@
+#!/bin/busybox sh
+# The first process of a virtual machine: runs the tests of /tests/list, two at a time as there are two
+# processors, each by /tests/one. The lines that the runner outside reads are "kernel: ...", the results
+# that /tests/one prints, and "tests: over".
+/bin/busybox --install -s /bin
+export PATH=/programs:/bin
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+mount -t devtmpfs dev /dev
+mount -t tmpfs run /run
+mount -t tmpfs tmp /tmp
+mount -t bpf bpf /sys/fs/bpf
+mount -t cgroup2 cgroup /sys/fs/cgroup
+mkdir -p /run/netns /run/said
+ip link set lo up
+
+# What is emulated is slow, and what moves much data proves no more by moving more.
+export PORTFWD_BIN=/bin/portfwd PORTFWD_PATIENCE=8 PORTFWD_BULK_MIB=16
+
+# The firmware has left something on this line.
+echo
+echo "kernel: $(uname -r)"
+# The smoke test counts all that the kernel holds: nothing else may be at work.
+grep '^smoke ' /tests/list | xargs -r -n 2 /tests/one
+grep -v '^smoke ' /tests/list | xargs -r -P 2 -n 2 /tests/one
+if dmesg | grep -E 'WARNING|BUG|Oops|Call Trace|rcu.*stall'; then
+    echo "FAILED kernel's messages 0 s: the kernel complains"
+fi
+echo "tests: over"
+poweroff -f
