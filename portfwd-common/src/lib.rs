@@ -10,6 +10,7 @@ pub mod checksum;
 pub mod flow;
 pub mod forward;
 pub mod host;
+pub mod masquerade;
 pub mod net;
 pub mod verdict;
 
@@ -53,6 +54,25 @@ pub mod maps {
     /// LRU hash [`crate::host::HostDatagram`] to u32 (seconds): remote addresses that unconnected UDP
     /// sockets of the host talk to from a published port number.
     pub const HOST_DATAGRAMS: &str = "host_datagrams";
+    /// Hash of an owner's ID (u32) to [`crate::masquerade::Owner`]: attached containers by
+    /// [`crate::host::Attachment::id`], and subnets.
+    pub const OWNERS: &str = "owners";
+    /// Hash [`crate::net::Ip`] to the ID of its owner (u32): addresses of attached containers.
+    pub const CONTAINER_IPS: &str = "container_ips";
+    /// Trie of prefixes of [`crate::net::Ip`] to the ID of an owner (u32): subnets that are masqueraded.
+    pub const SUBNETS: &str = "subnets";
+    /// Array of one [`crate::masquerade::Settings`], mmapped.
+    pub const MASQUERADE: &str = "masquerade";
+    /// Array of 65,536 [`crate::masquerade::PortElement`], mmapped.
+    pub const OUTBOUND_PORTS: &str = "outbound_ports";
+    /// Hash [`crate::masquerade::DeviceFamily`] to [`crate::net::Ip`]: addresses of served devices.
+    pub const DEVICE_IPS: &str = "device_ips";
+    /// LRU hash [`crate::masquerade::Key`] to [`crate::masquerade::Half`]: established flows.
+    pub const MASQUERADED: &str = "masqueraded";
+    /// The same, of flows that open, close, or were never answered.
+    pub const MASQUERADED_YOUNG: &str = "masqueraded_new";
+    /// Array by port of a byte for each [`crate::masquerade::plane`]: not 0 if a flow ever had the port.
+    pub const MASQUERADE_MARKS: &str = "masquerade_mark";
 }
 
 /// Names of the programs, which are also the names of their pins.
@@ -65,6 +85,10 @@ pub mod programs {
     pub const TC_EGRESS: &str = "tc_egress";
     /// TC ingress of a device inside a container, for services on its loopback address.
     pub const TC_LOOPBACK: &str = "tc_loopback";
+    /// Reached from [`TC_EGRESS`]: packets of containers that leave under an address of the host.
+    pub const TC_MASQUERADE_OUT: &str = "tc_masquerade_out";
+    /// Reached from [`TC_DEVICE`]: what comes back.
+    pub const TC_MASQUERADE_IN: &str = "tc_masquerade_in";
     /// XDP of a device.
     pub const XDP_DEVICE: &str = "xdp_device";
     /// The programs of the root cgroup for calls with an address.

@@ -114,6 +114,11 @@ impl Ip {
         octets[8..].copy_from_slice(&self.low.to_ne_bytes());
         octets
     }
+    /// The same as two words in network order.
+    #[inline(always)]
+    pub const fn halves(self) -> [u64; 2] {
+        [self.high, self.low]
+    }
     /// Whether it is an IPv4 address.
     #[inline(always)]
     pub const fn is_v4(self) -> bool {

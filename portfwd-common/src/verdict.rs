@@ -14,6 +14,10 @@ pub enum Reason {
     FlowTableFull = 3,
     /// The kernel refused a step of the translation; what was left is not let out.
     RewriteFailed = 4,
+    /// Every port that a masqueraded flow to this destination could have is taken.
+    MasqueradeExhausted = 16,
+    /// The device has no address of the packet's family that a container could leave under.
+    MasqueradeNoAddress = 17,
     /// A fragment, whose ports cannot be told.
     Fragment = 32,
     /// The packet ends before its headers do, or they contradict each other.
@@ -37,11 +41,13 @@ pub const MAX_REASONS: u32 = 64;
 
 impl Reason {
     /// Every reason.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 14] = [
         Self::ForeignSource,
         Self::TupleTaken,
         Self::FlowTableFull,
         Self::RewriteFailed,
+        Self::MasqueradeExhausted,
+        Self::MasqueradeNoAddress,
         Self::Fragment,
         Self::Malformed,
         Self::NotForHost,
@@ -59,6 +65,8 @@ impl Reason {
             Self::TupleTaken => "tuple-taken",
             Self::FlowTableFull => "flow-table-full",
             Self::RewriteFailed => "rewrite-failed",
+            Self::MasqueradeExhausted => "masquerade-exhausted",
+            Self::MasqueradeNoAddress => "masquerade-no-address",
             Self::Fragment => "fragment",
             Self::Malformed => "malformed",
             Self::NotForHost => "not-for-host",

@@ -2,12 +2,16 @@
 
 use aya_ebpf::{
     macros::map,
-    maps::{Array, HashMap, LruHashMap, PerCpuArray},
+    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray},
 };
 use portfwd_common::{
     flow::{Flow, FlowKey, MAX_FLOWS},
     forward::{AddressPort, Counters, Forward, Journal, MAX_FORWARDS, PORT_SLOTS, PortSlot},
     host::{Attachment, Device, HostDatagram, Label, Link, LinkSource, SocketKey, SocketOrigin},
+    masquerade::{
+        DeviceFamily, Half, Key, MAX_ESTABLISHED, MAX_SUBNETS, MAX_YOUNG, Owner, PortElement,
+        Settings,
+    },
     net::{Ip, V4, V6},
     verdict::MAX_REASONS,
 };
@@ -58,3 +62,22 @@ pub static HOST_PEERS: LruHashMap<SocketKey, SocketOrigin> =
 pub static HOST_DATAGRAMS: LruHashMap<HostDatagram, u32> = LruHashMap::with_max_entries(16_384, 0);
 #[map(name = "clock")]
 pub static CLOCK: PerCpuArray<Tick> = PerCpuArray::with_max_entries(1, 0);
+#[map(name = "owners")]
+pub static OWNERS: HashMap<u32, Owner> = HashMap::with_max_entries(MAX_FORWARDS, ON_DEMAND);
+#[map(name = "container_ips")]
+pub static CONTAINER_IPS: HashMap<Ip, u32> = HashMap::with_max_entries(4 * MAX_FORWARDS, ON_DEMAND);
+#[map(name = "subnets")]
+pub static SUBNETS: LpmTrie<[u32; 4], u32> = LpmTrie::with_max_entries(MAX_SUBNETS, ON_DEMAND);
+#[map(name = "masquerade")]
+pub static MASQUERADE: Array<Settings> = Array::with_max_entries(1, MMAPABLE);
+#[map(name = "outbound_ports")]
+pub static OUTBOUND_PORTS: Array<PortElement> = Array::with_max_entries(1 << 16, MMAPABLE);
+#[map(name = "device_ips")]
+pub static DEVICE_IPS: HashMap<DeviceFamily, Ip> =
+    HashMap::with_max_entries(2 * MAX_FORWARDS, ON_DEMAND);
+#[map(name = "masqueraded")]
+pub static MASQUERADED: LruHashMap<Key, Half> = LruHashMap::with_max_entries(MAX_ESTABLISHED, 0);
+#[map(name = "masqueraded_new")]
+pub static MASQUERADED_YOUNG: LruHashMap<Key, Half> = LruHashMap::with_max_entries(MAX_YOUNG, 0);
+#[map(name = "masquerade_mark")]
+pub static MASQUERADE_MARKS: Array<[u8; 4]> = Array::with_max_entries(1 << 16, 0);

@@ -16,11 +16,13 @@ use crate::{
     datapath::{Datapath, Writable},
     error::{Doing, Error},
     hooks::{self, Hook},
+    masquerade,
     observe::{addresses::Host, netns::Netns},
     plan::{LinkPlan, Plan},
+    subnet::Subnet,
     sweep,
     tables::{TableError, Tables},
-    transaction::{NewForward, Transaction},
+    transaction::{self, NewForward, Transaction},
 };
 
 /// Executes an attach on the host of `netns`, to the container of `inside` if its namespace is known.
@@ -33,11 +35,16 @@ pub fn attach(
     inside: Option<&Netns>,
     plan: &Plan,
 ) -> Result<(), Error> {
-    if plan.forwards.is_empty() && plan.link.is_none() {
+    if plan.forwards.is_empty() && plan.addresses.is_empty() && !plan.masquerade {
         return Ok(());
     }
     let Writable { datapath, host, .. } = writable;
-    match publish(datapath, host, netns, inside, plan) {
+    let done = publish(datapath, host, netns, inside, plan);
+    finish(datapath, netns, done)
+}
+
+fn finish(datapath: &mut Datapath, netns: &Netns, done: Result<(), Error>) -> Result<(), Error> {
+    match done {
         Ok(()) => sweep::close(&mut datapath.tables),
         Err(cause) => {
             // The transaction is taken back already; the sweep removes what hangs on no forward.
@@ -59,7 +66,10 @@ fn publish(
     inside: Option<&Netns>,
     plan: &Plan,
 ) -> Result<(), Error> {
-    if plan
+    transaction::announce(&datapath.tables);
+    if plan.masquerade {
+        datapath.masquerade(host, netns)?;
+    } else if plan
         .forwards
         .iter()
         .any(|forward| forward.delivery == Delivery::Stack)
@@ -80,6 +90,13 @@ fn publish(
     if let (Some(device), Some(inside)) = (&plan.inside, inside) {
         hooks::loopback::attach(layout, id, inside, device)?;
     }
+    let doing = || format!("record the addresses of {}", plan.label);
+    if !plan.addresses.is_empty() {
+        masquerade::set_addresses(transaction.tables(), id, &plan.addresses).doing(doing)?;
+    }
+    transaction
+        .publish_owner(id, plan.masquerade)
+        .doing(doing)?;
     for forward in &plan.forwards {
         let forward = NewForward {
             attachment: id,
@@ -99,6 +116,38 @@ fn next_id(tables: &mut Tables) -> u32 {
     journal.last_attachment += 1;
     tables.journal.set(0, journal);
     journal.last_attachment
+}
+
+/// Masquerades a subnet.
+///
+/// # Errors
+/// When a step fails; what was before is then as it was.
+pub fn masquerade(writable: &mut Writable, netns: &Netns, subnet: Subnet) -> Result<(), Error> {
+    let Writable { datapath, host, .. } = writable;
+    let doing = || format!("masquerade {subnet}");
+    let done = (|| {
+        transaction::announce(&datapath.tables);
+        datapath.masquerade(host, netns)?;
+        let mut transaction = Transaction::begin(&mut datapath.tables);
+        let id = next_id(transaction.tables());
+        masquerade::add(transaction.tables(), subnet, id).doing(doing)?;
+        transaction.commit();
+        Ok(())
+    })();
+    finish(datapath, netns, done)
+}
+
+/// Masquerades a subnet no longer.
+///
+/// # Errors
+/// When a step fails; what could not be removed, the next command tries to.
+pub fn unmasquerade(writable: &mut Writable, netns: &Netns, subnet: Subnet) -> Result<(), Error> {
+    let Datapath { tables, layout } = &mut writable.datapath;
+    let mut transaction = Transaction::begin(tables);
+    masquerade::remove(transaction.tables(), subnet)
+        .doing(|| format!("masquerade {subnet} no longer"))?;
+    transaction.commit();
+    sweep::sweep(tables, layout, netns)
 }
 
 /// Records the link with the addresses that the container may send from, and no others.

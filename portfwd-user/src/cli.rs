@@ -19,6 +19,7 @@ use portfwd_common::net::Protocol;
 use crate::error::{Error, Usage, shown};
 use crate::label::{InstanceName, Label};
 use crate::spec::{PortQuery, Spec, SpecError, check_list, host_address};
+use crate::subnet::Subnet;
 use crate::target::Target;
 
 /// Where pins are kept unless something else is said.
@@ -91,6 +92,8 @@ pub enum Command {
     Flows(Option<Label>),
     /// Forget translated connections.
     FlowsPurge,
+    /// Masquerade subnets.
+    Masquerade(Masquerade),
     /// Show the state of the instance.
     Status,
     /// Bring the datapath up.
@@ -115,8 +118,21 @@ pub struct Attach {
     /// Whether the service may listen on the container's loopback address alone. Then all SPECs are of
     /// TCP, and the target is a namespace.
     pub loopback: bool,
+    /// Whether what the container sends leaves under the host's address.
+    pub masquerade: bool,
     /// Whether only to show what would be done.
     pub dry_run: bool,
+}
+
+/// `portfwd masquerade`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Masquerade {
+    /// Masquerade this.
+    Add(Subnet),
+    /// Masquerade it no longer.
+    Remove(Subnet),
+    /// Show everything, or this.
+    List(Option<Subnet>),
 }
 
 /// `portfwd detach`.
@@ -214,6 +230,13 @@ fn command(command: args::Command, environment: &Environment) -> Result<Command,
             Some(args::FlowsCommand::Purge) => Command::FlowsPurge,
             None => Command::Flows(label(flows.container)?),
         },
+        args::Command::Masquerade(masquerade) => Command::Masquerade(match masquerade {
+            args::Masquerade::Add { subnet } => Masquerade::Add(subnet.parse()?),
+            args::Masquerade::Remove { subnet } => Masquerade::Remove(subnet.parse()?),
+            args::Masquerade::List { subnet } => {
+                Masquerade::List(subnet.map(|subnet| subnet.parse()).transpose()?)
+            }
+        }),
         args::Command::Status => Command::Status,
         args::Command::Up(up) => {
             for device in &up.device {
@@ -247,6 +270,7 @@ fn typed_attach(attach: args::Attach, environment: &Environment) -> Result<Attac
         target,
         specs,
         loopback: attach.loopback,
+        masquerade: attach.masquerade,
         dry_run: attach.dry_run,
     })
 }

@@ -3,6 +3,7 @@
 mod attach;
 mod detach;
 mod follow_log;
+mod masquerade;
 mod show;
 
 use crate::{
@@ -24,6 +25,7 @@ pub fn run(cli: &Cli) -> Result<(), Error> {
         Command::Port(container, query) => show::port(cli, container, *query),
         Command::Flows(container) => show::flows(cli, container.as_ref()),
         Command::FlowsPurge => purge(cli),
+        Command::Masquerade(masquerade) => masquerade::run(cli, *masquerade),
         Command::Status => show::status(cli),
         Command::Up(up) => {
             let options = Options {

@@ -15,7 +15,7 @@ use crate::{
     hooks::{self, sockets::Reach},
     instance::{self, Layout, Locked, Place, State, WAIT},
     label::InstanceName,
-    object,
+    masquerade, object,
     observe::{
         addresses::{self, Host},
         netns::{self, Netns, NetnsId},
@@ -324,6 +324,8 @@ impl Site {
             .collect();
         all.into_iter()
             .for_each(|index| transaction.withdraw(index));
+        masquerade::remove_all(transaction.tables())
+            .doing(|| "end what is masqueraded".to_owned())?;
         transaction.commit();
         sweep::sweep(&mut tables, layout, &self.host)
     }

@@ -21,6 +21,7 @@ use crate::collision::CollisionError;
 use crate::label::NameError;
 use crate::observe;
 use crate::spec::SpecError;
+use crate::subnet::SubnetError;
 use crate::target::AddressError;
 
 /// Why a command failed.
@@ -38,6 +39,9 @@ pub enum Error {
     /// A malformed container address.
     #[error(transparent)]
     Address(#[from] AddressError),
+    /// A malformed subnet.
+    #[error(transparent)]
+    Subnet(#[from] SubnetError),
     /// A port that somebody else has.
     #[error(transparent)]
     Collision(#[from] CollisionError),
@@ -95,7 +99,9 @@ impl Error {
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Usage(_) | Self::Spec(_) | Self::Name(_) | Self::Address(_) => 2,
+            Self::Usage(_) | Self::Spec(_) | Self::Name(_) | Self::Address(_) | Self::Subnet(_) => {
+                2
+            }
             Self::Collision(_) => 3,
             Self::Missing(_) => 4,
             Self::Lacking(_) => 5,
@@ -141,6 +147,7 @@ impl Error {
             Self::Spec(error) => Some(error.hint()),
             Self::Name(error) => Some(error.hint()),
             Self::Address(error) => Some(error.hint()),
+            Self::Subnet(error) => Some(error.hint()),
             Self::Collision(collision) => Some(collision.hint().to_owned()),
             Self::Missing(missing) => missing.hint(),
             Self::Lacking(lacking) => lacking.hint(),

@@ -1,6 +1,6 @@
 //! What an attach is going to do, as data: pure.
 
-use std::net::IpAddr;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use portfwd_common::{forward::Delivery, host::Attachment, net::Ip};
 
@@ -47,10 +47,25 @@ pub struct Plan {
     pub link: Option<LinkPlan>,
     /// The device inside the container that gets a hook, if its service may listen on loopback alone.
     pub inside: Option<links::Link>,
+    /// Its addresses; none if they are not to be recorded anew.
+    pub addresses: BTreeSet<IpAddr>,
+    /// Whether what comes from them is masqueraded from now on.
+    pub masquerade: bool,
     /// The forwards to publish; the attachment is filled in on execution.
     pub forwards: Vec<NewForward>,
     /// Everything that was asked for, as it will be listed.
     pub published: Vec<Published>,
+}
+
+/// What an attach was asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct Asked<'a> {
+    /// What to publish, its host ports settled.
+    pub resolved: &'a [Resolved],
+    /// Whether services listen on the container's loopback address alone.
+    pub loopback: bool,
+    /// Whether what the container sends is masqueraded.
+    pub masquerade: bool,
 }
 
 /// Plans an attach of `resolved` to the container, with `loopback` for a service that may listen on its
@@ -62,9 +77,13 @@ pub fn attach(
     label: &Label,
     known: Option<&Attachment>,
     found: &Found,
-    resolved: &[Resolved],
-    loopback: bool,
+    asked: &Asked<'_>,
 ) -> Result<Plan, Error> {
+    let Asked {
+        resolved,
+        loopback,
+        masquerade,
+    } = *asked;
     let container = container(label, known, found)?;
     let link = match found {
         Found::Link(observed, _) => observed.host.as_ref().map(|end| LinkPlan {
@@ -112,6 +131,8 @@ pub fn attach(
         known,
         link,
         inside,
+        addresses: addresses(&container, found),
+        masquerade,
         forwards,
         published,
     })
@@ -145,6 +166,19 @@ pub fn check_listeners(
         }
     }
     Ok(())
+}
+
+/// All that the container sends from, as its namespace shows it.
+fn addresses(container: &Attachment, found: &Found) -> BTreeSet<IpAddr> {
+    let Found::Link(observed, _) = found else {
+        return BTreeSet::new();
+    };
+    let published = [container.v4, container.v6];
+    let published = published.into_iter().filter(|ip| !ip.is_unspecified());
+    let all = published
+        .map(IpAddr::from)
+        .chain(observed.addresses.iter().copied());
+    all.map(|ip| ip.to_canonical()).collect()
 }
 
 /// The container's record: as it is known, or new.

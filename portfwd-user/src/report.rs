@@ -2,6 +2,7 @@
 
 mod flows;
 mod forwards;
+mod masquerade;
 mod status;
 mod table;
 #[cfg(test)]
@@ -13,6 +14,7 @@ use serde::Serialize;
 
 pub use flows::{FlowRow, write_flows};
 pub use forwards::{ForwardRow, Published, answering, sort, write_forwards, write_ports};
+pub use masquerade::{MasqueradeRow, write_masqueraded};
 pub use status::{Datapath, DeviceRow, ReasonRow, Status, write_status};
 
 use crate::error::{Doing, Error};

@@ -19,11 +19,12 @@ use crate::{
     error::{Doing, Error},
     hooks::{self, Hook},
     instance::Layout,
+    masquerade,
     observe::{
         netns::Netns,
         sockets::{self, Peer},
     },
-    tables::{Hash, TableError, Tables},
+    tables::{Hash, TableError, Tables, is_gone},
     transaction,
 };
 
@@ -44,13 +45,15 @@ pub fn sweep(tables: &mut Tables, layout: &Layout, host: &Netns) -> Result<(), E
     let through_stack = |(_, f): &(u32, Forward)| f.delivery == Delivery::Stack as u8;
     let loopback = forwards.iter().filter(|(_, f)| f.serves_loopback());
     let loopback: BTreeSet<u32> = loopback.map(|(_, f)| f.attachment).collect();
-    let needs_egress = forwards.iter().any(through_stack);
+    let masquerades = masquerade::sweep(tables, &owners);
+    let needs_egress = forwards.iter().any(through_stack) || !matches!(masquerades, Ok(false));
     let results = [
         purge_flows(&mut tables.flows_v4, maps::FLOWS_V4, &alive),
         purge_flows(&mut tables.flows_v6, maps::FLOWS_V6, &alive),
         end_sockets(tables, host, &alive),
         forget_containers(tables, layout, host, &owners),
         leave_containers(layout, &loopback),
+        masquerades.map(|_| ()),
         if needs_egress {
             Ok(())
         } else {
@@ -61,7 +64,7 @@ pub fn sweep(tables: &mut Tables, layout: &Layout, host: &Netns) -> Result<(), E
     transaction::settle(tables).doing(|| "free what was withdrawn".to_owned())
 }
 
-/// The egress program serves flows through the stack, of which there are none any more.
+/// The egress program serves flows through the stack and masquerade, of which there is nothing any more.
 fn detach_egress(layout: &Layout, host: &Netns) -> Result<(), Error> {
     for device in hooks::attached(layout, Hook::Egress)? {
         hooks::detach(layout, Hook::Egress, host, device)?;
@@ -87,7 +90,7 @@ pub fn purge_all_flows(tables: &mut Tables) -> Result<usize, Error> {
     let before = tables.flows_v4.keys().count() + tables.flows_v6.keys().count();
     purge_flows(&mut tables.flows_v4, maps::FLOWS_V4, &Alive::new())?;
     purge_flows(&mut tables.flows_v6, maps::FLOWS_V6, &Alive::new())?;
-    Ok(before)
+    Ok(before + masquerade::forget_all(tables)?)
 }
 
 fn purge_flows<A: portfwd_common::net::Address>(
@@ -121,15 +124,6 @@ where
         }
     }
     Ok(())
-}
-
-/// ENOENT of a removal.
-fn is_gone(error: &MapError) -> bool {
-    match error {
-        MapError::KeyNotFound => true,
-        MapError::SyscallError(call) => call.io_error.raw_os_error() == Some(nix::libc::ENOENT),
-        _ => false,
-    }
 }
 
 /// Ends connected sockets; one that is not connected asks a forward for each datagram.

@@ -6,7 +6,7 @@ use std::{
 
 use aya::{
     Ebpf, Pod,
-    maps::{HashMap, Map, MapData, MapError, PerCpuArray},
+    maps::{HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray},
 };
 use memmap2::{MmapOptions, MmapRaw};
 use portfwd_common::{
@@ -14,6 +14,7 @@ use portfwd_common::{
     forward::{AddressPort, Counters, Forward, Journal, MAX_FORWARDS, PORT_SLOTS, PortSlot},
     host::{Attachment, Device, HostDatagram, Label, Link, LinkSource, SocketKey, SocketOrigin},
     maps,
+    masquerade::{DeviceFamily, Half, Key, Owner, PortElement, Settings},
     net::{Ip, V4, V6},
 };
 
@@ -181,6 +182,22 @@ pub struct Tables {
     pub host_peers: Hash<SocketKey, SocketOrigin>,
     /// Remote ends of the host's unconnected UDP sockets.
     pub host_datagrams: Hash<HostDatagram, u32>,
+    /// Attached containers and masqueraded subnets, by ID.
+    pub owners: Hash<u32, Owner>,
+    /// Addresses of attached containers, with their owners.
+    pub container_ips: Hash<Ip, u32>,
+    /// Subnets that are masqueraded, with their owners; IPv4 is mapped into IPv6.
+    pub subnets: LpmTrie<MapData, [u8; 16], u32>,
+    /// What masquerade depends on.
+    pub masquerade: Mapped<Settings>,
+    /// Ports that masqueraded flows may have.
+    pub outbound_ports: Mapped<PortElement>,
+    /// Addresses that devices give masqueraded flows.
+    pub device_ips: Hash<DeviceFamily, Ip>,
+    /// Masqueraded flows that are established.
+    pub masqueraded: Hash<Key, Half>,
+    /// Those that are not.
+    pub masqueraded_young: Hash<Key, Half>,
 }
 
 fn hash<K: Pod, V: Pod>(name: &'static str, data: MapData) -> Result<Hash<K, V>, TableError> {
@@ -192,6 +209,17 @@ fn hash<K: Pod, V: Pod>(name: &'static str, data: MapData) -> Result<Hash<K, V>,
         name,
         source: Box::new(e),
     })
+}
+
+fn trie<K: Pod, V: Pod>(
+    name: &'static str,
+    data: MapData,
+) -> Result<LpmTrie<MapData, K, V>, TableError> {
+    let failed = |e| TableError::Map {
+        name,
+        source: Box::new(e),
+    };
+    LpmTrie::try_from(Map::from_map_data(data).map_err(failed)?).map_err(failed)
 }
 
 fn per_cpu<V: Pod>(
@@ -258,7 +286,28 @@ impl Tables {
             host_sockets: hash(maps::HOST_SOCKETS, open(maps::HOST_SOCKETS)?)?,
             host_peers: hash(maps::HOST_PEERS, open(maps::HOST_PEERS)?)?,
             host_datagrams: hash(maps::HOST_DATAGRAMS, open(maps::HOST_DATAGRAMS)?)?,
+            owners: hash(maps::OWNERS, open(maps::OWNERS)?)?,
+            container_ips: hash(maps::CONTAINER_IPS, open(maps::CONTAINER_IPS)?)?,
+            subnets: trie(maps::SUBNETS, open(maps::SUBNETS)?)?,
+            masquerade: Mapped::open(maps::MASQUERADE, &open(maps::MASQUERADE)?, 1)?,
+            outbound_ports: Mapped::open(
+                maps::OUTBOUND_PORTS,
+                &open(maps::OUTBOUND_PORTS)?,
+                1 << 16,
+            )?,
+            device_ips: hash(maps::DEVICE_IPS, open(maps::DEVICE_IPS)?)?,
+            masqueraded: hash(maps::MASQUERADED, open(maps::MASQUERADED)?)?,
+            masqueraded_young: hash(maps::MASQUERADED_YOUNG, open(maps::MASQUERADED_YOUNG)?)?,
         })
+    }
+}
+
+/// Whether what was to be removed was not there (ENOENT).
+pub fn is_gone(error: &MapError) -> bool {
+    match error {
+        MapError::KeyNotFound => true,
+        MapError::SyscallError(call) => call.io_error.raw_os_error() == Some(nix::libc::ENOENT),
+        _ => false,
     }
 }
 
@@ -282,9 +331,11 @@ pub fn journals() -> impl Iterator<Item = (u32, Journal)> {
 
 fn map_data(map: &Map) -> Option<&MapData> {
     Some(match map {
-        Map::Array(data) | Map::HashMap(data) | Map::LruHashMap(data) | Map::PerCpuArray(data) => {
-            data
-        }
+        Map::Array(data)
+        | Map::HashMap(data)
+        | Map::LruHashMap(data)
+        | Map::LpmTrie(data)
+        | Map::PerCpuArray(data) => data,
         _ => return None,
     })
 }

@@ -15,11 +15,13 @@ use portfwd_common::{
         AddressPort, Counters, Delivery, Forward, Journal, MAX_FORWARDS, PortSlot, port_index,
     },
     maps,
+    masquerade::Owner,
     net::{Ip, NetPort, Protocol},
 };
 
 use crate::{
     coverage::Coverage,
+    masquerade,
     tables::{TableError, Tables},
 };
 
@@ -62,8 +64,7 @@ pub struct Transaction<'t> {
 impl<'t> Transaction<'t> {
     /// Starts one. The caller holds the instance's lock and has called [`recover`].
     pub fn begin(tables: &'t mut Tables) -> Self {
-        let number = committed(tables) + 1;
-        tables.journal.word(0, OPEN).store(number, Ordering::SeqCst);
+        let number = announce(tables);
         Self {
             tables,
             number,
@@ -114,6 +115,31 @@ impl<'t> Transaction<'t> {
     /// Withdraws the forward at `index` from this transaction on.
     pub fn withdraw(&mut self, index: u32) {
         set_until(self.tables, index, self.number);
+    }
+
+    /// Makes `id` the owner of what it already owns, from this transaction on if it is new; masqueraded
+    /// from now on if `masqueraded`, and else as it was.
+    pub fn publish_owner(&mut self, id: u32, masqueraded: bool) -> Result<(), TableError> {
+        let mut owner = masquerade::owner(self.tables, id)?.unwrap_or(Owner {
+            since: self.number,
+            until: Owner::NEVER,
+            masqueraded: Owner::NEVER,
+        });
+        if masqueraded && owner.masqueraded == Owner::NEVER {
+            owner.masqueraded = self.number;
+        }
+        masquerade::set_owner(self.tables, id, owner)
+    }
+
+    /// Withdraws the owner `id` from this transaction on, if there is one.
+    pub fn withdraw_owner(&mut self, id: u32) -> Result<(), TableError> {
+        match masquerade::owner(self.tables, id)? {
+            Some(owner) => {
+                let until = self.number;
+                masquerade::set_owner(self.tables, id, Owner { until, ..owner })
+            }
+            None => Ok(()),
+        }
     }
 
     /// The one store that makes everything above true for packets.
@@ -209,6 +235,14 @@ impl Drop for Transaction<'_> {
     }
 }
 
+/// Makes the next command look for what a transaction may have left, before that is begun: what it needs
+/// beside records is made first. Gives the transaction's number.
+pub fn announce(tables: &Tables) -> u64 {
+    let number = committed(tables) + 1;
+    tables.journal.word(0, OPEN).store(number, Ordering::SeqCst);
+    number
+}
+
 /// Puts right what a process left that died within a transaction, and frees the records that no packet
 /// sees any more. Returns whether there was anything.
 pub fn recover(tables: &mut Tables) -> Result<bool, TableError> {
@@ -218,6 +252,7 @@ pub fn recover(tables: &mut Tables) -> Result<bool, TableError> {
     }
     if committed(tables) < open {
         roll_back(tables, open);
+        masquerade::settle(tables)?;
     }
     Ok(true)
 }

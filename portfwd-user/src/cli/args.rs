@@ -22,6 +22,10 @@ Examples:
   portfwd attach dns --pid 4711 -p 127.0.0.1:53:53/udp
   portfwd attach db --pid 4712 --loopback -p 6379:6379";
 
+const SUBNET_HELP: &str = "\
+What comes from the subnet and leaves the host by a device on which it has an address gets that address, \
+unless it goes to a masqueraded subnet or an attached container: TCP, UDP and pings. Forwarding has to be on.";
+
 /// Publishes container ports on this host with eBPF.
 #[derive(Parser, Debug)]
 #[command(
@@ -97,6 +101,13 @@ pub(super) enum Command {
     },
     /// Show translated connections
     Flows(Flows),
+    /// Let what subnets send through the host leave under the host's address
+    #[command(
+        subcommand,
+        disable_help_subcommand = true,
+        arg_required_else_help = false
+    )]
+    Masquerade(Masquerade),
     /// Show the state of the instance
     Status,
     /// Bring the datapath up; the first attach does so too
@@ -133,6 +144,10 @@ pub(super) struct Attach {
     /// Reach a service that listens on the container's 127.0.0.1 or ::1 as well (TCP)
     #[arg(long)]
     pub(super) loopback: bool,
+
+    /// Let what the container sends from its own addresses leave under the host's
+    #[arg(long)]
+    pub(super) masquerade: bool,
 
     /// Show what would be published, and change nothing
     #[arg(long)]
@@ -185,6 +200,29 @@ pub(super) struct Flows {
 pub(super) enum FlowsCommand {
     /// Forget every translated connection
     Purge,
+}
+
+#[derive(Subcommand, Debug)]
+pub(super) enum Masquerade {
+    /// Masquerade a subnet
+    #[command(after_help = SUBNET_HELP)]
+    Add {
+        /// Such as 10.88.0.0/16, fd00:88::/64 or 10.88.0.2
+        #[arg(allow_hyphen_values = true)]
+        subnet: String,
+    },
+    /// Masquerade a subnet no longer
+    Remove {
+        /// As it was added
+        #[arg(allow_hyphen_values = true)]
+        subnet: String,
+    },
+    /// Show what is masqueraded, the addresses of containers included
+    List {
+        /// Only this
+        #[arg(allow_hyphen_values = true)]
+        subnet: Option<String>,
+    },
 }
 
 #[derive(clap::Args, Debug)]

@@ -355,3 +355,56 @@ fn every_shell_gets_its_completions() {
         assert!(script.contains("ignore-missing"), "{shell}");
     }
 }
+
+#[test]
+fn masquerade_takes_a_subnet_and_attach_a_flag() {
+    let subnet = |text: &str| text.parse().unwrap();
+    for (arguments, expected) in [
+        (
+            &["masquerade", "add", "10.88.0.0/16"][..],
+            Masquerade::Add(subnet("10.88.0.0/16")),
+        ),
+        (
+            &["masquerade", "remove", "fd88::/64"],
+            Masquerade::Remove(subnet("fd88::/64")),
+        ),
+        (&["masquerade", "list"], Masquerade::List(None)),
+        (
+            &["masquerade", "list", "10.88.0.2"],
+            Masquerade::List(Some(subnet("10.88.0.2/32"))),
+        ),
+    ] {
+        assert_eq!(cli(arguments).command, Command::Masquerade(expected));
+    }
+    for (arguments, named) in [
+        (
+            &["masquerade", "add", "10.88.0.0/40"][..],
+            "\"10.88.0.0/40\"",
+        ),
+        (&["masquerade", "add", "-1"], "\"-1\""),
+        (
+            &["masquerade", "remove", "10.88.0.1/16"],
+            "give 10.88.0.0/16",
+        ),
+        (&["masquerade", "list", "web"], "\"web\""),
+        (&["masquerade", "add"], "SUBNET"),
+        (&["masquerade"], "command"),
+    ] {
+        let report = refused(arguments);
+        assert!(report.contains(named), "{arguments:?}: {report}");
+    }
+    let asks = |arguments: &[&str]| match cli(arguments).command {
+        Command::Attach(attach) => attach.masquerade,
+        other => panic!("{other:?}"),
+    };
+    assert!(asks(&[
+        "attach",
+        "web",
+        "--pid",
+        "1",
+        "-p",
+        "80",
+        "--masquerade"
+    ]));
+    assert!(!asks(&["attach", "web", "--pid", "1", "-p", "80"]));
+}

@@ -86,7 +86,12 @@ fn make_plan(
     let resolved = settle_ports(host, &state, &attach.container, &attach.specs)?;
     let (label, loopback) = (&attach.container, attach.loopback);
     plan::check_listeners(label, &state.forwards, &resolved, loopback)?;
-    plan::attach(label, known, &found, &resolved, loopback)
+    let asked = plan::Asked {
+        resolved: &resolved,
+        loopback,
+        masquerade: attach.masquerade,
+    };
+    plan::attach(label, known, &found, &asked)
 }
 
 /// An address may come later; more often it is a slip.

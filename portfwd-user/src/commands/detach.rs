@@ -1,9 +1,11 @@
 //! `portfwd detach`: nothing but the container's name is needed.
 
+use std::collections::BTreeSet;
+
 use crate::{
     cli::{Cli, Detach},
     datapath::{Site, Writable},
-    error::{Error, Missing},
+    error::{Doing, Error, Missing},
     state, sweep,
     transaction::Transaction,
 };
@@ -15,16 +17,28 @@ pub(super) fn run(cli: &Cli, detach: &Detach) -> Result<(), Error> {
     let Some(mut writable) = site.open_writable()? else {
         return missing(detach);
     };
-    let Some(indexes) = select(&writable, detach)? else {
+    let Some(selected) = select(&writable, detach)? else {
         return missing(detach);
     };
     let tables = &mut writable.datapath.tables;
     let mut transaction = Transaction::begin(tables);
-    for index in indexes {
+    for index in selected.forwards {
         transaction.withdraw(index);
+    }
+    if let Some(container) = selected.container {
+        let doing = || format!("end what \"{}\" sends", detach.container);
+        transaction.withdraw_owner(container).doing(doing)?;
     }
     transaction.commit();
     sweep::sweep(tables, &writable.datapath.layout, &site.host)
+}
+
+/// What a detach withdraws.
+struct Selected {
+    /// Indexes of forwards.
+    forwards: BTreeSet<u32>,
+    /// ID of the container, if it is left without a forward.
+    container: Option<u32>,
 }
 
 fn missing(detach: &Detach) -> Result<(), Error> {
@@ -34,35 +48,42 @@ fn missing(detach: &Detach) -> Result<(), Error> {
     Err(Missing::Container(detach.container.clone()).into())
 }
 
-/// The forwards to withdraw; None if the container is not known.
-fn select(writable: &Writable, detach: &Detach) -> Result<Option<Vec<u32>>, Error> {
+/// What is to be withdrawn; None if the container is not known.
+fn select(writable: &Writable, detach: &Detach) -> Result<Option<Selected>, Error> {
     let state = state::read(&writable.datapath.tables)?;
-    if state.container(&detach.container).is_none() {
+    let Some(container) = state.container(&detach.container) else {
         return Ok(None);
-    }
+    };
     let own: Vec<_> = state
         .forwards
         .iter()
         .filter(|f| f.owner == detach.container)
         .collect();
+    let all: BTreeSet<u32> = own.iter().map(|forward| forward.index).collect();
     if detach.specs.is_empty() {
-        return Ok(Some(own.iter().map(|forward| forward.index).collect()));
+        return Ok(Some(Selected {
+            forwards: all,
+            container: Some(container.id),
+        }));
     }
-    let mut indexes = Vec::new();
+    let mut forwards = BTreeSet::new();
     for spec in &detach.specs {
         let selected = own.iter().filter(|forward| {
             let held = &forward.held;
             spec.selects(held.protocol, held.host, held.ports, held.container)
         });
-        let before = indexes.len();
-        indexes.extend(selected.map(|forward| forward.index));
-        if indexes.len() == before && !detach.ignore_missing {
+        let mut selected = selected.map(|forward| forward.index).peekable();
+        if selected.peek().is_none() && !detach.ignore_missing {
             return Err(Missing::Forward {
                 container: detach.container.clone(),
                 spec: spec.to_string(),
             }
             .into());
         }
+        forwards.extend(selected);
     }
-    Ok(Some(indexes))
+    Ok(Some(Selected {
+        container: (forwards == all).then_some(container.id),
+        forwards,
+    }))
 }

@@ -7,7 +7,6 @@ use std::{
 };
 
 use aya::maps::MapError;
-use nix::time::{ClockId, clock_gettime};
 use portfwd_common::{
     LAYOUT,
     flow::{Flow, FlowKey, State, is_alive},
@@ -19,6 +18,7 @@ use portfwd_common::{
 
 use crate::{
     cli::Cli,
+    clock,
     datapath::{Datapath, Site, namespace_name},
     error::{Doing, Error, Missing},
     hooks::{self, Hook, xdp},
@@ -146,7 +146,7 @@ pub(super) fn flows(cli: &Cli, container: Option<&Label>) -> Result<(), Error> {
     match look(cli)? {
         Some((_, datapath, state)) => {
             require(&state, container)?;
-            let now = seconds_now()?;
+            let now = clock::seconds()?;
             let tables = &datapath.tables;
             collect_flows(&tables.flows_v4, maps::FLOWS_V4, &state, now, &mut rows)?;
             collect_flows(&tables.flows_v6, maps::FLOWS_V6, &state, now, &mut rows)?;
@@ -161,14 +161,6 @@ pub(super) fn flows(cli: &Cli, container: Option<&Label>) -> Result<(), Error> {
             report::write_flows(out, &rows)
         }
     })
-}
-
-/// The clock of [`Flow::last_seen`].
-fn seconds_now() -> Result<u32, Error> {
-    let now = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE)
-        .map_err(std::io::Error::from)
-        .doing(|| "read the clock".to_owned())?;
-    Ok(now.tv_sec() as u32)
 }
 
 fn collect_flows<A: Address>(

@@ -13,6 +13,7 @@ use crate::{
     cli::XdpMode,
     error::{Doing, Error, Missing},
     hooks::{self, Hook, xdp},
+    masquerade,
     observe::{addresses::Host, links::Link, netns::Netns},
     tables::TableError,
 };
@@ -31,6 +32,9 @@ impl Datapath {
             self.attach_egress(host, netns)?;
             let all: Vec<&Link> = host.devices.iter().collect();
             self.detach_all_but(&all, Hook::Egress, netns)?;
+        }
+        if masquerade::is_active(&self.tables) {
+            self.refresh_masquerade(host, netns)?;
         }
         Ok(())
     }
@@ -172,6 +176,21 @@ impl Datapath {
             hooks::attach(&self.layout, Hook::Egress, netns, device)?;
         }
         Ok(())
+    }
+
+    /// Prepares the programs for masqueraded packets: nothing is masqueraded by that alone.
+    ///
+    /// # Errors
+    /// When the host cannot be observed, or a device refuses.
+    pub fn masquerade(&mut self, host: &Host, netns: &Netns) -> Result<(), Error> {
+        self.refresh_masquerade(host, netns)?;
+        masquerade::set_active(&self.tables, true);
+        self.attach_egress(host, netns)
+    }
+
+    fn refresh_masquerade(&mut self, host: &Host, netns: &Netns) -> Result<(), Error> {
+        let served = self.served(host)?;
+        masquerade::refresh(&mut self.tables, host, &served, netns)
     }
 
     /// The devices of the host that this instance serves: all, or those that `up --device` named. They

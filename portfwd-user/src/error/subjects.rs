@@ -9,6 +9,7 @@ use portfwd_common::net::Protocol;
 use super::{shown, shown_path};
 use crate::label::{InstanceName, Label};
 use crate::spec::{PortQuery, Spec};
+use crate::subnet::Subnet;
 
 /// Arguments that make no command (exit code 2).
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -45,6 +46,9 @@ pub enum Missing {
         /// What was asked for.
         query: PortQuery,
     },
+    /// A subnet that is not masqueraded.
+    #[error("subnet {0} is not masqueraded")]
+    Subnet(Subnet),
     /// The path of a network namespace.
     #[error("no such network namespace: {}", shown_path(.0))]
     Namespace(PathBuf),
@@ -70,6 +74,7 @@ impl Missing {
             Self::Forward { container, .. } | Self::Port { container, .. } => {
                 Some(format!("portfwd port {container} shows what it publishes"))
             }
+            Self::Subnet(_) => Some("portfwd masquerade list shows everything that is".to_owned()),
             Self::Namespace(_) | Self::NotNamespace(_) => {
                 Some("give a file such as /run/netns/NAME or /proc/PID/ns/net".to_owned())
             }

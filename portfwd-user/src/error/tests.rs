@@ -106,6 +106,12 @@ fn every_error() -> Vec<(Error, u8, &'static str)> {
              hint: this version publishes tcp and udp\n",
         ),
         (
+            Missing::Subnet("10.88.0.0/16".parse().unwrap()).into(),
+            4,
+            "error: subnet 10.88.0.0/16 is not masqueraded\n\
+             hint: portfwd masquerade list shows everything that is\n",
+        ),
+        (
             InstanceError::InTheWay(path()).into(),
             1,
             "error: /sys/fs/bpf/portfwd is in the way: it is not a directory of portfwd\n\

@@ -90,6 +90,8 @@ pub struct Host {
     /// hooks. `lo` is not among them, nor are devices without an Ethernet header. A device with nothing but a link-local address is left out, or
     /// every port of every bridge would be in.
     pub devices: Vec<Link>,
+    /// Addresses with their devices that the host may send from, the best of each device and family first.
+    pub sources: Vec<(u32, IpAddr)>,
 }
 
 impl Host {
@@ -135,7 +137,15 @@ pub async fn read_host(session: &mut Session) -> Result<Host, NetlinkError> {
         addresses,
         ranges,
         devices,
+        sources: sources(&assigned),
     })
+}
+
+/// In the kernel's order, in which a device's primary address comes first; what is going out of use last.
+fn sources(assigned: &[Assigned]) -> Vec<(u32, IpAddr)> {
+    let mut usable: Vec<&Assigned> = assigned.iter().filter(|own| own.is_reachable()).collect();
+    usable.sort_by_key(|own| own.deprecated || own.secondary);
+    usable.iter().map(|own| (own.ifindex, own.ip)).collect()
 }
 
 /// Which addresses to list.
@@ -256,7 +266,7 @@ mod tests {
         let host = Host {
             addresses,
             ranges,
-            devices: Vec::new(),
+            ..Host::default()
         };
         assert!(host.owns("198.51.100.77".parse().unwrap()));
         assert!(!host.owns("198.51.101.77".parse().unwrap()));

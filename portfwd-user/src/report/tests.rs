@@ -382,3 +382,34 @@ fn no_writer_panics_when_the_reader_goes_away() {
         assert_eq!(end.unwrap_err().kind(), io::ErrorKind::BrokenPipe);
     }
 }
+
+#[test]
+fn what_is_masqueraded_is_a_table_for_people_and_an_array_for_programs() {
+    let row = |subnet: &str, container: Option<&str>, flows| MasqueradeRow {
+        subnet: subnet.parse().unwrap(),
+        container: container.map(|name| name.parse().unwrap()),
+        flows,
+    };
+    let rows = [
+        row("10.88.0.0/16", None, 12),
+        row("fd88::2", Some("web"), 0),
+    ];
+    let mut text = Vec::new();
+    write_masqueraded(&mut text, &rows).unwrap();
+    let expected = "\
+SUBNET        CONTAINER  FLOWS
+10.88.0.0/16  -             12
+fd88::2/128   web            0
+";
+    assert_eq!(String::from_utf8(text).unwrap(), expected);
+    let mut json = Vec::new();
+    write_json(&mut json, &rows).unwrap();
+    let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
+    assert_eq!(
+        json,
+        serde_json::json!([
+            {"subnet": "10.88.0.0/16", "container": null, "flows": 12},
+            {"subnet": "fd88::2/128", "container": "web", "flows": 0},
+        ])
+    );
+}

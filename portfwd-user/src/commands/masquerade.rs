@@ -1,0 +1,100 @@
+//! `portfwd masquerade`: subnets whose packets leave under the host's address.
+
+use std::net::IpAddr;
+
+use crate::{
+    apply,
+    cli::{Cli, Masquerade},
+    datapath::{Datapath, Options, Site, Writable},
+    error::{Doing, Error, Missing},
+    masquerade::{self, Masqueraded},
+    report::{self, MasqueradeRow},
+    state,
+    subnet::Subnet,
+};
+
+pub(super) fn run(cli: &Cli, masquerade: Masquerade) -> Result<(), Error> {
+    match masquerade {
+        Masquerade::Add(subnet) => add(cli, subnet),
+        Masquerade::Remove(subnet) => remove(cli, subnet),
+        Masquerade::List(subnet) => list(cli, subnet),
+    }
+}
+
+fn add(cli: &Cli, subnet: Subnet) -> Result<(), Error> {
+    let site = super::create(cli)?;
+    let (mut writable, _) = match site.up(&Options::default()) {
+        Ok(up) => up,
+        Err(cause) => return Err(site.abandon(cause)),
+    };
+    if is_masqueraded(&writable, subnet)? {
+        return Ok(());
+    }
+    apply::masquerade(&mut writable, &site.host, subnet)
+}
+
+fn remove(cli: &Cli, subnet: Subnet) -> Result<(), Error> {
+    let site = Site::of(cli, false)?;
+    let writable = match &site {
+        Some(site) => site.open_writable()?,
+        None => None,
+    };
+    let (Some(site), Some(mut writable)) = (site, writable) else {
+        return Err(Missing::Subnet(subnet).into());
+    };
+    if !is_masqueraded(&writable, subnet)? {
+        return Err(Missing::Subnet(subnet).into());
+    }
+    apply::unmasquerade(&mut writable, &site.host, subnet)
+}
+
+fn is_masqueraded(writable: &Writable, subnet: Subnet) -> Result<bool, Error> {
+    let owner = masquerade::owner_of(&writable.datapath.tables, subnet);
+    Ok(owner
+        .doing(|| "read what is masqueraded".to_owned())?
+        .is_some())
+}
+
+fn list(cli: &Cli, subnet: Option<Subnet>) -> Result<(), Error> {
+    let mut rows = match Site::of(cli, false)? {
+        Some(site) => site
+            .open()?
+            .map_or(Ok(Vec::new()), |datapath| rows(&datapath))?,
+        None => Vec::new(),
+    };
+    if let Some(subnet) = subnet {
+        rows.retain(|row| row.subnet == subnet);
+        if rows.is_empty() {
+            return Err(Missing::Subnet(subnet).into());
+        }
+    }
+    report::to_stdout(|out| {
+        if cli.json {
+            report::write_json(out, &rows)
+        } else {
+            report::write_masqueraded(out, &rows)
+        }
+    })
+}
+
+fn rows(datapath: &Datapath) -> Result<Vec<MasqueradeRow>, Error> {
+    let state = state::read(&datapath.tables)?;
+    let counts = masquerade::count_flows(&datapath.tables)?;
+    let row = |Masqueraded {
+                   subnet,
+                   container,
+                   owner,
+               }: Masqueraded| {
+        let counts = counts.iter().filter(|((id, _), _)| *id == owner);
+        let is_its = |address: &IpAddr| container.is_none() || Subnet::of(*address) == subnet;
+        let flows = counts.filter_map(|((_, address), count)| is_its(address).then_some(count));
+        let flows = flows.sum();
+        MasqueradeRow {
+            subnet,
+            container,
+            flows,
+        }
+    };
+    let all = masquerade::list(&datapath.tables, &state)?;
+    Ok(all.into_iter().map(row).collect())
+}

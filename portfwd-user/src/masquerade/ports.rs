@@ -1,0 +1,174 @@
+//! The ports that masqueraded flows may have, and the addresses that devices give them.
+
+use std::hash::{BuildHasher as _, Hasher as _, RandomState};
+use std::net::IpAddr;
+use std::sync::atomic::{Ordering, fence};
+
+use portfwd_common::forward::MAX_FORWARDS;
+use portfwd_common::masquerade::{DeviceFamily, PortElement};
+use portfwd_common::{maps, net::Ip};
+
+use super::failed;
+use crate::collision::PortSet;
+use crate::error::{Doing, Error};
+use crate::observe::{addresses::Host, links::Link, netns::Netns};
+use crate::spec::PortRange;
+use crate::tables::{TableError, Tables};
+
+/// First port that is given out of our own accord; below it a container keeps its own (RFC 4787, section
+/// 4.2.2: those ports have meanings).
+const FIRST_LISTED: u16 = 1_024;
+
+/// The ports of the host that nobody but masqueraded flows uses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UsablePorts {
+    taken: PortSet,
+}
+
+impl UsablePorts {
+    /// Those beside what the host's sockets are given (`ip_local_port_range`, two numbers) and what is
+    /// reserved (`ip_local_reserved_ports`).
+    #[must_use]
+    pub fn beside(local_range: &str, reserved: PortSet) -> Option<Self> {
+        let mut ends = local_range.split_whitespace().map(str::parse::<u16>);
+        let (first, last) = (ends.next()?.ok()?, ends.next()?.ok()?);
+        let mut taken = reserved;
+        taken.insert(0);
+        taken.insert_range(PortRange::new(first.max(1), last)?);
+        Some(Self { taken })
+    }
+    /// Those of the namespace's host.
+    ///
+    /// # Errors
+    /// When the kernel's settings cannot be read.
+    pub fn of(netns: &Netns) -> Result<Self, Error> {
+        const RANGE: &str = "/proc/sys/net/ipv4/ip_local_port_range";
+        const RESERVED: &str = "/proc/sys/net/ipv4/ip_local_reserved_ports";
+        let read = |path| std::fs::read_to_string(path).doing(|| format!("read {path}"));
+        let (range, reserved) = netns.run_in(|| (read(RANGE), read(RESERVED)))?;
+        let doing = || format!("read {RESERVED}");
+        let reserved = PortSet::from_kernel_list(&reserved?).doing(doing)?;
+        let range = range?;
+        let odd = || std::io::Error::other(format!("{} is no range", crate::error::shown(&range)));
+        Self::beside(&range, reserved)
+            .ok_or_else(odd)
+            .doing(|| format!("read {RANGE}"))
+    }
+    /// Whether a container may keep this one.
+    #[must_use]
+    pub fn is_free(&self, port: u16) -> bool {
+        !self.taken.contains(port)
+    }
+    /// What is given out to those who cannot keep theirs.
+    pub fn listed(&self) -> impl Iterator<Item = u16> + '_ {
+        (FIRST_LISTED..=u16::MAX).filter(|port| self.is_free(*port))
+    }
+}
+
+/// Brings ports and addresses in step with the host; `served` are the devices whose answers come back to
+/// the programs.
+///
+/// # Errors
+/// When the host cannot be observed, or a table not be written.
+pub fn refresh(
+    tables: &mut Tables,
+    host: &Host,
+    served: &[&Link],
+    netns: &Netns,
+) -> Result<(), Error> {
+    write_ports(tables, &UsablePorts::of(netns)?);
+    write_addresses(tables, host, served).doing(|| "refresh the addresses of devices".to_owned())
+}
+
+/// The list, then its length: a program may for an instant find a port twice or not at all, never one
+/// that it may not use, as it asks for that again.
+fn write_ports(tables: &mut Tables, ports: &UsablePorts) {
+    let mut listed = ports.listed().map(u32::from);
+    let mut length = 0;
+    for port in 0..=u16::MAX {
+        let next = listed.next();
+        length += u64::from(next.is_some());
+        let element = PortElement {
+            listed: next.unwrap_or_default(),
+            free: u32::from(ports.is_free(port)),
+        };
+        tables.outbound_ports.set(u32::from(port), element);
+    }
+    fence(Ordering::Release);
+    let mut settings = tables.masquerade.get(0);
+    settings.ports = length;
+    if settings.secret == 0 {
+        settings.secret = RandomState::new().build_hasher().finish();
+    }
+    tables.masquerade.set(0, settings);
+}
+
+fn write_addresses(tables: &mut Tables, host: &Host, served: &[&Link]) -> Result<(), TableError> {
+    let mut wanted = Vec::new();
+    for device in served {
+        for family in [0, 1] {
+            let is_own = |(index, ip): &&(u32, IpAddr)| {
+                *index == device.index && u32::from(ip.is_ipv6()) == family
+            };
+            let address = host.sources.iter().find(is_own);
+            let address = address.map_or(Ip::NONE, |(_, ip)| Ip::from(*ip));
+            let device = device.index;
+            wanted.push((DeviceFamily { device, family }, address));
+        }
+    }
+    let known: Vec<DeviceFamily> = tables
+        .device_ips
+        .keys()
+        .collect::<Result<_, _>>()
+        .map_err(failed(maps::DEVICE_IPS))?;
+    for key in known
+        .iter()
+        .filter(|key| wanted.iter().all(|(own, _)| own != *key))
+    {
+        tables
+            .device_ips
+            .remove(key)
+            .map_err(failed(maps::DEVICE_IPS))?;
+    }
+    for (key, address) in wanted {
+        tables
+            .device_ips
+            .insert(key, address, 0)
+            .map_err(|source| TableError::full_or(maps::DEVICE_IPS, 2 * MAX_FORWARDS, source))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ephemeral_and_reserved_ports_are_neither_kept_nor_given_out() {
+        let reserved = PortSet::from_kernel_list("2000,3000-3009").unwrap();
+        let ports = UsablePorts::beside("32768\t60999\n", reserved).unwrap();
+        for taken in [0, 2_000, 3_000, 3_009, 32_768, 60_999] {
+            assert!(!ports.is_free(taken), "{taken}");
+        }
+        for free in [
+            1, 22, 1_023, 1_024, 1_999, 2_001, 3_010, 32_767, 61_000, 65_535,
+        ] {
+            assert!(ports.is_free(free), "{free}");
+        }
+        let listed: Vec<u16> = ports.listed().collect();
+        assert_eq!(listed.len(), 65_536 - 1_024 - 11 - (60_999 - 32_768 + 1));
+        assert_eq!((listed[0], listed.last()), (1_024, Some(&65_535)));
+    }
+
+    #[test]
+    fn a_range_that_makes_no_sense_is_refused() {
+        for text in ["", "32768", "a b", "60999 32768", "1 70000"] {
+            assert!(
+                UsablePorts::beside(text, PortSet::new()).is_none(),
+                "{text:?}"
+            );
+        }
+        let all = UsablePorts::beside("1 65535", PortSet::new()).unwrap();
+        assert_eq!(all.listed().count(), 0);
+    }
+}
