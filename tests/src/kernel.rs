@@ -18,6 +18,8 @@ use nix::net::if_::if_nametoindex;
 mod bpf_command {
     pub(super) const MAP_CREATE: i64 = 0;
     pub(super) const MAP_LOOKUP_ELEM: i64 = 1;
+    pub(super) const MAP_DELETE_ELEM: i64 = 3;
+    pub(super) const MAP_GET_NEXT_KEY: i64 = 4;
     pub(super) const PROG_LOAD: i64 = 5;
     pub(super) const OBJ_PIN: i64 = 6;
     pub(super) const OBJ_GET: i64 = 7;
@@ -248,6 +250,107 @@ pub fn test_run(program: &OwnedFd, packet: &[u8], context: &[u32]) -> io::Result
         verdict: attributes.0[1].cast_signed(),
         packet: out,
     })
+}
+
+/// Runs programs over packets as [`test_run`] does, without asking for memory each time.
+#[derive(Debug)]
+pub struct Runner {
+    out: Box<[u8]>,
+}
+
+impl Default for Runner {
+    fn default() -> Self {
+        Self {
+            out: vec![0; 4096].into(),
+        }
+    }
+}
+
+impl Runner {
+    /// The program's return value, and the packet afterwards.
+    ///
+    /// # Errors
+    /// Those of the system call.
+    pub fn run(
+        &mut self,
+        program: &OwnedFd,
+        packet: &[u8],
+        context: &[u32],
+    ) -> io::Result<(i32, &[u8])> {
+        let mut attributes = Attributes([0; WORDS]);
+        attributes.put(0, descriptor(program));
+        attributes.put(2, length(packet.len())?);
+        attributes.put(3, length(self.out.len())?);
+        attributes.put_address(4, packet.as_ptr() as u64);
+        attributes.put_address(6, self.out.as_mut_ptr() as u64);
+        attributes.put(10, length(size_of_val(context))?);
+        attributes.put_address(12, context.as_ptr() as u64);
+        bpf(bpf_command::PROG_TEST_RUN, &mut attributes)?;
+        let after = attributes.0[3] as usize;
+        Ok((attributes.0[1].cast_signed(), &self.out[..after]))
+    }
+}
+
+/// The value under `key` in a map, if it is there. `value` has to be as long as the map's, that of a
+/// per-CPU map being one element for each possible CPU.
+///
+/// # Errors
+/// Those of `BPF_MAP_LOOKUP_ELEM`.
+pub fn map_value(map: &OwnedFd, key: &[u8], value: &mut [u8]) -> io::Result<bool> {
+    let mut attributes = Attributes([0; WORDS]);
+    attributes.put(0, descriptor(map));
+    attributes.put_address(2, key.as_ptr() as u64);
+    attributes.put_address(4, value.as_mut_ptr() as u64);
+    found(bpf(bpf_command::MAP_LOOKUP_ELEM, &mut attributes))
+}
+
+/// Removes every element of a hash table whose keys are `size` bytes long.
+///
+/// # Errors
+/// Those of the system calls.
+pub fn clear_map(map: &OwnedFd, size: usize) -> io::Result<()> {
+    let mut key = next_key(map, None, size)?;
+    while let Some(current) = key {
+        // Asked for first: what follows a key that is gone is the table's beginning.
+        key = next_key(map, Some(&current), size)?;
+        let mut attributes = Attributes([0; WORDS]);
+        attributes.put(0, descriptor(map));
+        attributes.put_address(2, current.as_ptr() as u64);
+        found(bpf(bpf_command::MAP_DELETE_ELEM, &mut attributes))?;
+    }
+    Ok(())
+}
+
+/// The key after `key`, or the first.
+fn next_key(map: &OwnedFd, key: Option<&[u8]>, size: usize) -> io::Result<Option<Vec<u8>>> {
+    let mut next = vec![0_u8; size];
+    let mut attributes = Attributes([0; WORDS]);
+    attributes.put(0, descriptor(map));
+    attributes.put_address(2, key.map_or(0, |key| key.as_ptr() as u64));
+    attributes.put_address(4, next.as_mut_ptr() as u64);
+    Ok(found(bpf(bpf_command::MAP_GET_NEXT_KEY, &mut attributes))?.then_some(next))
+}
+
+/// The length of a map's keys.
+///
+/// # Panics
+/// When the descriptor is no map's.
+#[must_use]
+pub fn key_size(map: &OwnedFd) -> usize {
+    let path = format!("/proc/self/fdinfo/{}", map.as_raw_fd());
+    let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
+    text.lines()
+        .find_map(|line| line.strip_prefix("key_size:")?.trim().parse().ok())
+        .unwrap_or_else(|| panic!("{path} is not of a map"))
+}
+
+/// Whether an element was there.
+fn found(result: io::Result<i32>) -> io::Result<bool> {
+    match result {
+        Ok(_) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// A program that counts the packets it sees and lets each go on (`TCX_NEXT`), with its counter.

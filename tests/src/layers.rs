@@ -189,6 +189,48 @@ pub fn checksum_faults(frame: &[u8], partial: bool) -> Vec<String> {
     faults
 }
 
+/// Gives a frame the checksums that belong to it, as far as it can be taken apart.
+pub fn repaired(frame: &mut [u8]) {
+    let Some(layers) = Layers::of(frame) else {
+        return;
+    };
+    let offset = |part: &[u8]| part.as_ptr() as usize - frame.as_ptr() as usize;
+    let header = layers
+        .ipv4_header
+        .map(|header| (offset(header), header.len()));
+    let (start, length) = (offset(layers.segment), layers.segment.len());
+    let field = match layers.protocol {
+        6 => Some(16),
+        17 => Some(6),
+        _ => None,
+    };
+    let field = field.filter(|field| field + 2 <= length && !layers.fragment);
+    let pseudo = pseudo_header(layers.source, layers.destination, layers.protocol, length);
+    let zero_is_none = layers.protocol == 17;
+    if let Some((start, length)) = header
+        && length >= 20
+    {
+        fill(&mut frame[start..start + length], 10, 0, false);
+    }
+    if let Some(field) = field {
+        fill(
+            &mut frame[start..start + length],
+            field,
+            pseudo,
+            zero_is_none,
+        );
+    }
+}
+
+fn fill(bytes: &mut [u8], field: usize, start: u64, zero_is_none: bool) {
+    bytes[field..field + 2].fill(0);
+    let mut checksum = !fold(start + sum(bytes));
+    if checksum == 0 && zero_is_none {
+        checksum = 0xffff;
+    }
+    bytes[field..field + 2].copy_from_slice(&checksum.to_be_bytes());
+}
+
 /// Where two frames differ, one line a byte with the field's name; empty if they are the same.
 #[must_use]
 pub fn difference(expected: &[u8], found: &[u8]) -> String {

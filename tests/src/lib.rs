@@ -11,6 +11,7 @@ pub mod capture;
 pub mod clients;
 pub mod datapath;
 pub mod deadline;
+pub mod differential;
 pub mod kernel;
 pub mod layers;
 pub mod namespace;

@@ -15,7 +15,7 @@ const SYN_OPTIONS: [u8; 20] = [
 ];
 
 /// The addresses of one family.
-#[derive(Clone, Copy)]
+#[derive(Debug, Clone, Copy)]
 pub struct Ends {
     /// The client.
     pub client: IpAddr,

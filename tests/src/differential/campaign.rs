@@ -1,0 +1,197 @@
+//! Sequences of packets through both sides.
+
+use std::fmt::Write as _;
+
+use portfwd_model::{Input, Model, Outcome, Verdict, World};
+
+use super::generate::Generator;
+use super::host::{Decision, Subject};
+use super::shrink::shrunk;
+use super::step::{Step, text};
+use crate::layers::{checksum_faults, difference};
+
+/// Flows after which both sides forget all of them.
+const MANY_FLOWS: usize = 4_096;
+
+/// Where the two sides disagree.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Disagreement {
+    /// The packet's place in the sequence; behind its end if only the reasons of all packets differ.
+    pub place: usize,
+    /// What differs.
+    pub what: String,
+}
+
+/// Both sides, in the same state.
+#[derive(Debug)]
+pub struct Campaign {
+    subject: Subject,
+    model: Model,
+    /// What both have seen since they last forgot everything.
+    history: Vec<Step>,
+}
+
+impl Campaign {
+    /// Of a subject and what the model knows about it.
+    #[must_use]
+    pub fn new(subject: Subject, world: World) -> Self {
+        Self {
+            subject,
+            model: Model::new(world),
+            history: Vec::new(),
+        }
+    }
+
+    /// Both sides forget all flows.
+    pub fn forget(&mut self) {
+        self.subject.forget();
+        self.model.forget();
+        self.history.clear();
+    }
+
+    /// Makes up the sequence with this number and plays it. Call it inside the host's namespace, as
+    /// everything here.
+    ///
+    /// # Errors
+    /// Where the sides disagree: the sequence so far, and how.
+    pub fn sequence(&mut self, seed: u64, number: u32) -> Result<usize, (Vec<Step>, Disagreement)> {
+        if self.model.flows().len() > MANY_FLOWS {
+            self.forget();
+        }
+        let mut generator = Generator::new(seed, number);
+        let length = generator.length();
+        let mut steps = Vec::with_capacity(length);
+        let before = self.subject.reasons();
+        let mut expected = [0_u64; 64];
+        for place in 0..length {
+            let step = generator.step();
+            let (outcome, fault) = self.both(&step);
+            if let Some(reason) = outcome.reason {
+                expected[reason as usize] += 1;
+            }
+            if let Some(after) = &outcome.frame {
+                generator.learn(&step, after);
+            }
+            steps.push(step);
+            if let Some(what) = fault {
+                return Err((steps, Disagreement { place, what }));
+            }
+        }
+        let what = reason_fault(&before, &self.subject.reasons(), &expected);
+        match what {
+            Some(what) => Err((
+                steps,
+                Disagreement {
+                    place: length,
+                    what,
+                },
+            )),
+            None => {
+                self.history.append(&mut steps);
+                Ok(length)
+            }
+        }
+    }
+
+    /// Plays a sequence on fresh tables, looking at the reasons after each packet.
+    ///
+    /// # Errors
+    /// The first disagreement.
+    pub fn replay(&mut self, steps: &[Step]) -> Result<(), Disagreement> {
+        self.forget();
+        for (place, step) in steps.iter().enumerate() {
+            let before = self.subject.reasons();
+            let (outcome, fault) = self.both(step);
+            let mut expected = [0; 64];
+            if let Some(reason) = outcome.reason {
+                expected[reason as usize] = 1;
+            }
+            let fault = fault.or_else(|| reason_fault(&before, &self.subject.reasons(), &expected));
+            if let Some(what) = fault {
+                return Err(Disagreement { place, what });
+            }
+        }
+        Ok(())
+    }
+
+    /// One packet through both sides: what the model says, and what differs from it.
+    fn both(&mut self, step: &Step) -> (Outcome, Option<String>) {
+        if !step.is_runnable() {
+            return (Outcome::PASSED, None);
+        }
+        let input = Input {
+            hook: self.subject.hook(step),
+            frame: &step.frame,
+            segment: step.segment,
+        };
+        let outcome = self.model.step(&input);
+        let (decision, bytes) = self.subject.run(step);
+        let fault = fault(step, &outcome, decision, bytes);
+        (outcome, fault)
+    }
+
+    /// A small sequence about which the sides disagree as they did about `steps`, as a fixture, with what
+    /// differs.
+    #[must_use]
+    pub fn fixture(&mut self, steps: &[Step]) -> String {
+        let mut all = std::mem::take(&mut self.history);
+        all.extend_from_slice(steps);
+        let steps = if self.replay(steps).is_err() {
+            steps
+        } else {
+            &all
+        };
+        let steps = shrunk(steps, |steps| self.replay(steps).is_err());
+        let Err(disagreement) = self.replay(&steps) else {
+            return text("does not always differ", &steps);
+        };
+        let title = format!("packet {}: {}", disagreement.place + 1, disagreement.what);
+        text(&title, &steps)
+    }
+}
+
+/// What a packet met differs from what it must meet.
+fn fault(step: &Step, outcome: &Outcome, decision: Decision, bytes: &[u8]) -> Option<String> {
+    let expected = match outcome.verdict {
+        Verdict::Next => Decision::Next,
+        Verdict::Redirect(_) => Decision::Redirect,
+        Verdict::Drop => Decision::Drop,
+    };
+    let after = outcome.frame.as_deref().unwrap_or(&step.frame);
+    if decision == expected && (decision == Decision::Drop || bytes == after) {
+        let sound = outcome.frame.is_none() || !checksum_faults(&step.frame, false).is_empty();
+        let faults = if sound {
+            Vec::new()
+        } else {
+            checksum_faults(bytes, false)
+        };
+        return (!faults.is_empty()).then(|| faults.join("; "));
+    }
+    let mut what = String::new();
+    if decision != expected {
+        let _ = writeln!(what, "verdict: expected {expected:?}, found {decision:?}");
+    }
+    if let Some(reason) = outcome.reason {
+        let _ = writeln!(what, "expected reason: {reason:?}");
+    }
+    if expected != Decision::Drop {
+        what.push_str(&difference(after, bytes));
+    }
+    Some(what)
+}
+
+/// Reasons that were counted other than they had to be.
+fn reason_fault(before: &[u64; 64], after: &[u64; 64], expected: &[u64; 64]) -> Option<String> {
+    let mut what = String::new();
+    for number in 0..64 {
+        let counted = after[number] - before[number];
+        if counted != expected[number] {
+            let _ = writeln!(
+                what,
+                "reason {number}: expected {} times, counted {counted} times",
+                expected[number]
+            );
+        }
+    }
+    (!what.is_empty()).then_some(what)
+}

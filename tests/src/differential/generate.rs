@@ -1,0 +1,338 @@
+//! Packets made up: mostly of live flows and to published ports, some of nobody.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use super::mutate::mutated;
+use super::random::Random;
+use super::step::{At, Step};
+use crate::layers::Layers;
+use crate::packet::{Frame, Transport, flag};
+use crate::table::{Ends, at, families};
+use crate::topology::{CLIENT_MAC, GATEWAY_MAC, HOST_MAC};
+
+/// Host ports, published and not.
+const HOST_PORTS: [u16; 9] = [8080, 8081, 8090, 80, 5000, 8100, 8443, 443, 9999];
+/// Few, so that flows meet in one tuple.
+const CLIENT_PORTS: [u16; 5] = [40_000, 40_001, 80, 8080, 1];
+/// What TCP segments carry, likely ones more than once.
+const FLAGS: [u8; 14] = [
+    flag::ACK,
+    flag::ACK,
+    flag::ACK,
+    flag::SYN,
+    flag::SYN | flag::ACK,
+    flag::SYN | flag::ACK,
+    flag::FIN | flag::ACK,
+    flag::FIN | flag::ACK,
+    flag::RST,
+    flag::RST | flag::ACK,
+    flag::FIN,
+    0,
+    flag::SYN | flag::FIN,
+    0xff,
+];
+
+/// A connection that was translated: who sent what to whom on either side of the host.
+#[derive(Debug, Clone)]
+struct Conversation {
+    request: Step,
+    /// The client's end and the container's, as the container sees them.
+    inside: (SocketAddr, SocketAddr),
+    /// Sequence number of the container's first segment.
+    answer: u32,
+}
+
+/// Makes the packets of one sequence.
+#[derive(Debug)]
+pub struct Generator {
+    random: Random,
+    families: [Ends; 2],
+    conversations: Vec<Conversation>,
+    number: u32,
+}
+
+impl Generator {
+    /// The packets of sequence `number` of a seed. Sequences with other numbers have other clients.
+    #[must_use]
+    pub fn new(seed: u64, number: u32) -> Self {
+        Self {
+            random: Random::new(seed ^ u64::from(number).wrapping_mul(0x2545_f491_4f6c_dd1d)),
+            families: families(),
+            conversations: Vec::new(),
+            number,
+        }
+    }
+
+    /// How many packets the sequence should have.
+    pub fn length(&mut self) -> usize {
+        2 + self.random.below(60)
+    }
+
+    /// The next packet.
+    pub fn step(&mut self) -> Step {
+        let mut step = match self.random.below(100) {
+            0..50 if !self.conversations.is_empty() => self.continued(),
+            0..75 => self.opening(),
+            75..88 => self.sent_by_container(),
+            _ => self.noise(),
+        };
+        if self.random.percent(20) {
+            step.frame = mutated(&mut self.random, step.frame);
+        }
+        if self.random.percent(2) {
+            step.segment = self.random.pick(&[1, 536, 1400, 1448, 1460, 1500]);
+        }
+        step
+    }
+
+    /// Learns what became of a packet: whoever is translated talks on.
+    pub fn learn(&mut self, step: &Step, after: &[u8]) {
+        let (Some(before), Some(after)) = (ends(&step.frame), ends(after)) else {
+            return;
+        };
+        if before.1 == after.1 || self.conversations.iter().any(|known| known.inside == after) {
+            return;
+        }
+        if self.conversations.len() == 8 {
+            self.conversations.remove(0);
+        }
+        self.conversations.push(Conversation {
+            request: step.clone(),
+            inside: after,
+            answer: self.random.next() as u32,
+        });
+    }
+
+    /// A packet of a connection that was translated, either way.
+    fn continued(&mut self) -> Step {
+        let conversation = self.random.pick(&self.conversations);
+        let Some(layers) = Layers::of(&conversation.request.frame) else {
+            return conversation.request;
+        };
+        if self.random.percent(3) {
+            return conversation.request;
+        }
+        let tcp = layers.protocol == 6;
+        if self.random.percent(50) {
+            let ends = ends(&conversation.request.frame).unwrap_or(conversation.inside);
+            let mut frame = self.frame(tcp, ends.0, ends.1);
+            self.number(&mut frame, None, conversation.answer.wrapping_add(1));
+            let Step { at, device, .. } = conversation.request;
+            let at = match at {
+                At::EarlyDevice if self.random.percent(50) => At::Device,
+                At::Device if device == "eth0" && self.random.percent(20) => At::EarlyDevice,
+                at => at,
+            };
+            return self.placed(at, device, frame);
+        }
+        let (client, container) = conversation.inside;
+        let mut frame = self.frame(tcp, container, client);
+        self.number(&mut frame, Some(conversation.answer), 1_001);
+        let (at, device) = self.way_of(container.ip());
+        self.placed(at, device, frame)
+    }
+
+    /// Where a reply of a container or another target is seen.
+    fn way_of(&mut self, container: IpAddr) -> (At, &'static str) {
+        let [v4, v6] = self.families;
+        if self.random.percent(2) {
+            (At::Link, self.random.pick(&["veth1", "veth2"]))
+        } else if container == v4.web || container == v6.web {
+            (At::Link, "veth1")
+        } else if container == v4.db || container == v6.db {
+            (At::Link, "veth2")
+        } else {
+            (At::Egress, self.random.pick(&["eth0", "br0"]))
+        }
+    }
+
+    /// A client to a host port.
+    fn opening(&mut self) -> Step {
+        let ends = self.random.pick(&self.families);
+        let client = self.client(&ends);
+        let host = self
+            .random
+            .pick(&[ends.host, ends.host, ends.host_second, ends.gateway]);
+        let port = self.random.pick(&HOST_PORTS);
+        let from = at(client, self.random.pick(&CLIENT_PORTS));
+        let mut frame = self.opening_frame(from, at(host, port));
+        let device = if self.random.percent(90) {
+            "eth0"
+        } else {
+            "br0"
+        };
+        if self.random.percent(3) {
+            frame.destination_mac = self.random.pick(&[[0xff; 6], [2, 9, 9, 9, 9, 9]]);
+            let at = self.random.pick(&[At::Device, At::EarlyDevice]);
+            return step(at, device, &frame);
+        }
+        let at = if self.random.percent(20) {
+            At::EarlyDevice
+        } else {
+            At::Device
+        };
+        self.placed(at, device, frame)
+    }
+
+    /// A container to a host port, its own or another's.
+    fn sent_by_container(&mut self) -> Step {
+        let ends = self.random.pick(&self.families);
+        let (link, own) = self.random.pick(&[("veth1", ends.web), ("veth2", ends.db)]);
+        let source = if self.random.percent(92) {
+            own
+        } else {
+            self.anybody(&ends)
+        };
+        let to = self
+            .random
+            .pick(&[ends.gateway, ends.host, ends.host_second, ends.foreign]);
+        let port = 20_000 + (self.number % 8_000) as u16 * 4 + self.random.below(3) as u16;
+        let from = at(source, self.random.pick(&[port, port, port, 80]));
+        let port = self.random.pick(&HOST_PORTS);
+        let frame = self.opening_frame(from, at(to, port));
+        self.placed(At::Link, link, frame)
+    }
+
+    /// Anybody to anybody, by any hook.
+    fn noise(&mut self) -> Step {
+        let ends = self.random.pick(&self.families);
+        let (from, to) = (self.anybody(&ends), self.anybody(&ends));
+        let ports: [u16; 2] =
+            std::array::from_fn(|_| self.random.pick(&[80, 8080, 8090, 443, 0, 65_535, 40_000]));
+        let tcp = self.random.percent(50);
+        let frame = self.frame(tcp, at(from, ports[0]), at(to, ports[1]));
+        let (at, device) = self.random.pick(&[
+            (At::Device, "eth0"),
+            (At::Device, "br0"),
+            (At::EarlyDevice, "eth0"),
+            (At::Link, "veth1"),
+            (At::Link, "veth2"),
+            (At::Egress, "eth0"),
+            (At::Egress, "br0"),
+        ]);
+        self.placed(at, device, frame)
+    }
+
+    /// One of the sequence's own clients, or the real one.
+    fn client(&mut self, ends: &Ends) -> IpAddr {
+        if self.random.percent(5) {
+            return self.anybody(ends);
+        }
+        let number = self.number << 1 | u32::from(self.random.percent(50));
+        match ends.client {
+            IpAddr::V4(_) => Ipv4Addr::from(0xc612_0000 | (number & 0x1_ffff)).into(), // 198.18/15
+            IpAddr::V6(_) => {
+                let [.., high, low] = [(number >> 16) as u16, number as u16];
+                Ipv6Addr::new(0x2001, 0xdb8, 5, 0, 0, 0, high, low).into()
+            }
+        }
+    }
+
+    fn anybody(&mut self, ends: &Ends) -> IpAddr {
+        let never = ends.never.map(|text| text.parse().expect("an address"));
+        let known = [
+            ends.client,
+            ends.host,
+            ends.host_second,
+            ends.gateway,
+            ends.web,
+            ends.db,
+            ends.foreign,
+        ];
+        if self.random.percent(30) {
+            return self.random.pick(&never);
+        }
+        self.random.pick(&known)
+    }
+
+    /// What may open a flow: a lone SYN mostly, or a datagram.
+    fn opening_frame(&mut self, from: SocketAddr, to: SocketAddr) -> Frame {
+        let tcp = self.random.percent(60);
+        let mut frame = self.frame(tcp, from, to);
+        if self.random.percent(85)
+            && let Transport::Tcp { flags, .. } = &mut frame.transport
+        {
+            *flags = flag::SYN;
+        }
+        frame
+    }
+
+    fn frame(&mut self, tcp: bool, from: SocketAddr, to: SocketAddr) -> Frame {
+        // A mapped address or another family in a damaged packet: then any packet will do.
+        let to = if from.is_ipv4() == to.is_ipv4() {
+            to
+        } else {
+            from
+        };
+        let size = match self.random.below(20) {
+            0..14 => self.random.below(40),
+            14..19 => self.random.below(400),
+            _ => 1_380 + self.random.below(200),
+        };
+        let payload = self.random.bytes(size);
+        let mut frame = if tcp {
+            Frame::tcp(from, to, self.random.pick(&FLAGS)).carrying(&payload)
+        } else {
+            Frame::udp(from, to, &payload)
+        };
+        match &mut frame.transport {
+            Transport::Tcp { options, .. } if self.random.percent(20) => {
+                *options = vec![1; 4 * self.random.below(11)];
+            }
+            Transport::Udp if from.is_ipv4() && self.random.percent(10) => {
+                frame.transport = Transport::UdpWithoutChecksum;
+            }
+            _ => {}
+        }
+        if self.random.percent(10) {
+            frame.ipv4_options = vec![1; 4 * self.random.below(11)];
+        }
+        frame.hops = self.random.pick(&[64, 64, 64, 64, 255, 2, 1, 0]);
+        frame
+    }
+
+    /// Sequence numbers that fit the container's first segment, mostly.
+    fn number(&mut self, frame: &mut Frame, first: Option<u32>, expected: u32) {
+        let far = self.random.percent(15);
+        let noise = self.random.next() as u32;
+        if let Transport::Tcp {
+            flags,
+            sequence,
+            acknowledgment,
+            ..
+        } = &mut frame.transport
+        {
+            let beyond = u32::from(*flags & flag::SYN == 0);
+            *sequence = first.map_or(1_001, |first| first.wrapping_add(beyond));
+            *acknowledgment = if far { noise } else { expected };
+        }
+    }
+
+    /// The frame with the hardware addresses that belong to its hook.
+    fn placed(&mut self, at: At, device: &'static str, frame: Frame) -> Step {
+        let frame = match (at, device) {
+            (At::Device | At::EarlyDevice, "eth0") => frame.on_link(CLIENT_MAC, HOST_MAC),
+            _ => frame.on_link([2, 0, 0, 88, 0, 2], GATEWAY_MAC),
+        };
+        step(at, device, &frame)
+    }
+}
+
+fn step(at: At, device: &'static str, frame: &Frame) -> Step {
+    Step {
+        at,
+        device,
+        segment: 0,
+        frame: frame.to_bytes(),
+    }
+}
+
+/// Both ends of a frame, if it has ports.
+fn ends(frame: &[u8]) -> Option<(SocketAddr, SocketAddr)> {
+    let layers = Layers::of(frame)?;
+    let (source, destination) = layers.ports()?;
+    Some((
+        at(layers.source, source),
+        at(layers.destination, destination),
+    ))
+}
