@@ -9,12 +9,15 @@ use portfwd_tests::deadline::{PATIENCE, until};
 use portfwd_tests::kernel;
 use portfwd_tests::namespace::Namespace;
 use portfwd_tests::portfwd::{Outcome, expect_error};
+use portfwd_tests::ptrace::{self, End};
 use portfwd_tests::servers::Server;
 use portfwd_tests::topology::{CLIENT, CLIENT6, GATEWAY, GATEWAY6, HOST, HOST6, Shape, Topology};
 
 const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const LOOPBACK6: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
 const BOTH: [IpAddr; 2] = [LOOPBACK, LOOPBACK6];
+/// Kills in a sweep over a command's system calls.
+const KILLS: u32 = 60;
 
 fn at(address: IpAddr, port: u16) -> SocketAddr {
     SocketAddr::new(address, port)
@@ -388,4 +391,45 @@ fn a_client_comes_again_from_the_port_of_a_connection_that_the_service_closed() 
             assert_eq!(stream.read(&mut [0; 16]).expect("its end"), 0);
         }
     }
+}
+
+// Fails if the sweep forgets the hook of an attach that was never committed.
+#[test]
+fn an_attach_killed_anywhere_leaves_no_program_in_a_container_without_its_port() {
+    let topology = Topology::new(Shape::default());
+    let _servers = topology.serve();
+    topology.attach("stays", 1, &["8070:80"]);
+    let netns = topology.containers[0].netns();
+    let arguments = [
+        "attach",
+        "db",
+        "--netns",
+        &netns,
+        "--loopback",
+        "-p",
+        "8080:6379",
+    ];
+    let End::Exited { code: 0, calls } = ptrace::run(topology.command(&arguments), 0) else {
+        panic!("the attach does not work under the tracer");
+    };
+    topology.portfwd(&["detach", "db"]).expect_ok();
+    let stride = (calls / KILLS).max(1) as usize;
+    let mut published = 0;
+    for at in (1..=calls).step_by(stride) {
+        let _: End = ptrace::run(topology.command(&arguments), at);
+        // Any command that writes repairs.
+        topology.portfwd(&["up"]).expect_ok();
+        let listed = topology.published();
+        let is_published = listed.iter().any(|line| line.starts_with("db "));
+        let expected = usize::from(is_published);
+        until("the container's programs to fit", PATIENCE, || {
+            (programs(&topology).len() == expected).then_some(())
+        });
+        published += expected;
+        topology
+            .portfwd(&["detach", "db", "--ignore-missing"])
+            .expect_ok();
+    }
+    println!("{calls} system calls, published after {published} kills");
+    assert!(published > 0, "no kill after the commit");
 }
