@@ -23,4 +23,5 @@ pub mod servers;
 pub mod snapshot;
 pub mod table;
 pub mod topology;
+pub mod tunnel;
 mod wiring;
