@@ -1,6 +1,7 @@
 //! The `portfwd` binary as a process: what it was given, what it said, how it ended.
 
 use std::env;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
@@ -40,10 +41,46 @@ fn beside_the_tests() -> PathBuf {
         .join("portfwd")
 }
 
+/// The binaries with a mistake in their programs, by name: what `cargo xtask mutants` has built.
+///
+/// # Panics
+/// When they are not there.
+#[must_use]
+pub fn mutants() -> Vec<(String, PathBuf)> {
+    let test = env::current_exe().expect("the running test has a path");
+    let target = test
+        .ancestors()
+        .nth(3)
+        .expect("a test lies in target/<profile>/deps");
+    let directory = target.join("mutants");
+    let entries = fs::read_dir(&directory).unwrap_or_else(|error| {
+        panic!(
+            "{}: {error}: build the mutants (cargo xtask mutants)",
+            directory.display()
+        )
+    });
+    let mut found: Vec<_> = entries
+        .map(|entry| entry.expect("an entry").path().join("portfwd"))
+        .filter(|binary| binary.is_file())
+        .map(|binary| {
+            let name = binary.iter().nth_back(1).expect("a directory");
+            (name.to_string_lossy().into_owned(), binary.clone())
+        })
+        .collect();
+    found.sort();
+    found
+}
+
 /// A command with the binary under test that inherits none of the caller's `PORTFWD_*` variables.
 #[must_use]
 pub fn command() -> Command {
-    let mut command = Command::new(binary());
+    command_of(&binary())
+}
+
+/// The same with another binary.
+#[must_use]
+pub fn command_of(binary: &Path) -> Command {
+    let mut command = Command::new(binary);
     for (name, _) in env::vars_os() {
         if name.to_string_lossy().starts_with("PORTFWD_") {
             command.env_remove(name);

@@ -140,6 +140,8 @@ pub struct Topology {
     /// Two containers.
     pub containers: [Container; 2],
     instance: String,
+    /// Another binary than the one under test.
+    binary: Option<PathBuf>,
     before: Vec<Snapshot>,
 }
 
@@ -176,6 +178,7 @@ impl Topology {
             foreign,
             containers,
             instance,
+            binary: None,
             before: Vec::new(),
         };
         topology.configure(shape);
@@ -188,6 +191,14 @@ impl Topology {
     #[must_use]
     pub fn instance(&self) -> &str {
         &self.instance
+    }
+
+    /// From here on with another binary than the one under test.
+    #[must_use]
+    pub fn with_binary(self, binary: PathBuf) -> Self {
+        let mut topology = self;
+        topology.binary = Some(binary);
+        topology
     }
 
     /// The BPF file system that only this topology uses.
@@ -205,7 +216,10 @@ impl Topology {
     /// The command line of portfwd for this topology's host, with `arguments`.
     #[must_use]
     pub fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = portfwd::command();
+        let mut command = self
+            .binary
+            .as_deref()
+            .map_or_else(portfwd::command, portfwd::command_of);
         command
             .args(["--instance", &self.instance, "--bpffs"])
             .arg(self.bpffs())

@@ -6,11 +6,15 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use portfwd_tests::differential::campaign::Campaign;
-use portfwd_tests::differential::host::{Subject, publish, world};
+use portfwd_tests::differential::host::{Subject, published, topology, world};
 use portfwd_tests::differential::step;
+use portfwd_tests::portfwd;
+use portfwd_tests::topology::Topology;
 
 /// Packets of a run that nobody has asked for more of.
 const PACKETS: u64 = 300_000;
+/// Packets within which a mistake in the programs has to be noticed.
+const ENOUGH: u64 = 20_000;
 
 /// A number from the environment.
 fn setting(name: &str) -> Option<u64> {
@@ -21,29 +25,39 @@ fn setting(name: &str) -> Option<u64> {
     )
 }
 
-#[test]
-fn random_packets_meet_the_same_in_the_datapath_and_in_the_model() {
-    let seed = setting("PORTFWD_SEED").unwrap_or(1);
-    let packets = setting("PORTFWD_PACKETS").unwrap_or(PACKETS);
-    let topology = publish();
-    let mut campaign = Campaign::new(Subject::open(&topology), world(&topology));
-    let start = Instant::now();
-    let fixture = topology.host.run(|| {
+fn campaign(topology: &Topology) -> Campaign {
+    Campaign::new(Subject::open(topology), world(topology))
+}
+
+/// Plays sequences until as many packets have gone through, or until the two sides disagree: then the
+/// fixture.
+fn play(topology: &Topology, seed: u64, packets: u64) -> Result<(), String> {
+    let mut campaign = campaign(topology);
+    topology.host.run(|| {
         let (mut done, mut number) = (0, 0);
         while done < packets {
             match campaign.sequence(seed, number) {
                 Ok(length) => done += length as u64,
                 Err((steps, found)) => {
                     let fixture = campaign.fixture(&steps);
-                    return Some(format!("sequence {number}, {}\n{fixture}", found.what));
+                    let what = found.what;
+                    return Err(format!("seed {seed}, sequence {number}, {what}\n{fixture}"));
                 }
             }
             number += 1;
         }
-        None
-    });
-    if let Some(fixture) = fixture {
-        panic!("seed {seed}, {fixture}");
+        Ok(())
+    })
+}
+
+#[test]
+fn random_packets_meet_the_same_in_the_datapath_and_in_the_model() {
+    let seed = setting("PORTFWD_SEED").unwrap_or(1);
+    let packets = setting("PORTFWD_PACKETS").unwrap_or(PACKETS);
+    let topology = published(topology());
+    let start = Instant::now();
+    if let Err(fixture) = play(&topology, seed, packets) {
+        panic!("{fixture}");
     }
     let time = start.elapsed();
     println!(
@@ -55,22 +69,34 @@ fn random_packets_meet_the_same_in_the_datapath_and_in_the_model() {
 #[test]
 fn every_fixture_meets_the_same_in_the_datapath_and_in_the_model() {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/differential");
-    let topology = publish();
-    let mut campaign = Campaign::new(Subject::open(&topology), world(&topology));
-    let mut names: Vec<_> = fs::read_dir(&directory)
+    let topology = published(topology());
+    let mut campaign = campaign(&topology);
+    let mut paths: Vec<_> = fs::read_dir(&directory)
         .expect("the fixtures are a directory")
         .map(|entry| entry.expect("an entry").path())
         .collect();
-    names.sort();
-    for path in names {
+    paths.sort();
+    for path in paths {
         let steps = step::read(&path);
         if let Err(found) = topology.host.run(|| campaign.replay(&steps)) {
-            panic!(
-                "{}: packet {}: {}",
-                path.display(),
-                found.place + 1,
-                found.what
-            );
+            let place = found.place + 1;
+            panic!("{}: packet {place}: {}", path.display(), found.what);
+        }
+    }
+}
+
+/// A test of the test above: programs with a wrong checksum, a port in the wrong place, another number
+/// for a reason.
+#[test]
+fn every_mistake_in_the_datapath_is_noticed() {
+    let mutants = portfwd::mutants();
+    let names: Vec<&str> = mutants.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["checksum", "port", "reason"]);
+    for (name, binary) in &mutants {
+        let topology = published(topology().with_binary(binary.clone()));
+        match play(&topology, 1, ENOUGH) {
+            Ok(()) => panic!("{name}: nobody has noticed in {ENOUGH} packets"),
+            Err(fixture) => assert!(fixture.contains(name.as_str()), "{name}: {fixture}"),
         }
     }
 }

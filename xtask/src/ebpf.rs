@@ -2,7 +2,9 @@
 //! committed one.
 
 mod compile;
+mod copy;
 mod moved;
+mod mutant;
 mod object;
 
 use std::{
@@ -100,6 +102,11 @@ pub(crate) fn build() -> anyhow::Result<PathBuf> {
     object::refuse_panics(&object)?;
     object::report_copies(&object)?;
     Ok(object)
+}
+
+/// The objects of all mutants, built below `directory`, by name.
+pub(crate) fn mutants(directory: &Path) -> anyhow::Result<Vec<(&'static str, PathBuf)>> {
+    mutant::build(directory)
 }
 
 /// Lints the programs with their target's core, warnings being errors.

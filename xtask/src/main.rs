@@ -6,6 +6,7 @@ mod check;
 mod demo;
 mod ebpf;
 mod machines;
+mod mutants;
 mod process;
 mod setup;
 mod test;
@@ -48,6 +49,8 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         options: Vec<OsString>,
     },
+    /// Build the command with mistakes in its eBPF programs, which the tests have to notice
+    Mutants,
     /// Show the whole thing, with curl and nginx, in network namespaces of its own
     Demo,
     /// Run all checks of CI: format, lints, licences, advisories, the committed object, tests
@@ -94,6 +97,7 @@ fn run(task: Task, inner: &[OsString]) -> anyhow::Result<()> {
         } => ebpf::check(elsewhere),
         Task::Test { machines, .. } if machines.are_given() => machines::run(machines, inner),
         Task::Test { options, .. } => test::run(&options, inner),
+        Task::Mutants => mutants::run(),
         Task::Demo => demo::run(),
         Task::Check => check::run(),
         Task::Bench(args) => bench::run(args),

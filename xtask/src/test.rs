@@ -8,13 +8,14 @@ use std::{
 
 use anyhow::{Context as _, bail, ensure};
 
-use crate::{ebpf, process, setup, workspace};
+use crate::{ebpf, mutants, process, setup, workspace};
 
 /// Runs `cargo test` with `options`, on the whole workspace unless they choose packages; `inner` goes to
 /// the tests themselves.
 pub(crate) fn run(options: &[OsString], inner: &[OsString]) -> anyhow::Result<()> {
     setup::ensure(setup::Extras::default())?;
     let object = ebpf::build()?;
+    mutants::build()?;
     // The command line's tests run the binary, which `cargo test` builds for its own package only.
     process::run(cargo("build", &object).args(["--package", "portfwd-user"]))?;
 
@@ -47,7 +48,7 @@ pub(crate) fn run(options: &[OsString], inner: &[OsString]) -> anyhow::Result<()
 }
 
 /// The cargo that runs us, for the loader that embeds `object`.
-fn cargo(task: &str, object: &std::path::Path) -> Command {
+pub(crate) fn cargo(task: &str, object: &std::path::Path) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command
         .arg(task)

@@ -65,13 +65,18 @@ pub enum Decision {
     Drop,
 }
 
-/// Publishes everything in a new topology.
+/// A topology for [`publish`].
 #[must_use]
-pub fn publish() -> Topology {
-    let topology = Topology::new(Shape {
+pub fn topology() -> Topology {
+    Topology::new(Shape {
         forwarding: true,
         ..Shape::default()
-    });
+    })
+}
+
+/// Publishes everything.
+#[must_use]
+pub fn published(topology: Topology) -> Topology {
     for (name, specs) in PUBLISHED {
         if name == "far" {
             topology.host.ip("route add 198.51.100.0/24 via 203.0.113.9
