@@ -8,6 +8,7 @@ use portfwd_tests::clients::{self, Closed, Protocol};
 use portfwd_tests::deadline::{PATIENCE, until};
 use portfwd_tests::kernel;
 use portfwd_tests::namespace::Namespace;
+use portfwd_tests::needs::{Need, need};
 use portfwd_tests::portfwd::{Outcome, expect_error};
 use portfwd_tests::ptrace::{self, End};
 use portfwd_tests::servers::Server;
@@ -54,6 +55,7 @@ fn refuses(from: &Namespace, to: SocketAddr) {
 // (clients, containers) or `host_sockets` (host processes) are not asked, or if the hairpin's are not.
 #[test]
 fn a_service_on_the_containers_loopback_is_reached_from_everywhere() {
+    need(Need::Tcx);
     for shape in [Shape::default(), Shape::routed()] {
         let topology = Topology::new(shape);
         let _service = serve(&topology, 6379);
@@ -88,6 +90,7 @@ fn a_service_on_the_containers_loopback_is_reached_from_everywhere() {
 // Fails if the program gives the listener to every packet of the port.
 #[test]
 fn nothing_of_the_container_is_reached_beside_the_published_port() {
+    need(Need::Tcx);
     let topology = Topology::new(Shape {
         forwarding: true,
         ..Shape::default()
@@ -115,6 +118,7 @@ fn nothing_of_the_container_is_reached_beside_the_published_port() {
 // Fails if the flow of one published port opens the door for others of the same client.
 #[test]
 fn a_neighbour_with_a_connection_through_the_published_port_reaches_no_more_than_before() {
+    need(Need::Tcx);
     let topology = Topology::new(Shape::default());
     let _service = serve(&topology, 6379);
     attach(&topology, "db", 0, &["--loopback", "-p", "8080:6379"]).expect_ok();
@@ -135,6 +139,7 @@ fn a_neighbour_with_a_connection_through_the_published_port_reaches_no_more_than
 // Fails if the listener is looked up once and kept.
 #[test]
 fn a_service_that_is_down_is_refused_and_one_that_is_up_again_is_served() {
+    need(Need::Tcx);
     let topology = Topology::new(Shape::default());
     attach(&topology, "db", 0, &["--loopback", "-p", "8080:6379"]).expect_ok();
     let ways = [
@@ -161,6 +166,7 @@ fn a_service_that_is_down_is_refused_and_one_that_is_up_again_is_served() {
 // Fails if the listener on the loopback address goes before the one that the packet is sent to.
 #[test]
 fn a_service_on_the_containers_own_address_keeps_its_connections() {
+    need(Need::Tcx);
     let topology = Topology::new(Shape::default());
     let container = &topology.containers[0];
     let _own = Server::start(&container.namespace, &container.addresses(), 80, "web");
@@ -189,6 +195,7 @@ fn a_service_on_the_containers_own_address_keeps_its_connections() {
 // Fails if only SYNs are given the listener.
 #[test]
 fn syn_cookies_lead_to_the_listener_too() {
+    need(Need::Tcx);
     let topology = Topology::new(Shape::default());
     let container = &topology.containers[0].namespace;
     container.set_sysctl("ipv4/tcp_syncookies", "2");
@@ -208,6 +215,7 @@ fn syn_cookies_lead_to_the_listener_too() {
 
 #[test]
 fn the_service_is_reached_behind_xdp() {
+    need(Need::Tcx);
     let topology = Topology::new(Shape {
         offloads: false,
         ..Shape::default()
@@ -233,6 +241,7 @@ fn programs(topology: &Topology) -> Vec<u32> {
 // Fails if the sweep leaves the hook, or takes it away with the first forward.
 #[test]
 fn the_program_in_the_container_goes_with_the_last_forward_that_needs_it() {
+    need(Need::Tcx);
     let topology = Topology::new(Shape::default());
     let _service = serve(&topology, 6379);
     let gone = || {
@@ -268,6 +277,7 @@ fn the_program_in_the_container_goes_with_the_last_forward_that_needs_it() {
 // Fails if a connection's end depends on the service listening on the container's address.
 #[test]
 fn detach_ends_the_connections_of_host_processes_and_forgets_the_flows() {
+    need(Need::Tcx);
     let topology = Topology::new(Shape::default());
     let _service = serve(&topology, 6379);
     attach(&topology, "db", 0, &["--loopback", "-p", "8080:6379"]).expect_ok();
@@ -283,6 +293,7 @@ fn detach_ends_the_connections_of_host_processes_and_forgets_the_flows() {
 
 #[test]
 fn detach_works_when_the_container_is_gone() {
+    need(Need::Tcx);
     let topology = Topology::new(Shape::default());
     let gone = Namespace::new("gone");
     topology.host.ip(&format!(
@@ -353,6 +364,7 @@ fn what_cannot_reach_a_loopback_listener_is_refused_before_anything_is_done() {
 
 #[test]
 fn a_forward_that_exists_is_not_silently_left_with_the_other_listener() {
+    need(Need::Tcx);
     let topology = Topology::new(Shape::default());
     attach(&topology, "db", 0, &["-p", "8080:6379"]).expect_ok();
     attach(&topology, "db", 0, &["--loopback", "-p", "8081:6379"]).expect_ok();
@@ -376,6 +388,7 @@ fn a_forward_that_exists_is_not_silently_left_with_the_other_listener() {
 // that such a connection takes is given the listener.
 #[test]
 fn a_client_comes_again_from_the_port_of_a_connection_that_the_service_closed() {
+    need(Need::Tcx);
     let topology = Topology::new(Shape::default());
     attach(&topology, "db", 0, &["--loopback", "-p", "8080:6379"]).expect_ok();
     for (own, loopback, host) in [(CLIENT, LOOPBACK, HOST), (CLIENT6, LOOPBACK6, HOST6)] {
@@ -396,6 +409,7 @@ fn a_client_comes_again_from_the_port_of_a_connection_that_the_service_closed() 
 // Fails if the sweep forgets the hook of an attach that was never committed.
 #[test]
 fn an_attach_killed_anywhere_leaves_no_program_in_a_container_without_its_port() {
+    need(Need::Tcx);
     let topology = Topology::new(Shape::default());
     let _servers = topology.serve();
     topology.attach("stays", 1, &["8070:80"]);

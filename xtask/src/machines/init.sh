@@ -15,7 +15,7 @@ mkdir -p /run/netns /run/said
 ip link set lo up
 
 # What is emulated is slow, and what moves much data proves no more by moving more.
-export PORTFWD_BIN=/bin/portfwd PORTFWD_PATIENCE=8 PORTFWD_BULK_MIB=16
+export PORTFWD_BIN=/bin/portfwd PORTFWD_PATIENCE=8 PORTFWD_BULK_MIB=64
 
 # The firmware has left something on this line.
 echo
