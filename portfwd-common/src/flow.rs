@@ -2,13 +2,21 @@
 //!
 //! There is one entry a flow, keyed as the container sees it. Requests compute the key after the port
 //! lookup, replies carry it: no pair can be half written or half evicted.
+//!
+//! A flow is young until both ends have proven that they want it, and again once it is closed. Young
+//! flows have a table of their own, so that neither a flood of openings nor any number of finished
+//! connections pushes out what lives.
 
 use bytemuck::{Pod, Zeroable};
 
 use crate::net::{Address, NetPort, V4, V6};
 
-/// Entries of the flow table of each family.
+/// Entries of the table of settled flows of each family.
 pub const MAX_FLOWS: u32 = 131_072;
+/// Entries of the table of young flows of each family.
+pub const MAX_YOUNG_FLOWS: u32 = 65_536;
+/// Entries of the table of clients' ports that were changed, both families together.
+pub const MAX_SHIFTS: u32 = 65_536;
 
 /// A flow as the container sees it.
 #[repr(C)]
@@ -71,10 +79,12 @@ pub struct Flow<A> {
     pub host: A,
     /// Port that the client sent to.
     pub host_port: NetPort,
+    /// Port that the client sends from; the key has another one if that was taken (see [`Shift`]).
+    pub client_port: NetPort,
     /// [`State`].
-    pub state: u8,
+    pub state: u32,
     /// [`crate::forward::Delivery`].
-    pub delivery: u8,
+    pub delivery: u32,
     /// Interface index of the container's host-side link.
     pub link: u32,
     /// Index of the forward that opened it.
@@ -94,9 +104,14 @@ pub struct Flow<A> {
     pub route: Route<A>,
 }
 
+/// A client's port as the client has it. Two connections of one client from one port, to two addresses or
+/// ports of the host that lead to one port of a container, would look alike to the container: the later
+/// one gets another port there, which stands here in network order.
+pub type Shift = FlowKey<V6>;
+
 const _: () = {
     assert!(size_of::<FlowKey<V4>>() == 16 && size_of::<FlowKey<V6>>() == 40);
-    assert!(size_of::<Flow<V4>>() == 56 && size_of::<Flow<V6>>() == 80);
+    assert!(size_of::<Flow<V4>>() == 64 && size_of::<Flow<V6>>() == 88);
 };
 
 // SAFETY: repr(C), all fields Pod; the sizes asserted above are the sums of the fields' sizes, so there
@@ -145,6 +160,28 @@ impl TcpFlags {
     /// The acknowledgment number counts.
     pub const ACK: u8 = 0x10;
 
+    /// What the first chunk of an SCTP packet is, as the flags of the segment that does the same (RFC
+    /// 9260, section 3.2 for the numbers): INIT and INIT ACK open, ABORT resets, each SHUTDOWN closes.
+    #[inline(always)]
+    pub const fn of_chunk(chunk: u8) -> Self {
+        Self(match chunk {
+            1 => Self::SYN,
+            2 => Self::SYN | Self::ACK,
+            6 => Self::RST,
+            7 | 8 | 14 => Self::FIN | Self::ACK,
+            _ => Self::ACK,
+        })
+    }
+    /// A segment that answers an opening.
+    #[inline(always)]
+    pub const fn answers(self) -> bool {
+        self.0 & (Self::SYN | Self::ACK | Self::RST) == Self::SYN | Self::ACK
+    }
+    /// Whether the segment is more than a step of an established connection.
+    #[inline(always)]
+    pub const fn turns(self) -> bool {
+        self.has(Self::SYN | Self::FIN | Self::RST)
+    }
     /// Whether one of `flags` is set.
     #[inline(always)]
     pub const fn has(self, flags: u8) -> bool {
@@ -157,8 +194,8 @@ impl TcpFlags {
     }
 }
 
-/// Where a flow is in its life.
-#[repr(u8)]
+/// Where a flow is in its life. SCTP goes through the states of TCP.
+#[repr(u32)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum State {
     /// TCP: the client's SYN was seen.
@@ -173,18 +210,53 @@ pub enum State {
     ContainerClosed = 5,
     /// TCP: both have sent a FIN.
     Closed = 6,
-    /// TCP: a RST was seen. Kept, because the RST may never arrive (RFC 7857, section 2.2).
+    /// TCP: refused, or reset by both.
     Reset = 7,
     /// UDP: only the client has sent.
     UdpUnanswered = 8,
     /// UDP: both have sent.
     UdpAnswered = 9,
+    /// UDP: the client went on after it was answered.
+    UdpAssured = 10,
+    /// TCP: the client has sent a RST. Kept, because it may never arrive (RFC 7857, section 2.2): when
+    /// the client goes on, the connection does.
+    ClientReset = 11,
+    /// TCP: the container has sent a RST.
+    ContainerReset = 12,
 }
+
+/// Seconds without a packet after which flows are gone, by state. Set by `up`.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Pod, Zeroable)]
+pub struct Lifetimes {
+    /// TCP connections that are open on at least one side's word.
+    pub established: u32,
+    /// TCP connections that are opening, closing, closed or reset.
+    pub transitory: u32,
+    /// UDP flows in which both ends have sent.
+    pub answered: u32,
+    /// UDP flows in which only the client has.
+    pub unanswered: u32,
+}
+
+impl Lifetimes {
+    /// Established: RFC 5382, REQ-5 (2 h 4 min); transitory: the same (4 min), which also outlasts
+    /// TIME_WAIT; UDP: RFC 4787, REQ-5 (at least 2 min, 5 min recommended).
+    pub const DEFAULT: Self = Self {
+        established: 7_440,
+        transitory: 240,
+        answered: 300,
+        unanswered: 120,
+    };
+}
+
+/// Seconds after which a UDP flow that goes on counts as a stream.
+const ASSURED_AFTER: u32 = 2;
 
 impl State {
     /// From what lies in the map.
     #[inline(always)]
-    pub const fn from_number(number: u8) -> Option<Self> {
+    pub const fn from_number(number: u32) -> Option<Self> {
         Some(match number {
             1 => Self::Opening,
             2 => Self::Answered,
@@ -195,6 +267,9 @@ impl State {
             7 => Self::Reset,
             8 => Self::UdpUnanswered,
             9 => Self::UdpAnswered,
+            10 => Self::UdpAssured,
+            11 => Self::ClientReset,
+            12 => Self::ContainerReset,
             _ => return None,
         })
     }
@@ -210,61 +285,92 @@ impl State {
             Self::Reset => "reset",
             Self::UdpUnanswered => "unanswered",
             Self::UdpAnswered => "answered",
+            Self::UdpAssured => "assured",
+            Self::ClientReset => "client-reset",
+            Self::ContainerReset => "container-reset",
         }
     }
-    /// Seconds without a packet after which the flow is gone. Established: RFC 5382, REQ-5 (2 h 4 min);
-    /// opening, closing and reset: the same (4 min), which also outlasts TIME_WAIT; UDP: RFC 4787,
-    /// REQ-5 (at least 2 min, 5 min recommended).
+    /// Seconds without a packet after which the flow is gone.
     #[inline(always)]
-    pub const fn lifetime(self) -> u32 {
+    pub const fn lifetime(self, lifetimes: &Lifetimes) -> u32 {
         match self {
-            Self::Established => 7_440,
-            Self::UdpAnswered => 300,
-            Self::UdpUnanswered => 120,
-            _ => 240,
+            Self::Established => lifetimes.established,
+            Self::UdpAnswered | Self::UdpAssured => lifetimes.answered,
+            Self::UdpUnanswered => lifetimes.unanswered,
+            _ => lifetimes.transitory,
         }
+    }
+    /// Whether the flow belongs into the table of settled flows: both ends have proven that they want
+    /// it, and at least one of them still does.
+    #[inline(always)]
+    pub const fn is_settled(self) -> bool {
+        matches!(
+            self,
+            Self::Established | Self::ClientClosed | Self::ContainerClosed | Self::UdpAssured
+        )
     }
     /// Whether a SYN of the client opens a new connection in place of this one (RFC 9293, section
     /// 3.6.1, lets a client reuse a tuple that its peer holds in TIME_WAIT).
     #[inline(always)]
     pub const fn gives_way_to_syn(self) -> bool {
-        matches!(self, Self::Closed | Self::Reset)
+        matches!(
+            self,
+            Self::Closed | Self::Reset | Self::ClientReset | Self::ContainerReset
+        )
     }
-    /// The state after a TCP segment. `proven`: its acknowledgment number covers the container's SYN,
-    /// so that the client is not a blind spoofer.
+    /// The state after a TCP segment. `proven`: it shows that its sender has accepted the other end, so
+    /// that the client is no blind spoofer. The client's does if it acknowledges the container's SYN by
+    /// number; the container's if it carries data, which follows the client's acknowledgment (RFC 9293,
+    /// section 3.5).
     #[inline(always)]
     pub const fn after(self, side: Side, flags: TcpFlags, proven: bool) -> Self {
         if flags.has(TcpFlags::RST) {
-            return Self::Reset;
+            return self.after_reset(side);
         }
-        let fin = flags.has(TcpFlags::FIN);
+        let (fin, syn) = (flags.has(TcpFlags::FIN), flags.has(TcpFlags::SYN));
         match (self, side) {
-            (Self::Opening, Side::Container) if flags.has(TcpFlags::SYN) => Self::Answered,
+            (Self::Opening, Side::Container) if syn => Self::Answered,
             (Self::Answered, Side::Client) if proven && fin => Self::ClientClosed,
-            (Self::Answered, Side::Client) if proven => Self::Established,
+            (Self::Answered, Side::Container) if proven && fin => Self::ContainerClosed,
+            (Self::Answered, _) if proven && !syn => Self::Established,
             (Self::Established, Side::Client) if fin => Self::ClientClosed,
             (Self::Established, Side::Container) if fin => Self::ContainerClosed,
-            (Self::Answered, Side::Container) if fin => Self::ContainerClosed,
             (Self::ClientClosed, Side::Container) if fin => Self::Closed,
             (Self::ContainerClosed, Side::Client) if fin => Self::Closed,
+            (Self::ClientReset, Side::Client) | (Self::ContainerReset, Side::Container) if !syn => {
+                Self::Established
+            }
             (state, _) => state,
         }
     }
-    /// The state after a UDP datagram.
     #[inline(always)]
-    pub const fn after_datagram(self, side: Side) -> Self {
-        match side {
-            Side::Container => Self::UdpAnswered,
-            Side::Client => self,
+    const fn after_reset(self, side: Side) -> Self {
+        match (self, side) {
+            (Self::Closed, _) => Self::Closed,
+            (Self::Opening | Self::Answered | Self::Reset, _)
+            | (Self::ClientReset, Side::Container)
+            | (Self::ContainerReset, Side::Client) => Self::Reset,
+            (_, Side::Client) => Self::ClientReset,
+            (_, Side::Container) => Self::ContainerReset,
+        }
+    }
+    /// The state after a UDP datagram of a flow of that age in seconds. An answer alone proves nothing: a
+    /// server answers a spoofed source as well.
+    #[inline(always)]
+    pub const fn after_datagram(self, side: Side, age: u32) -> Self {
+        match (self, side) {
+            (Self::UdpUnanswered, Side::Container) => Self::UdpAnswered,
+            (Self::UdpAnswered, Side::Client) if age >= ASSURED_AFTER => Self::UdpAssured,
+            (state, _) => state,
         }
     }
 }
 
 /// Whether a flow last seen at `last_seen` still lives at `now` (seconds on the same clock).
 #[inline(always)]
-pub const fn is_alive(state: State, last_seen: u32, now: u32) -> bool {
+pub const fn is_alive(state: State, last_seen: u32, now: u32, lifetimes: &Lifetimes) -> bool {
     // A packet on another CPU may already have seen the next second.
-    now <= last_seen || now - last_seen < state.lifetime()
+    now <= last_seen || now - last_seen < state.lifetime(lifetimes)
 }
 
 #[cfg(test)]
@@ -348,24 +454,69 @@ mod tests {
     }
 
     #[test]
+    fn a_container_that_sends_data_has_accepted_the_client() {
+        let sent = |proven| State::Answered.after(Container, TcpFlags(ACK), proven);
+        assert_eq!(sent(true), State::Established);
+        assert_eq!(sent(false), State::Answered, "an answer to a wrong number");
+    }
+
+    #[test]
+    fn a_reset_ends_nothing_that_its_sender_goes_on_with() {
+        let reset = [(Client, TcpFlags::RST, State::ClientReset)];
+        let open = [
+            (Container, SYN_ACK, State::Answered),
+            (Client, ACK, State::Established),
+        ];
+        let after = |rest: &[(Side, u8, State)]| play(&[&open[..], &reset, rest].concat());
+        after(&[(Container, ACK, State::ClientReset)]);
+        after(&[(Client, ACK, State::Established)]);
+        after(&[
+            (Container, TcpFlags::RST, State::Reset),
+            (Client, ACK, State::Reset),
+        ]);
+        assert_eq!(
+            State::Answered.after(Client, TcpFlags(TcpFlags::RST), true),
+            State::Reset,
+            "what was never established does not become so"
+        );
+    }
+
+    #[test]
+    fn datagrams_are_a_stream_when_the_client_goes_on_after_an_answer() {
+        let answered = State::UdpUnanswered.after_datagram(Container, 0);
+        assert_eq!(answered, State::UdpAnswered);
+        assert_eq!(answered.after_datagram(Client, 1), State::UdpAnswered);
+        assert_eq!(answered.after_datagram(Container, 9), State::UdpAnswered);
+        assert_eq!(answered.after_datagram(Client, 2), State::UdpAssured);
+        let alone = State::UdpUnanswered.after_datagram(Client, 9);
+        assert_eq!(alone, State::UdpUnanswered);
+    }
+
+    #[test]
     fn a_flow_lives_for_its_lifetime_and_no_longer() {
-        assert!(is_alive(State::Established, 100, 100 + 7_439));
-        assert!(!is_alive(State::Established, 100, 100 + 7_440));
+        let alive = |state, now| is_alive(state, 100, now, &Lifetimes::DEFAULT);
+        assert!(alive(State::Established, 100 + 7_439));
+        assert!(!alive(State::Established, 100 + 7_440));
         assert!(
-            is_alive(State::UdpAnswered, 100, 99),
+            alive(State::UdpAnswered, 99),
             "another CPU's clock may be ahead"
         );
     }
 
     proptest! {
         #[test]
-        fn a_reset_is_final_and_every_state_keeps_its_number(number in 0u8..12, side: bool, flags: u8, proven: bool) {
+        fn a_reset_connection_is_settled_only_if_it_was_and_every_state_keeps_its_number(
+            number in 0u32..16, side: bool, flags: u8, proven: bool,
+        ) {
             let Some(state) = State::from_number(number) else { return Ok(()) };
-            prop_assert_eq!(state as u8, number);
+            prop_assert_eq!(state as u32, number);
+            prop_assume!(!(8..=10).contains(&number), "of UDP");
             let side = if side { Client } else { Container };
             let reset = state.after(side, TcpFlags(flags | TcpFlags::RST), proven);
-            prop_assert_eq!(reset, State::Reset);
-            prop_assert_eq!(reset.after(side, TcpFlags(flags & !TcpFlags::RST), proven), State::Reset);
+            prop_assert!(!reset.is_settled() && reset.gives_way_to_syn());
+            let later = reset.after(side, TcpFlags(flags & !TcpFlags::RST), proven);
+            let was_open = state.is_settled() || matches!(state, State::ClientReset | State::ContainerReset);
+            prop_assert!(was_open || !later.is_settled());
         }
     }
 }

@@ -7,7 +7,10 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::net::{Ip, NetPort, Protocol};
+use crate::{
+    flow::Lifetimes,
+    net::{Ip, NetPort, Protocol},
+};
 
 /// Length of the table of forwards. Index 0 is never used, so that an all-zero slot means nothing.
 pub const MAX_FORWARDS: u32 = 65_536;
@@ -215,7 +218,7 @@ pub const fn is_visible(since: u64, until: u64, committed: u64) -> bool {
 
 /// The instance's transactions. Written by the loader alone, under its lock.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
 pub struct Journal {
     /// Number of the last transaction that took place: the commit point.
     pub committed: u64,
@@ -231,6 +234,8 @@ pub struct Journal {
     pub host_netns_file: [u64; 2],
     /// Highest level that the programs log, 0 for none.
     pub log_level: u64,
+    /// How long flows live.
+    pub lifetimes: Lifetimes,
 }
 
 /// Traffic of one forward, as one CPU counted it. `rx` is client to container.
@@ -256,7 +261,7 @@ const _: () = {
     assert!(size_of::<AddressPort>() == 24);
     assert!(size_of::<Forward>() == 128);
     assert!(core::mem::offset_of!(Forward, host) == 64);
-    assert!(size_of::<Journal>() == 56);
+    assert!(size_of::<Journal>() == 72);
     assert!(size_of::<Counters>() == 48);
 };
 

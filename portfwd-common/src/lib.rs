@@ -9,6 +9,7 @@
 pub mod checksum;
 pub mod flow;
 pub mod forward;
+pub mod fragment;
 pub mod host;
 pub mod masquerade;
 pub mod net;
@@ -16,7 +17,7 @@ pub mod verdict;
 
 /// Version of everything that is pinned: names, types and meaning of maps. A loader refuses an instance
 /// with another number.
-pub const LAYOUT: u32 = 1;
+pub const LAYOUT: u32 = 2;
 
 /// Names of the maps, which are also the names of their pins.
 pub mod maps {
@@ -38,10 +39,23 @@ pub mod maps {
     pub const DEVICES: &str = "devices";
     /// Hash [`crate::net::Ip`] to u32 (1): the host's own addresses.
     pub const HOST_ADDRESSES: &str = "host_addresses";
-    /// LRU hash [`crate::flow::FlowKey`] to [`crate::flow::Flow`] of IPv4.
+    /// LRU hash [`crate::flow::FlowKey`] to [`crate::flow::Flow`]: settled flows of IPv4.
     pub const FLOWS_V4: &str = "flows_v4";
-    /// LRU hash [`crate::flow::FlowKey`] to [`crate::flow::Flow`] of IPv6.
+    /// LRU hash [`crate::flow::FlowKey`] to [`crate::flow::Flow`]: settled flows of IPv6.
     pub const FLOWS_V6: &str = "flows_v6";
+    /// LRU hash [`crate::flow::FlowKey`] to [`crate::flow::Flow`]: young flows of IPv4.
+    pub const YOUNG_V4: &str = "young_v4";
+    /// LRU hash [`crate::flow::FlowKey`] to [`crate::flow::Flow`]: young flows of IPv6.
+    pub const YOUNG_V6: &str = "young_v6";
+    /// LRU hash [`crate::flow::Shift`] to u32: the port that a client's port became.
+    pub const SHIFTS: &str = "shifts";
+    /// LRU hash [`crate::fragment::DatagramKey`] to [`crate::fragment::Datagram`].
+    pub const DATAGRAMS: &str = "datagrams";
+    /// LRU hash [`crate::fragment::HeldKey`] to [`crate::fragment::Held`]: fragments that came before
+    /// the first.
+    pub const HELD: &str = "held";
+    /// Programs by [`crate::Stage`].
+    pub const STAGES: &str = "stages";
     /// Per-CPU array of [`crate::forward::Counters`], by index of the forward.
     pub const COUNTERS: &str = "counters";
     /// Per-CPU array of u64, by number of the reason ([`crate::verdict`]).
@@ -74,6 +88,51 @@ pub mod maps {
     /// Array by port of a byte for each [`crate::masquerade::plane`]: not 0 if a flow ever had the port.
     pub const MASQUERADE_MARKS: &str = "masquerade_mark";
 }
+
+/// Programs that a hook's program hands a packet on to, with a stack of their own: what is not the
+/// business of every packet of an established flow. The number is the place in [`maps::STAGES`].
+#[repr(u32)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Stage {
+    /// From a device: opens flows, and knows fragments and extension headers.
+    DeviceFirst = 0,
+    /// The same from a container's link.
+    LinkFirst = 1,
+    /// The same for what leaves by a device.
+    EgressFirst = 2,
+    /// From a device: ICMP errors.
+    DeviceError = 3,
+    /// The same from a container's link.
+    LinkError = 4,
+    /// The same for what leaves by a device.
+    EgressError = 5,
+}
+
+impl Stage {
+    /// Every stage.
+    pub const ALL: [Self; 6] = [
+        Self::DeviceFirst,
+        Self::LinkFirst,
+        Self::EgressFirst,
+        Self::DeviceError,
+        Self::LinkError,
+        Self::EgressError,
+    ];
+    /// Name of the program, which is also that of its pin.
+    pub const fn program(self) -> &'static str {
+        match self {
+            Self::DeviceFirst => "tc_device_first",
+            Self::LinkFirst => "tc_link_first",
+            Self::EgressFirst => "tc_egress_first",
+            Self::DeviceError => "tc_device_error",
+            Self::LinkError => "tc_link_error",
+            Self::EgressError => "tc_egress_error",
+        }
+    }
+}
+
+/// Length of the table of stages; some places are for later ones.
+pub const MAX_STAGES: u32 = 16;
 
 /// Names of the programs, which are also the names of their pins.
 pub mod programs {

@@ -410,7 +410,7 @@ mod tests {
         let held = half.held(6, 500).unwrap();
         assert!(held.container.is_unspecified() && held.owner == 0 && held.last_seen == 500);
         assert_eq!((held.host, held.host_port), (half.host, half.host_port));
-        assert_eq!(State::from_number(held.state), Some(State::Closed));
+        assert_eq!(State::from_number(held.state.into()), Some(State::Closed));
         assert_eq!(
             held.held(6, 600).unwrap().last_seen,
             500,

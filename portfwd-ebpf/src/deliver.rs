@@ -4,11 +4,12 @@ use aya_ebpf::{
     bindings::bpf_redir_neigh,
     helpers::{bpf_redirect_neigh, bpf_redirect_peer},
 };
-use portfwd_common::flow::{Flow, Route};
+use portfwd_common::flow::{FlowKey, Route};
 
 use crate::{
     family::Family,
     fib::{self, Ends},
+    flow::Live,
     packet::{Hook, Tc},
     parse::Packet,
     verdict::Verdict,
@@ -31,27 +32,26 @@ pub fn to_container(hook: &Tc, link: u32) -> Verdict {
     Verdict::redirected(unsafe { bpf_redirect_peer(link, 0) })
 }
 
-/// The way out for a reply of `flow`, asked for at most once a second. `device` is what routes for the
-/// container's link.
+/// Asks for the way out of replies of a flow, at most once a second. `device_of` gives the device that
+/// routes for the container's link.
 #[inline(always)]
-pub fn route_of<A: Family>(
+pub fn refresh_route<A: Family>(
     hook: &Tc,
-    packet: &Packet<A>,
-    flow: &mut Flow<A>,
-    device: impl FnOnce() -> u32,
-    now: u32,
-) -> Route<A> {
-    if flow.route.refreshed != now {
+    key: &FlowKey<A>,
+    live: &Live<A>,
+    device_of: impl FnOnce(u32) -> u32,
+) {
+    let flow = live.flow();
+    if flow.route.refreshed != live.now {
         let ends = Ends {
             source: flow.host,
             source_port: flow.host_port,
-            destination: packet.network.destination,
-            destination_port: packet.destination_port,
-            protocol: packet.network.protocol,
+            destination: key.client,
+            destination_port: flow.client_port,
+            protocol: key.protocol as u8,
         };
-        flow.route = fib::route(hook, device(), &ends, flow.ingress, now);
+        flow.route = fib::route(hook, device_of(flow.link), &ends, flow.ingress, live.now);
     }
-    flow.route
 }
 
 /// Whether the device of `route` takes the packet, or each of the packets that it is cut into.

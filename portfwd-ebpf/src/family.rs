@@ -9,7 +9,7 @@ use portfwd_common::{
 };
 
 use crate::{
-    maps::{FLOWS_V4, FLOWS_V6},
+    maps::{FLOWS_V4, FLOWS_V6, YOUNG_V4, YOUNG_V6},
     packet::{ETHERNET, Hook},
     parse::{Fragment, Network, Unparsed},
 };
@@ -27,16 +27,36 @@ pub trait Family: Address + 'static {
     /// The loopback address: 127.0.0.1 or ::1.
     const LOOPBACK: Self;
 
-    /// The flow table.
+    /// Protocol number of its ICMP.
+    const ICMP: u8;
+
+    /// The table of settled flows.
     fn flows() -> &'static LruHashMap<FlowKey<Self>, Flow<Self>>;
-    /// The network header.
+    /// The table of young flows.
+    fn young() -> &'static LruHashMap<FlowKey<Self>, Flow<Self>>;
+    /// Whether ICMP messages of this type are errors that quote a packet: destination unreachable, packet
+    /// too big, time exceeded, parameter problem (RFC 792; RFC 4443, section 2.1).
+    fn is_error(message: u8) -> bool;
+    /// The network header of a whole packet that has no extension headers.
     fn network<H: Hook>(hook: &H) -> Result<Network<Self>, Unparsed>;
+    /// The network header of any packet, with everything up to the transport header.
+    fn extended<H: Hook>(hook: &H) -> Result<Network<Self>, Unparsed>;
+    /// The network header of a packet that is quoted at `at`, as far as the quote goes. Its end is not
+    /// known.
+    fn quoted<H: Hook>(hook: &H, at: usize) -> Option<Network<Self>>;
+    /// Corrects the checksum of a quoted network header at `at`, if it has one, for addresses that changed
+    /// by `addresses`. Gives the difference of the field.
+    fn finish_quoted<H: Hook>(hook: &H, at: usize, addresses: u32) -> Result<u32, Reason>;
+    /// The part of a change of the outer addresses that the checksum of an ICMP message covers (RFC 4443,
+    /// section 2.3; that of RFC 792 covers none).
+    fn covered_by_icmp(addresses: u32) -> u32;
     /// Stores what changes in the network header beside the addresses: one hop less if `hop`, and the
-    /// header's checksum where there is one. `addresses` is the difference of the addresses.
+    /// header's checksum where there is one. `change` says of the addresses what a checksum of the header
+    /// has to make up for, and what the sum of the whole packet.
     fn finish_header<H: Hook>(
         hook: &H,
         network: &Network<Self>,
-        addresses: u32,
+        change: HeaderChange,
         hop: bool,
     ) -> Result<(), Reason>;
     /// The address in the 16 bytes that helpers take for both families.
@@ -46,6 +66,15 @@ pub trait Family: Address + 'static {
     /// Sources that every container may send from: link-local ones, which neighbour discovery needs, and
     /// none, which address configuration needs.
     fn is_link_scoped(self) -> bool;
+}
+
+/// What became of addresses, as one's complement differences ([`checksum::difference`]).
+#[derive(Clone, Copy)]
+pub struct HeaderChange {
+    /// Of the addresses.
+    pub addresses: u32,
+    /// The part of it that no checksum of the transport header makes up for.
+    pub uncovered: u32,
 }
 
 /// The length of a packet from its IP header on, `told` by that header. 0 is that of BIG TCP packets
@@ -60,19 +89,42 @@ fn length<H: Hook>(hook: &H, told: u64) -> Result<u64, Unparsed> {
     }
 }
 
+/// The flag of RFC 791, section 3.1, in the second word of the header.
+const MORE_FRAGMENTS: u32 = 0x2000;
+/// The fragment offset in that word.
+const FRAGMENT_OFFSET: u32 = 0x1fff;
+/// The identification in that word, in network order.
+const IDENTIFICATION: u32 = 0xffff_0000u32.to_be();
+
 impl Family for V4 {
     const ETHERTYPE: u16 = 0x0800u16.to_be();
     const AF: u8 = 2;
     const SOCKET_TUPLE: u32 = 12;
     const SOURCE_AT: usize = ETHERNET + 12;
     const LOOPBACK: Self = Self(0x7f00_0001u32.to_be());
+    const ICMP: u8 = 1;
 
     #[inline(always)]
     fn flows() -> &'static LruHashMap<FlowKey<Self>, Flow<Self>> {
         &FLOWS_V4
     }
     #[inline(always)]
+    fn young() -> &'static LruHashMap<FlowKey<Self>, Flow<Self>> {
+        &YOUNG_V4
+    }
+    #[inline(always)]
+    fn is_error(message: u8) -> bool {
+        matches!(message, 3 | 11 | 12)
+    }
+    #[inline(always)]
     fn network<H: Hook>(hook: &H) -> Result<Network<Self>, Unparsed> {
+        match Self::extended(hook) {
+            Ok(network) if network.fragment != Fragment::Whole => Err(Unparsed::Extended),
+            other => other,
+        }
+    }
+    #[inline(always)]
+    fn extended<H: Hook>(hook: &H) -> Result<Network<Self>, Unparsed> {
         let words: [u32; 5] = hook.load(ETHERNET).ok_or(Unparsed::Malformed)?;
         let first = u32::from_be(words[0]);
         let header = (first >> 24 & 0xf) as usize * 4;
@@ -80,7 +132,7 @@ impl Family for V4 {
         if first >> 28 != 4 || header < 20 || total < header as u64 {
             return Err(Unparsed::Malformed);
         }
-        let fragment = u32::from_be(words[1]) & 0x3fff;
+        let second = u32::from_be(words[1]);
         let third = u32::from_be(words[2]);
         Ok(Network {
             source: Self(words[3]),
@@ -89,18 +141,54 @@ impl Family for V4 {
             hops: (third >> 24) as u8,
             transport: ETHERNET + (header & 0x3c),
             end: ETHERNET as u64 + total,
-            fragment: match fragment {
+            fragment: match second & 0x3fff {
                 0 => Fragment::Whole,
-                0x2000 => Fragment::First,
+                MORE_FRAGMENTS => Fragment::First,
                 _ => Fragment::Later,
             },
+            identification: words[1] & IDENTIFICATION,
         })
+    }
+    #[inline(always)]
+    fn quoted<H: Hook>(hook: &H, at: usize) -> Option<Network<Self>> {
+        let words: [u32; 5] = hook.load(at)?;
+        let first = u32::from_be(words[0]);
+        let header = (first >> 24 & 0xf) as usize * 4;
+        let is_later = u32::from_be(words[1]) & FRAGMENT_OFFSET != 0;
+        if first >> 28 != 4 || header < 20 || is_later {
+            return None;
+        }
+        let third = u32::from_be(words[2]);
+        Some(Network {
+            source: Self(words[3]),
+            destination: Self(words[4]),
+            protocol: (third >> 16) as u8,
+            hops: 0,
+            transport: at + header,
+            end: u64::MAX,
+            fragment: Fragment::Whole,
+            identification: 0,
+        })
+    }
+    #[inline(always)]
+    fn finish_quoted<H: Hook>(hook: &H, at: usize, addresses: u32) -> Result<u32, Reason> {
+        let field = hook.at::<u16>(at + 10).ok_or(Reason::RewriteFailed)?;
+        // SAFETY: in bounds by `at`.
+        unsafe {
+            let old = *field;
+            *field = checksum::update(old, addresses);
+            Ok(checksum::difference(old as u64, *field as u64))
+        }
+    }
+    #[inline(always)]
+    fn covered_by_icmp(_addresses: u32) -> u32 {
+        0
     }
     #[inline(always)]
     fn finish_header<H: Hook>(
         hook: &H,
         network: &Network<Self>,
-        addresses: u32,
+        change: HeaderChange,
         hop: bool,
     ) -> Result<(), Reason> {
         // Time to live, protocol and checksum of RFC 791, section 3.1.
@@ -109,7 +197,7 @@ impl Family for V4 {
             .ok_or(Reason::RewriteFailed)?;
         // SAFETY: in bounds by `at`.
         unsafe {
-            let mut sum = checksum::update((*words)[1], addresses);
+            let mut sum = checksum::update((*words)[1], change.addresses);
             if hop {
                 let old = (*words)[0];
                 let new = u16::from_ne_bytes([network.hops - 1, network.protocol]);
@@ -134,16 +222,75 @@ impl Family for V4 {
     }
 }
 
+// Numbers of the extension headers that are walked past (RFC 8200, section 4). Behind an authentication
+// header (RFC 4302) nothing may be changed.
+const HOP_BY_HOP: u8 = 0;
+const ROUTING: u8 = 43;
+const FRAGMENT: u8 = 44;
+const DESTINATION_OPTIONS: u8 = 60;
+/// RFC 8200, section 4.1, has each at most once, destination options twice.
+const MAX_EXTENSION_HEADERS: u32 = 6;
+/// Where a transport header may begin at most.
+const MAX_TRANSPORT: usize = 440;
+
+/// Walks past the extension header that `network.protocol` names, if it is one. A fragment that is not
+/// the first ends the walk, because what follows is in the middle of something.
+#[inline(always)]
+fn walk<H: Hook>(hook: &H, network: &mut Network<V6>) -> Result<bool, Unparsed> {
+    let protocol = network.protocol;
+    let extends = matches!(
+        protocol,
+        HOP_BY_HOP | ROUTING | FRAGMENT | DESTINATION_OPTIONS
+    );
+    if !extends || network.fragment == Fragment::Later {
+        return Ok(false);
+    }
+    let words: [u32; 2] = hook
+        .load(network.transport_at(0))
+        .ok_or(Unparsed::Malformed)?;
+    let first = u32::from_be(words[0]);
+    let length = match protocol {
+        FRAGMENT => {
+            network.fragment = match first & 0xfff9 {
+                // RFC 6946: not a fragment at all.
+                0 => Fragment::Whole,
+                1 => Fragment::First,
+                _ => Fragment::Later,
+            };
+            network.identification = words[1];
+            8
+        }
+        // With segments left the packet has another destination still (RFC 8200, section 4.4).
+        ROUTING if first as u8 != 0 => return Err(Unparsed::Other),
+        _ => ((first >> 16 & 0xff) as usize + 1) * 8,
+    };
+    network.protocol = (first >> 24) as u8;
+    network.transport += length;
+    if network.transport > MAX_TRANSPORT || network.transport as u64 > network.end {
+        return Err(Unparsed::Malformed);
+    }
+    Ok(true)
+}
+
 impl Family for V6 {
     const ETHERTYPE: u16 = 0x86ddu16.to_be();
     const AF: u8 = 10;
     const SOCKET_TUPLE: u32 = 36;
     const SOURCE_AT: usize = ETHERNET + 8;
     const LOOPBACK: Self = Self(0, 1u64.to_be());
+    const ICMP: u8 = 58;
 
     #[inline(always)]
     fn flows() -> &'static LruHashMap<FlowKey<Self>, Flow<Self>> {
         &FLOWS_V6
+    }
+    #[inline(always)]
+    fn young() -> &'static LruHashMap<FlowKey<Self>, Flow<Self>> {
+        &YOUNG_V6
+    }
+    #[inline(always)]
+    fn is_error(message: u8) -> bool {
+        matches!(message, 1..=4)
     }
     #[inline(always)]
     fn network<H: Hook>(hook: &H) -> Result<Network<Self>, Unparsed> {
@@ -155,7 +302,35 @@ impl Family for V6 {
         let payload = (second >> 16) as u64;
         let total = length(hook, if payload == 0 { 0 } else { payload + 40 })?;
         let addresses: [u64; 4] = hook.load(Self::SOURCE_AT).ok_or(Unparsed::Malformed)?;
+        let protocol = (second >> 8) as u8;
+        if matches!(
+            protocol,
+            HOP_BY_HOP | ROUTING | FRAGMENT | DESTINATION_OPTIONS
+        ) {
+            return Err(Unparsed::Extended);
+        }
         Ok(Network {
+            source: Self(addresses[0], addresses[1]),
+            destination: Self(addresses[2], addresses[3]),
+            protocol,
+            hops: second as u8,
+            transport: ETHERNET + 40,
+            end: ETHERNET as u64 + total,
+            fragment: Fragment::Whole,
+            identification: 0,
+        })
+    }
+    #[inline(always)]
+    fn extended<H: Hook>(hook: &H) -> Result<Network<Self>, Unparsed> {
+        let words: [u32; 2] = hook.load(ETHERNET).ok_or(Unparsed::Malformed)?;
+        let second = u32::from_be(words[1]);
+        let payload = (second >> 16) as u64;
+        let total = length(hook, if payload == 0 { 0 } else { payload + 40 })?;
+        if u32::from_be(words[0]) >> 28 != 6 {
+            return Err(Unparsed::Malformed);
+        }
+        let addresses: [u64; 4] = hook.load(Self::SOURCE_AT).ok_or(Unparsed::Malformed)?;
+        let mut network = Network {
             source: Self(addresses[0], addresses[1]),
             destination: Self(addresses[2], addresses[3]),
             protocol: (second >> 8) as u8,
@@ -163,27 +338,66 @@ impl Family for V6 {
             transport: ETHERNET + 40,
             end: ETHERNET as u64 + total,
             fragment: Fragment::Whole,
-        })
+            identification: 0,
+        };
+        for _ in 0..MAX_EXTENSION_HEADERS {
+            if !walk(hook, &mut network)? {
+                return Ok(network);
+            }
+        }
+        Err(Unparsed::Other)
+    }
+    #[inline(always)]
+    fn quoted<H: Hook>(hook: &H, at: usize) -> Option<Network<Self>> {
+        let words: [u32; 2] = hook.load(at)?;
+        let addresses: [u64; 4] = hook.load(at + 8)?;
+        if u32::from_be(words[0]) >> 28 != 6 {
+            return None;
+        }
+        let mut network = Network {
+            source: Self(addresses[0], addresses[1]),
+            destination: Self(addresses[2], addresses[3]),
+            protocol: (u32::from_be(words[1]) >> 8) as u8,
+            hops: 0,
+            transport: at + 40,
+            end: u64::MAX,
+            fragment: Fragment::Whole,
+            identification: 0,
+        };
+        for _ in 0..MAX_EXTENSION_HEADERS {
+            if !walk(hook, &mut network).ok()? {
+                return (network.fragment != Fragment::Later).then_some(network);
+            }
+        }
+        None
+    }
+    #[inline(always)]
+    fn finish_quoted<H: Hook>(_hook: &H, _at: usize, _addresses: u32) -> Result<u32, Reason> {
+        Ok(0)
+    }
+    #[inline(always)]
+    fn covered_by_icmp(addresses: u32) -> u32 {
+        addresses
     }
     #[inline(always)]
     fn finish_header<H: Hook>(
         hook: &H,
         network: &Network<Self>,
-        addresses: u32,
+        change: HeaderChange,
         hop: bool,
     ) -> Result<(), Reason> {
         // `bpf_l4_csum_replace` takes the address change for one that an IPv4 header checksum makes up
         // for, and without its flag for IPv6 (kernel 6.16) corrects the device's sum wrongly: this puts
         // it right again.
-        let mut change = addresses;
+        let mut uncovered = change.uncovered;
         if hop {
             let at = hook.at::<u8>(ETHERNET + 7).ok_or(Reason::RewriteFailed)?;
             // SAFETY: in bounds by `at`.
             unsafe { *at = network.hops - 1 };
             let word = |hops: u8| u16::from_ne_bytes([network.protocol, hops]) as u64;
-            change += checksum::difference(word(network.hops), word(network.hops - 1));
+            uncovered += checksum::difference(word(network.hops), word(network.hops - 1));
         }
-        hook.uncovered_change(change);
+        hook.uncovered_change(uncovered);
         Ok(())
     }
     #[inline(always)]

@@ -6,7 +6,7 @@ use aya_ebpf::{
 };
 use portfwd_common::{flow::Route, net::NetPort};
 
-use crate::{family::Family, packet::Hook, parse::Packet};
+use crate::{family::Family, maps::SCRATCH, packet::Hook, parse::Packet};
 
 /// `struct bpf_fib_lookup` (linux/bpf.h) without its unions, so that both families fill the same words.
 #[repr(C)]
@@ -42,27 +42,28 @@ pub struct Ends<A> {
 }
 
 #[inline(always)]
-fn ask<H: Hook, A: Family>(hook: &H, device: u32, ends: &Ends<A>) -> (i64, Query) {
+fn ask<H: Hook, A: Family>(hook: &H, device: u32, ends: &Ends<A>) -> Option<(i64, &'static Query)> {
+    let query = SCRATCH.get_ptr_mut(0)?.cast::<Query>();
     // A zero that LLVM does not know for one: it would clear the rest with a call of `memset`.
     let zero = core::hint::black_box(0);
-    let mut query = Query {
-        family: A::AF,
-        protocol: ends.protocol,
-        source_port: ends.source_port.wire(),
-        destination_port: ends.destination_port.wire(),
-        total_length: 0,
-        device,
-        flow_information: 0,
-        source: ends.source.halves(),
-        destination: ends.destination.halves(),
-        frame: [zero, zero],
-    };
-    // SAFETY: context and query are live, of the size that is passed.
-    let answer = unsafe {
+    // SAFETY: this CPU's own element, which has room for a query; the context is live.
+    unsafe {
+        *query = Query {
+            family: A::AF,
+            protocol: ends.protocol,
+            source_port: ends.source_port.wire(),
+            destination_port: ends.destination_port.wire(),
+            total_length: 0,
+            device,
+            flow_information: 0,
+            source: ends.source.halves(),
+            destination: ends.destination.halves(),
+            frame: [zero, zero],
+        };
         let size = size_of::<Query>() as i32;
-        lookup(hook.context(), (&raw mut query).cast(), size, 0)
-    };
-    (answer, query)
+        let answer = lookup(hook.context(), query.cast(), size, 0);
+        Some((answer, &*query))
+    }
 }
 
 /// Whether the host would forward the packet as it came. It would not if the destination is its own, if
@@ -76,7 +77,11 @@ pub fn leads_elsewhere<H: Hook, A: Family>(hook: &H, packet: &Packet<A>) -> bool
         destination_port: packet.destination_port,
         protocol: packet.network.protocol,
     };
-    let (answer, _) = ask(hook, hook.device(), &ends);
+    ask(hook, hook.device(), &ends).is_some_and(|(answer, _)| is_known(answer))
+}
+
+#[inline(always)]
+fn is_known(answer: i64) -> bool {
     answer == SUCCESS || answer == NO_NEIGHBOUR || answer == TOO_BIG
 }
 
@@ -90,11 +95,12 @@ pub fn route<H: Hook, A: Family>(
     fallback: u32,
     now: u32,
 ) -> Route<A> {
-    let (answer, query) = ask(hook, device, ends);
-    let known = answer == SUCCESS || answer == NO_NEIGHBOUR || answer == TOO_BIG;
-    let out = if known { query.device } else { fallback };
+    let known = ask(hook, device, ends).filter(|(answer, _)| is_known(*answer));
+    let out = known.map_or(fallback, |(_, query)| query.device);
     // An IPv4 route may lead by an IPv6 neighbour (RFC 5549); the kernel then finds it itself.
-    let has_next_hop = known && query.family == A::AF;
+    let next_hop = known
+        .filter(|(_, query)| query.family == A::AF)
+        .map(|(_, query)| A::from_halves(query.destination));
     let mut mtu = 0u32;
     // SAFETY: context and result are live. On failure the MTU stays 0 and nothing goes this way.
     unsafe { bpf_check_mtu(hook.context(), out, &raw mut mtu, 0, 0) };
@@ -102,7 +108,7 @@ pub fn route<H: Hook, A: Family>(
         refreshed: now,
         device: out,
         mtu,
-        has_next_hop: has_next_hop as u32,
-        next_hop: A::from_halves(query.destination),
+        has_next_hop: next_hop.is_some() as u32,
+        next_hop: next_hop.unwrap_or(ends.destination),
     }
 }

@@ -1,8 +1,9 @@
-//! Flows: found, opened and kept up.
+//! Flows: found, opened, kept up, and moved between the tables of settled and of young ones.
 
+use aya_ebpf::{bindings::BPF_NOEXIST, maps::LruHashMap};
 use portfwd_common::{
-    flow::{Flow, FlowKey, Route, Side, State, TcpFlags, is_alive},
-    net::Protocol,
+    flow::{Flow, FlowKey, Lifetimes, Route, Side, State, is_alive},
+    net::{NetPort, Protocol},
     verdict::Reason,
 };
 
@@ -10,12 +11,141 @@ use crate::{
     clock,
     family::Family,
     forward::{self, Published},
+    maps::{JOURNAL, SCRATCH},
     parse::Packet,
 };
 
-/// A live entry of a flow table. The kernel may give the entry to another flow at any time (it is an LRU
-/// table); programs then read or write a wrong value once, never outside the entry.
-pub type Entry<A> = *mut Flow<A>;
+/// A connection as its client has it.
+#[derive(Clone, Copy)]
+pub struct Request<A> {
+    pub client: A,
+    pub client_port: NetPort,
+    pub host: A,
+    pub host_port: NetPort,
+}
+
+impl<A: Family> Request<A> {
+    /// That of a packet of the client.
+    #[inline(always)]
+    pub fn of(packet: &Packet<A>) -> Self {
+        Self {
+            client: packet.network.source,
+            client_port: packet.source_port,
+            host: packet.network.destination,
+            host_port: packet.destination_port,
+        }
+    }
+}
+
+/// A live flow. The kernel may give the entry to another flow at any time (it is one of an LRU table);
+/// programs then read or write a wrong value once, never outside the entry.
+#[derive(Clone, Copy)]
+pub struct Live<A: 'static> {
+    entry: *mut Flow<A>,
+    pub state: State,
+    pub now: u32,
+}
+
+impl<A: Family> Live<A> {
+    #[inline(always)]
+    fn of(entry: *mut Flow<A>) -> Option<Self> {
+        // SAFETY: an entry of a map.
+        let flow = unsafe { &*entry };
+        let state = State::from_number(flow.state)?;
+        let now = clock::now();
+        let lives = flow.last_seen == now || is_alive(state, flow.last_seen, now, lifetimes()?);
+        lives.then_some(Self { entry, state, now })
+    }
+    /// The entry.
+    #[inline(always)]
+    pub fn flow(&self) -> &mut Flow<A> {
+        // SAFETY: an entry of a map, whose fields are plain numbers.
+        unsafe { &mut *self.entry }
+    }
+    /// Whether this is the connection that its client has through `published`.
+    #[inline(always)]
+    pub fn is_of(&self, request: &Request<A>, published: &Published) -> bool {
+        let flow = self.flow();
+        flow.forward == published.index
+            && flow.generation == published.generation
+            && flow.host == request.host
+            && flow.host_port.wire() == request.host_port.wire()
+            && flow.client_port.wire() == request.client_port.wire()
+    }
+    /// Whether the forward that opened it is still published.
+    #[inline(always)]
+    pub fn is_published(&self) -> bool {
+        let flow = self.flow();
+        forward::visible(flow.forward, flow.generation).is_some()
+    }
+    /// Notes a packet that changes nothing: stored at most once a second, so that two CPUs do not fight
+    /// for the cache line.
+    #[inline(always)]
+    pub fn touch(&self) {
+        let flow = self.flow();
+        if flow.last_seen != self.now {
+            flow.last_seen = self.now;
+        }
+    }
+}
+
+#[inline(always)]
+fn lifetimes() -> Option<&'static Lifetimes> {
+    // SAFETY: words of a map that the loader stores one by one.
+    JOURNAL
+        .get_ptr(0)
+        .map(|journal| unsafe { &(*journal).lifetimes })
+}
+
+/// The settled flow with this key.
+#[inline(always)]
+pub fn settled<A: Family>(key: &FlowKey<A>) -> Option<Live<A>> {
+    Live::of(A::flows().get_ptr_mut(key)?)
+}
+
+/// The flow with this key, settled or young.
+#[inline(always)]
+pub fn of_key<A: Family>(key: &FlowKey<A>) -> Option<Live<A>> {
+    match settled(key) {
+        None => Live::of(A::young().get_ptr_mut(key)?),
+        found => found,
+    }
+}
+
+/// The flow of a reply with this key, if its forward is still published.
+#[inline(always)]
+pub fn of_reply<A: Family>(key: &FlowKey<A>) -> Option<Live<A>> {
+    of_key(key).filter(Live::is_published)
+}
+
+/// What a request finds under the key that it would have.
+pub enum Found<A: 'static> {
+    /// Its flow.
+    Own(Live<A>),
+    /// Another flow of the same client, which is still in use.
+    Other,
+    /// Nothing that counts.
+    Nothing,
+}
+
+/// What a request through `published` finds.
+#[inline(always)]
+pub fn of_request<A: Family>(
+    key: &FlowKey<A>,
+    request: &Request<A>,
+    published: &Published,
+) -> Found<A> {
+    let Some(live) = of_key(key) else {
+        return Found::Nothing;
+    };
+    if live.is_of(request, published) {
+        Found::Own(live)
+    } else if live.is_published() {
+        Found::Other
+    } else {
+        Found::Nothing
+    }
+}
 
 /// How packets get to a container.
 #[derive(Clone, Copy)]
@@ -23,78 +153,42 @@ pub struct Target {
     /// Interface index of the host-side link.
     pub link: u32,
     /// [`portfwd_common::forward::Delivery`].
-    pub delivery: u8,
+    pub delivery: u32,
 }
 
-/// The flow of a request through `published`, if there is one.
-#[inline(always)]
-pub fn of_request<A: Family>(
-    key: &FlowKey<A>,
-    packet: &Packet<A>,
-    published: Published,
-) -> Result<Option<Entry<A>>, Reason> {
-    let Some(entry) = A::flows().get_ptr_mut(key) else {
-        return Ok(None);
-    };
-    // SAFETY: see `Entry`.
-    let flow = unsafe { &mut *entry };
-    let Some(state) = State::from_number(flow.state) else {
-        return Ok(None);
-    };
-    let now = clock::now();
-    let gone = flow.last_seen != now && !is_alive(state, flow.last_seen, now);
-    if gone || (packet.flags.opens() && state.gives_way_to_syn()) {
-        return Ok(None);
-    }
-    let same_forward = flow.forward == published.index && flow.generation == published.generation;
-    let same_host = flow.host == packet.network.destination
-        && flow.host_port.wire() == packet.destination_port.wire();
-    if !(same_forward && same_host) {
-        let other_lives = same_forward || forward::visible(flow.forward, flow.generation).is_some();
-        return if other_lives {
-            Err(Reason::TupleTaken)
-        } else {
-            Ok(None)
-        };
-    }
-    advance(flow, state, Side::Client, packet, now);
-    Ok(Some(entry))
+/// Whether a new flow may take the place of one with its key.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// Whatever is there is known to be dead.
+    Any,
+    /// Only where there is none.
+    Free,
 }
 
-/// The live flow with this very key, and the forward that it belongs to.
-#[inline(always)]
-pub fn of_key<A: Family>(key: &FlowKey<A>) -> Option<(Entry<A>, State, u32)> {
-    let entry = A::flows().get_ptr_mut(key)?;
-    // SAFETY: see `Entry`.
-    let flow = unsafe { &mut *entry };
-    let state = State::from_number(flow.state)?;
-    let now = clock::now();
-    if flow.last_seen != now && !is_alive(state, flow.last_seen, now) {
-        return None;
-    }
-    forward::visible(flow.forward, flow.generation)?;
-    Some((entry, state, now))
-}
-
-/// Opens a flow through `published`, in place of whatever had its key.
+/// Opens a flow through `published`.
 #[inline(always)]
 pub fn open<A: Family>(
     key: &FlowKey<A>,
     packet: &Packet<A>,
-    published: Published,
+    published: &Published,
     target: Target,
     ingress: u32,
-) -> Result<(), Reason> {
+    place: Place,
+) -> Result<Live<A>, Reason> {
     let now = clock::now();
-    let tcp = packet.protocol == Protocol::Tcp;
+    let state = match packet.protocol {
+        Protocol::Udp => State::UdpUnanswered,
+        _ => State::Opening,
+    };
+    let scratch = SCRATCH
+        .get_ptr_mut(0)
+        .ok_or(Reason::FlowTableFull)?
+        .cast::<Flow<A>>();
     let flow = Flow {
         host: packet.network.destination,
         host_port: packet.destination_port,
-        state: if tcp {
-            State::Opening
-        } else {
-            State::UdpUnanswered
-        } as u8,
+        client_port: packet.source_port,
+        state: state as u32,
         delivery: target.delivery,
         link: target.link,
         forward: published.index,
@@ -112,47 +206,63 @@ pub fn open<A: Family>(
             next_hop: packet.network.source,
         },
     };
-    A::flows()
-        .insert(key, &flow, 0)
+    let flags = match place {
+        Place::Any => 0,
+        Place::Free => BPF_NOEXIST as u64,
+    };
+    // SAFETY: this CPU's own element, which has room for a flow of either family.
+    let flow = unsafe {
+        *scratch = flow;
+        &*scratch
+    };
+    A::young()
+        .insert(key, flow, flags)
         .map_err(|_| Reason::FlowTableFull)?;
+    // Its predecessor may be in the other table, which is asked first.
+    let _ = A::flows().remove(key);
     forward::count_connection(published.index);
-    Ok(())
+    let entry = A::young().get_ptr_mut(key).ok_or(Reason::FlowTableFull)?;
+    Ok(Live { entry, state, now })
 }
 
-/// Notes a packet of a live flow.
+/// Notes a packet of a live flow. A flow that settles, or is closed, moves to the other table.
 #[inline(always)]
-pub fn advance<A: Family>(
-    flow: &mut Flow<A>,
-    state: State,
-    side: Side,
-    packet: &Packet<A>,
-    now: u32,
-) {
-    // Stored at most once a second, so that two CPUs do not fight for the cache line.
-    if flow.last_seen != now {
-        flow.last_seen = now;
-    }
-    let next = if packet.protocol == Protocol::Tcp {
-        let turns = packet
-            .flags
-            .has(TcpFlags::SYN | TcpFlags::FIN | TcpFlags::RST);
-        if state == State::Established && !turns {
-            return;
-        }
-        if side == Side::Container && state == State::Opening && packet.flags.has(TcpFlags::SYN) {
+pub fn advance<A: Family>(live: &Live<A>, key: &FlowKey<A>, side: Side, packet: &Packet<A>) {
+    live.touch();
+    let (flow, state) = (live.flow(), live.state);
+    let next = if packet.protocol == Protocol::Udp {
+        state.after_datagram(side, live.now.wrapping_sub(flow.created))
+    } else {
+        if side == Side::Container && packet.flags.answers() {
             flow.client_ack = packet.sequence.wrapping_add(1);
         }
-        // The first acknowledgment may be lost, and a later one then covers data as well.
-        let covered = packet.acknowledgment.wrapping_sub(flow.client_ack) < 1 << 24;
-        state.after(
-            side,
-            packet.flags,
-            packet.flags.has(TcpFlags::ACK) && covered,
-        )
-    } else {
-        state.after_datagram(side)
+        let proven = match side {
+            Side::Client => packet.proves(flow.client_ack),
+            Side::Container => packet.has_data() || packet.flags.turns(),
+        };
+        state.after(side, packet.flags, proven)
     };
-    if next != state {
-        flow.state = next as u8;
+    if next == state {
+        return;
+    }
+    flow.state = next as u32;
+    match (state.is_settled(), next.is_settled()) {
+        (false, true) => settle(A::young(), A::flows(), key, flow),
+        (true, false) => settle(A::flows(), A::young(), key, flow),
+        _ => {}
+    }
+}
+
+/// Moves an entry. It is in both tables for a moment, never in none; if the other one takes nothing, it
+/// stays where it was.
+#[inline(always)]
+fn settle<A: Family>(
+    from: &LruHashMap<FlowKey<A>, Flow<A>>,
+    to: &LruHashMap<FlowKey<A>, Flow<A>>,
+    key: &FlowKey<A>,
+    flow: &Flow<A>,
+) {
+    if to.insert(key, flow, 0).is_ok() {
+        let _ = from.remove(key);
     }
 }

@@ -103,10 +103,9 @@ fn is_published<A: Family>(hook: &Tc, network: &Network<A>, ports: Ports) -> boo
         ports.destination,
         network.protocol,
     );
-    if let Some((entry, _, _)) = flow::of_key(&key) {
-        // SAFETY: see `flow::Entry`.
-        let (index, generation) = unsafe { ((*entry).forward, (*entry).generation) };
-        if serves(index, generation) {
+    if let Some(live) = flow::of_key(&key) {
+        let flow = live.flow();
+        if serves(flow.forward, flow.generation) {
             return true;
         }
     }
@@ -116,7 +115,7 @@ fn is_published<A: Family>(hook: &Tc, network: &Network<A>, ports: Ports) -> boo
     let cookie = unsafe { bpf_get_socket_cookie(hook.context()) };
     let key = SocketKey::new(cookie, network.destination.ip(), ports.destination);
     match HOST_SOCKETS.get_ptr(&key) {
-        // SAFETY: an element of an LRU map; see `flow::Entry`.
+        // SAFETY: an element of an LRU map; see `flow::Live`.
         Some(origin) => unsafe { serves((*origin).forward, (*origin).generation) },
         None => false,
     }

@@ -14,15 +14,19 @@
 
 mod clock;
 mod deliver;
+mod error;
 mod family;
 mod fib;
+mod first;
 mod flow;
 mod forward;
+mod fragment;
 mod log;
 mod loopback;
 mod maps;
 mod packet;
 mod parse;
+mod shift;
 mod socket;
 mod translate;
 mod verdict;
@@ -60,6 +64,48 @@ pub fn tc_egress(context: TcContext) -> i32 {
 pub fn tc_loopback(context: TcContext) -> i32 {
     let hook = Tc::new(&context);
     way::by_family(&hook, loopback::Inside).tc(&hook)
+}
+
+/// [`portfwd_common::Stage::DeviceFirst`].
+#[classifier]
+pub fn tc_device_first(context: TcContext) -> i32 {
+    let hook = Tc::new(&context);
+    way::by_family(&hook, first::Device).tc(&hook)
+}
+
+/// [`portfwd_common::Stage::LinkFirst`].
+#[classifier]
+pub fn tc_link_first(context: TcContext) -> i32 {
+    let hook = Tc::new(&context);
+    way::by_family(&hook, first::Link).tc(&hook)
+}
+
+/// [`portfwd_common::Stage::EgressFirst`].
+#[classifier]
+pub fn tc_egress_first(context: TcContext) -> i32 {
+    let hook = Tc::new(&context);
+    way::by_family(&hook, first::Egress).tc(&hook)
+}
+
+/// [`portfwd_common::Stage::DeviceError`].
+#[classifier]
+pub fn tc_device_error(context: TcContext) -> i32 {
+    let hook = Tc::new(&context);
+    way::by_family(&hook, error::Device).tc(&hook)
+}
+
+/// [`portfwd_common::Stage::LinkError`].
+#[classifier]
+pub fn tc_link_error(context: TcContext) -> i32 {
+    let hook = Tc::new(&context);
+    way::by_family(&hook, error::Link).tc(&hook)
+}
+
+/// [`portfwd_common::Stage::EgressError`].
+#[classifier]
+pub fn tc_egress_error(context: TcContext) -> i32 {
+    let hook = Tc::new(&context);
+    way::by_family(&hook, error::Egress).tc(&hook)
 }
 
 /// A device on which the host owns an address, before there is an skb.

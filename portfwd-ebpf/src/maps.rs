@@ -2,11 +2,13 @@
 
 use aya_ebpf::{
     macros::map,
-    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray},
+    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray},
 };
 use portfwd_common::{
-    flow::{Flow, FlowKey, MAX_FLOWS},
+    MAX_STAGES,
+    flow::{Flow, FlowKey, MAX_FLOWS, MAX_SHIFTS, MAX_YOUNG_FLOWS, Shift},
     forward::{AddressPort, Counters, Forward, Journal, MAX_FORWARDS, PORT_SLOTS, PortSlot},
+    fragment::{Datagram, DatagramKey, Held, HeldKey, MAX_DATAGRAMS, MAX_HELD},
     host::{Attachment, Device, HostDatagram, Label, Link, LinkSource, SocketKey, SocketOrigin},
     masquerade::{
         DeviceFamily, Half, Key, MAX_ESTABLISHED, MAX_SUBNETS, MAX_YOUNG, Owner, PortElement,
@@ -48,6 +50,28 @@ pub static HOST_ADDRESSES: HashMap<Ip, u32> = HashMap::with_max_entries(MAX_FORW
 pub static FLOWS_V4: LruHashMap<FlowKey<V4>, Flow<V4>> = LruHashMap::with_max_entries(MAX_FLOWS, 0);
 #[map(name = "flows_v6")]
 pub static FLOWS_V6: LruHashMap<FlowKey<V6>, Flow<V6>> = LruHashMap::with_max_entries(MAX_FLOWS, 0);
+#[map(name = "young_v4")]
+pub static YOUNG_V4: LruHashMap<FlowKey<V4>, Flow<V4>> =
+    LruHashMap::with_max_entries(MAX_YOUNG_FLOWS, 0);
+#[map(name = "young_v6")]
+pub static YOUNG_V6: LruHashMap<FlowKey<V6>, Flow<V6>> =
+    LruHashMap::with_max_entries(MAX_YOUNG_FLOWS, 0);
+/// Where what is handed to the kernel is made, one thing at a time: the verifier grants 512 bytes of
+/// stack. Wide enough for a flow of either family.
+#[map(name = "scratch")]
+pub static SCRATCH: PerCpuArray<Flow<V6>> = PerCpuArray::with_max_entries(1, 0);
+#[map(name = "shifts")]
+pub static SHIFTS: LruHashMap<Shift, u32> = LruHashMap::with_max_entries(MAX_SHIFTS, 0);
+#[map(name = "datagrams")]
+pub static DATAGRAMS: LruHashMap<DatagramKey, Datagram> =
+    LruHashMap::with_max_entries(MAX_DATAGRAMS, 0);
+#[map(name = "held")]
+pub static HELD: LruHashMap<HeldKey, Held> = LruHashMap::with_max_entries(MAX_HELD, 0);
+/// Where a fragment that is going to wait is copied to.
+#[map(name = "held_scratch")]
+pub static HELD_SCRATCH: PerCpuArray<Held> = PerCpuArray::with_max_entries(1, 0);
+#[map(name = "stages")]
+pub static STAGES: ProgramArray = ProgramArray::with_max_entries(MAX_STAGES, 0);
 #[map(name = "counters")]
 pub static COUNTERS: PerCpuArray<Counters> = PerCpuArray::with_max_entries(MAX_FORWARDS, 0);
 #[map(name = "reasons")]

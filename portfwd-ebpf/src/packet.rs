@@ -18,8 +18,11 @@ use crate::{family::Family, maps::DEVICES};
 
 /// Length of an Ethernet header.
 pub const ETHERNET: usize = 14;
-/// More than this is never read: Ethernet, an IPv4 header with all options, a TCP header without.
+/// More than this is not read of a plain packet: Ethernet, an IPv4 header with all options, a TCP header
+/// without.
 const MAX_HEADERS: u64 = 14 + 60 + 20;
+/// More than this is never read: extension headers, or an ICMP error and the headers that it quotes.
+pub const MAX_EXTENDED_HEADERS: u64 = 512;
 /// Bits of a tag that number the VLAN (IEEE 802.1Q, 9.6).
 const VLAN_ID: u32 = 0xfff;
 /// `PACKET_HOST` of linux/if_packet.h: the frame was addressed to the device it came in by.
@@ -36,7 +39,8 @@ pub trait Hook {
     /// Length of the whole packet in bytes, from the Ethernet header on.
     /// Wide, because LLVM would compute a narrow one of XDP from halves of pointers.
     fn len(&self) -> u64;
-    /// Moves the headers to where they can be read directly. Ends every pointer into the packet.
+    /// Moves the headers of a plain packet to where they can be read directly. Ends every pointer into
+    /// the packet.
     fn pull_headers(&self);
     /// Interface index of the device that it came in by.
     fn device(&self) -> u32;
@@ -105,7 +109,28 @@ impl Tc {
     }
 }
 
+impl EbpfContext for Tc {
+    fn as_ptr(&self) -> *mut c_void {
+        self.0.cast()
+    }
+}
+
 impl Tc {
+    /// Moves all headers that there may be to where they can be read directly. Ends every pointer into
+    /// the packet.
+    #[inline(always)]
+    pub fn pull_extended_headers(&self) {
+        let linear = (self.data_end() - self.data()) as u64;
+        let wanted = if self.len() < MAX_EXTENDED_HEADERS {
+            self.len()
+        } else {
+            MAX_EXTENDED_HEADERS
+        };
+        if linear < wanted {
+            // SAFETY: a live context. On failure the headers stay out of reach and the packet passes.
+            unsafe { bpf_skb_pull_data(self.0, wanted as u32) };
+        }
+    }
     /// What is read of a TCP packet with an IP header as long as this one's says, Ethernet included.
     #[inline(always)]
     fn told_headers(&self) -> Option<u64> {

@@ -7,7 +7,7 @@ use portfwd_common::{
 
 use crate::{
     family::Family,
-    packet::{ETHERNET, Hook},
+    packet::{ETHERNET, Hook, Tc},
 };
 
 /// The network header of a packet of family `A`.
@@ -19,12 +19,14 @@ pub struct Network<A> {
     pub protocol: u8,
     /// Time to live, or hop limit.
     pub hops: u8,
-    /// Where the transport header begins: at most 74. Used through [`Network::transport_at`].
+    /// Where the transport header begins: less than 512. Used through [`Network::transport_at`].
     pub transport: usize,
     /// Where the packet ends, by its own header.
     pub end: u64,
     /// Whether the packet is a fragment, and whether it is the first.
     pub fragment: Fragment,
+    /// What its fragments have in common, in network order; 0 for a whole packet.
+    pub identification: u32,
 }
 
 /// Place of a packet in a datagram.
@@ -36,18 +38,25 @@ pub enum Fragment {
 }
 
 impl<A> Network<A> {
+    /// Bytes from the IP header on.
+    #[inline(always)]
+    pub fn length(&self, hook: &Tc) -> u64 {
+        hook.len() - ETHERNET as u64
+    }
     /// Offset of the byte at `offset` of the transport header. LLVM knows its bound and drops every check
     /// of it, but the verifier forgets the bound of a spilled register: so it is stated here once more.
     #[inline(always)]
     pub fn transport_at(&self, offset: usize) -> usize {
         let mut start = self.transport;
-        // SAFETY: changes nothing, as the start is below 128.
-        unsafe { core::arch::asm!("{0} &= 0x7f", inout(reg) start, options(pure, nomem, nostack)) };
+        // SAFETY: changes nothing, as the start is below 512.
+        unsafe {
+            core::arch::asm!("{0} &= 0x1ff", inout(reg) start, options(pure, nomem, nostack))
+        };
         start + offset
     }
 }
 
-/// A TCP or UDP packet.
+/// A TCP, UDP or SCTP packet.
 #[derive(Clone, Copy)]
 pub struct Packet<A> {
     pub network: Network<A>,
@@ -56,13 +65,13 @@ pub struct Packet<A> {
     pub destination_port: NetPort,
     /// Bytes from the IP header on.
     pub length: u64,
-    /// Of TCP; 0 for UDP.
+    /// Of TCP, or what stands for them in SCTP; 0 for UDP.
     pub flags: TcpFlags,
     /// Of TCP, in host order.
     pub sequence: u32,
     /// Of TCP, in host order.
     pub acknowledgment: u32,
-    /// Length of the TCP header as the packet says, in bytes; 8 for UDP.
+    /// Length of the TCP header as the packet says, in bytes; 8 for UDP, 12 for SCTP.
     pub header: u32,
 }
 
@@ -72,6 +81,10 @@ pub enum Unparsed {
     Other,
     /// Truncated, or its headers contradict each other.
     Malformed,
+    /// An ICMP error.
+    Error,
+    /// A fragment, or behind extension headers.
+    Extended,
 }
 
 impl<A: Family> Packet<A> {
@@ -87,7 +100,24 @@ impl<A: Family> Packet<A> {
     }
 }
 
-/// What TCP and UDP headers begin with.
+impl<A: Family> Packet<A> {
+    /// Whether it acknowledges `number`, which only one that has seen the container's SYN can know. In SCTP
+    /// the container checks its cookie, and what it sends then is the proof.
+    #[inline(always)]
+    pub fn proves(&self, number: u32) -> bool {
+        self.protocol == Protocol::Tcp
+            && self.flags.has(TcpFlags::ACK)
+            && self.acknowledgment == number
+    }
+    /// Whether it carries data, which a container sends only to a client that it has accepted.
+    #[inline(always)]
+    pub fn has_data(&self) -> bool {
+        let headers = self.network.transport as u64 + self.header as u64;
+        self.network.end > headers
+    }
+}
+
+/// What the headers of every transport protocol begin with.
 #[derive(Clone, Copy)]
 pub struct Ports {
     pub protocol: Protocol,
@@ -98,20 +128,30 @@ pub struct Ports {
 /// The ports behind `network`: enough to know what is not ours.
 #[inline(always)]
 pub fn ports<H: Hook, A: Family>(hook: &H, network: &Network<A>) -> Result<Ports, Unparsed> {
-    if network.fragment == Fragment::Later {
-        return Err(Unparsed::Other);
-    }
     let protocol = match network.protocol {
         6 => Protocol::Tcp,
         17 => Protocol::Udp,
+        132 => Protocol::Sctp,
+        number if number == A::ICMP => return Err(of_icmp(hook, network)),
         _ => return Err(Unparsed::Other),
     };
-    let ports: [u16; 2] = hook.load(network.transport).ok_or(Unparsed::Malformed)?;
+    let ports: [u16; 2] = hook
+        .load(network.transport_at(0))
+        .ok_or(Unparsed::Malformed)?;
     Ok(Ports {
         protocol,
         source: NetPort::from_wire(ports[0]),
         destination: NetPort::from_wire(ports[1]),
     })
+}
+
+/// What an ICMP message is to be taken for.
+#[inline(always)]
+fn of_icmp<H: Hook, A: Family>(hook: &H, network: &Network<A>) -> Unparsed {
+    match hook.load::<u8>(network.transport_at(0)) {
+        Some(number) if A::is_error(number) => Unparsed::Error,
+        _ => Unparsed::Other,
+    }
 }
 
 /// The transport header behind `network`, which begins with `ports`.
@@ -121,8 +161,7 @@ pub fn transport<H: Hook, A: Family>(
     network: Network<A>,
     ports: Ports,
 ) -> Result<Packet<A>, Unparsed> {
-    let at = network.transport;
-    let available = network.end.wrapping_sub(at as u64);
+    let available = network.end.wrapping_sub(network.transport as u64);
     let mut packet = Packet {
         network,
         protocol: ports.protocol,
@@ -134,24 +173,58 @@ pub fn transport<H: Hook, A: Family>(
         acknowledgment: 0,
         header: 8,
     };
-    if packet.protocol == Protocol::Tcp {
-        // Sequence and acknowledgment number, offset and flags, window, checksum, urgent pointer.
-        let rest: [u32; 4] = hook.load(at + 4).ok_or(Unparsed::Malformed)?;
-        packet.sequence = u32::from_be(rest[0]);
-        packet.acknowledgment = u32::from_be(rest[1]);
-        let word = u32::from_be(rest[2]);
-        packet.flags = TcpFlags((word >> 16) as u8);
-        packet.header = word >> 28 << 2;
-        if packet.header < 20 || packet.header as u64 > available {
-            return Err(Unparsed::Malformed);
+    match packet.protocol {
+        Protocol::Tcp => {
+            // Sequence and acknowledgment number, offset and flags, window, checksum, urgent pointer.
+            let rest: [u32; 4] = hook
+                .load(network.transport_at(4))
+                .ok_or(Unparsed::Malformed)?;
+            packet.sequence = u32::from_be(rest[0]);
+            packet.acknowledgment = u32::from_be(rest[1]);
+            let word = u32::from_be(rest[2]);
+            packet.flags = TcpFlags((word >> 16) as u8);
+            packet.header = word >> 28 << 2;
+            if packet.header < 20 || packet.header as u64 > available {
+                return Err(Unparsed::Malformed);
+            }
         }
-    } else {
-        let words: [u16; 4] = hook.load(at).ok_or(Unparsed::Malformed)?;
-        let length = u16::from_be(words[2]) as u64;
-        let whole = packet.network.fragment == Fragment::Whole;
-        if length < 8 || (whole && length > available) {
-            return Err(Unparsed::Malformed);
+        Protocol::Udp => {
+            let length: u16 = hook
+                .load(network.transport_at(4))
+                .ok_or(Unparsed::Malformed)?;
+            let _: u16 = hook
+                .load(network.transport_at(6))
+                .ok_or(Unparsed::Malformed)?;
+            let length = u16::from_be(length) as u64;
+            let whole = packet.network.fragment == Fragment::Whole;
+            if length < 8 || (whole && length > available) {
+                return Err(Unparsed::Malformed);
+            }
+        }
+        Protocol::Sctp => {
+            // Verification tag and checksum, then the first chunk's type (RFC 9260, section 3).
+            let chunk: u8 = hook
+                .load(network.transport_at(12))
+                .ok_or(Unparsed::Malformed)?;
+            packet.flags = TcpFlags::of_chunk(chunk);
+            packet.header = 12;
+            if available < 16 {
+                return Err(Unparsed::Malformed);
+            }
         }
     }
     Ok(packet)
+}
+
+/// A packet whose headers may be extended or incomplete: its network header, with everything up to the
+/// transport header walked past.
+#[inline(always)]
+pub fn extended<A: Family>(hook: &Tc) -> Result<Network<A>, Unparsed> {
+    match A::network(hook) {
+        Err(Unparsed::Extended) => {
+            hook.pull_extended_headers();
+            A::extended(hook)
+        }
+        plain => plain,
+    }
 }

@@ -226,7 +226,7 @@ fn target<A: Argument>(call: &Call, address: A, datagram: bool) -> Option<End> {
     let (index, generation) = (published.index, published.generation);
     let origin = SocketOrigin::new(host.ip(), port, protocol, index, generation);
     let known = match known_ends.get_ptr(&key) {
-        // SAFETY: an element of an LRU map; see `flow::Entry`.
+        // SAFETY: an element of an LRU map; see `flow::Live`.
         Some(known) => unsafe { *known == origin },
         None => false,
     };
@@ -270,7 +270,7 @@ fn origin<A: Argument>(call: &Call, address: A) -> Option<End> {
     let origin = HOST_SOCKETS
         .get_ptr(&key)
         .or_else(|| HOST_PEERS.get_ptr(&key))?;
-    // SAFETY: an element of an LRU map; see `flow::Entry`.
+    // SAFETY: an element of an LRU map; see `flow::Live`.
     unsafe { Some(((*origin).address, (*origin).port)) }
 }
 

@@ -1,11 +1,11 @@
 //! What becomes of a packet: counted, logged and turned into a return code here and nowhere else.
 
-use aya_ebpf::bindings::{TC_ACT_SHOT, tcx_action_base::TCX_NEXT, xdp_action};
-use portfwd_common::verdict::Reason;
+use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_STOLEN, tcx_action_base::TCX_NEXT, xdp_action};
+use portfwd_common::{Stage, verdict::Reason};
 
 use crate::{
     forward, log,
-    maps::REASONS,
+    maps::{REASONS, STAGES},
     packet::{Hook, Tc, Xdp},
 };
 
@@ -19,6 +19,7 @@ const NEXT: u64 = 0;
 const NEXT_FOR: u64 = 1;
 const DROP: u64 = 2;
 const REDIRECTED: u64 = 3;
+const STAGE: u64 = 4;
 
 impl Verdict {
     /// It goes on to the next program and the stack.
@@ -39,6 +40,12 @@ impl Verdict {
     pub fn redirected(action: i64) -> Self {
         Self(REDIRECTED | (action as u64) << 32)
     }
+    /// It has been kept, and comes back later.
+    pub const KEPT: Self = Self(REDIRECTED | (TC_ACT_STOLEN as u64) << 32);
+    /// Another program goes on with it, from the beginning.
+    pub const fn stage(stage: Stage) -> Self {
+        Self(STAGE | (stage as u64) << 8)
+    }
     /// Whether the packet was left as it came.
     #[inline(always)]
     pub fn goes_on(self) -> bool {
@@ -48,6 +55,12 @@ impl Verdict {
     /// programs on the hook.
     #[inline(always)]
     pub fn tc(self, hook: &Tc) -> i32 {
+        if self.0 & 0xff == STAGE {
+            // SAFETY: nothing is left to drop. It only returns if the stage is missing; then the packet
+            // goes on as it came.
+            unsafe { STAGES.tail_call(hook, (self.0 >> 8) as u32) };
+            return TCX_NEXT;
+        }
         self.finish(hook, TCX_NEXT, TC_ACT_SHOT)
     }
     /// The return code of an XDP program.

@@ -1,7 +1,9 @@
-//! The ways of a packet, one for each hook, in both families.
+//! The ways of packets of settled flows, one for each hook, in both families: nothing but a lookup, a
+//! translation and a delivery. All others are for the stages ([`crate::first`], [`crate::error`]).
 
 use portfwd_common::{
-    flow::{Flow, FlowKey, Side, State},
+    Stage,
+    flow::FlowKey,
     forward::{Delivery, PortSlot},
     host::LinkSource,
     net::{V4, V6},
@@ -11,12 +13,11 @@ use portfwd_common::{
 use crate::{
     deliver,
     family::Family,
-    flow,
+    flow::{self, Live, Request},
     forward::{self, Way},
-    log,
     maps::{LINK_SOURCES, LINKS},
     packet::{ETHERNET, Hook, Tc, Xdp},
-    parse::{self, Fragment, Network, Packet, Unparsed},
+    parse::{self, Network, Packet, Unparsed},
     translate::{self, End},
     verdict::Verdict,
 };
@@ -60,19 +61,27 @@ pub fn of_container(hook: &Tc) -> Verdict {
 const VLAN: u16 = 0x8100u16.to_be();
 const PROVIDER_VLAN: u16 = 0x88a8u16.to_be();
 
-/// What a parser found, or the end of the way: what is not TCP or UDP, or malformed, goes on.
+/// What a parser found, or the end of the way.
 macro_rules! parsed {
-    ($result:expr) => {
+    ($result:expr, $first:expr, $error:expr) => {
         match $result {
             Ok(found) => found,
             Err(Unparsed::Other) => return Verdict::NEXT,
             Err(Unparsed::Malformed) => return Verdict::next_for(Reason::Malformed),
+            Err(Unparsed::Extended) => return $first,
+            Err(Unparsed::Error) => return $error,
         }
     };
 }
+pub(crate) use parsed;
 
 /// TC ingress of a device.
 pub struct Device;
+
+impl Device {
+    const FIRST: Verdict = Verdict::stage(Stage::DeviceFirst);
+    const ERROR: Verdict = Verdict::stage(Stage::DeviceError);
+}
 
 impl PacketWay<Tc> for Device {
     #[inline(always)]
@@ -81,19 +90,21 @@ impl PacketWay<Tc> for Device {
         if !hook.is_for_host() {
             return Verdict::NEXT;
         }
-        let network: Network<A> = parsed!(A::network(hook));
-        let ports = parsed!(parse::ports(hook, &network));
+        let network: Network<A> = parsed!(A::network(hook), Self::FIRST, Self::ERROR);
+        let ports = parsed!(parse::ports(hook, &network), Self::FIRST, Self::ERROR);
         let slot = forward::slot::<A>(ports.protocol, ports.destination);
         if slot.is_empty() {
             return Verdict::NEXT;
         }
-        let packet = parsed!(parse::transport(hook, network, ports));
-        let ingress = Ingress::Device(hook.device());
-        let deliver = |link, delivery| delivered(hook, link, delivery);
-        let verdict = request(hook, &packet, slot, ingress, deliver);
-        match verdict.goes_on() && slot.has(PortSlot::CONTAINER_SIDE) {
-            true => translated_before(hook, &packet).unwrap_or(verdict),
-            false => verdict,
+        let packet = parsed!(
+            parse::transport(hook, network, ports),
+            Self::FIRST,
+            Self::ERROR
+        );
+        match request(hook, &packet, slot, 0) {
+            Some(Ok(live)) => delivered(hook, &live),
+            Some(Err(verdict)) => verdict,
+            None => Self::FIRST,
         }
     }
 }
@@ -104,42 +115,60 @@ pub struct EarlyDevice;
 impl PacketWay<Xdp> for EarlyDevice {
     #[inline(always)]
     fn go<A: Family>(self, hook: &Xdp) -> Verdict {
-        let network: Network<A> = parsed!(A::network(hook));
-        let ports = parsed!(parse::ports(hook, &network));
+        const UP: Verdict = Verdict::NEXT;
+        let network: Network<A> = parsed!(A::network(hook), UP, UP);
+        let ports = parsed!(parse::ports(hook, &network), UP, UP);
         let slot = forward::slot::<A>(ports.protocol, ports.destination);
         if slot.is_empty() || !hook.is_for_host() {
-            return Verdict::NEXT;
+            return UP;
         }
-        let packet = parsed!(parse::transport(hook, network, ports));
-        let ingress = Ingress::Device(hook.device());
-        request(hook, &packet, slot, ingress, |_, _| Verdict::NEXT)
+        let packet = parsed!(parse::transport(hook, network, ports), UP, UP);
+        match request(hook, &packet, slot, 0) {
+            Some(Err(verdict)) => verdict,
+            _ => UP,
+        }
     }
 }
 
 /// TC ingress of a container's host-side link: replies, and requests of the container to the host.
 pub struct Link;
 
+impl Link {
+    const FIRST: Verdict = Verdict::stage(Stage::LinkFirst);
+    const ERROR: Verdict = Verdict::stage(Stage::LinkError);
+}
+
 impl PacketWay<Tc> for Link {
     #[inline(always)]
     fn go<A: Family>(self, hook: &Tc) -> Verdict {
-        let network: Network<A> = parsed!(A::network(hook));
-        let packet = match parse::ports(hook, &network)
-            .and_then(|ports| parse::transport(hook, network, ports))
-        {
-            Ok(packet) => packet,
-            Err(_) if may_send(hook, &network) => return Verdict::NEXT,
-            Err(_) => return Verdict::drop(Reason::ForeignSource, 0),
+        let network = match A::network(hook) {
+            Ok(network) => network,
+            Err(Unparsed::Extended) => return Self::FIRST,
+            // Of a header that cannot be read, neither can the source.
+            Err(_) => return Verdict::next_for(Reason::Malformed),
         };
-        if let Some(verdict) = reply(hook, &packet) {
-            return verdict;
+        let parsed =
+            parse::ports(hook, &network).and_then(|ports| parse::transport(hook, network, ports));
+        let packet = match parsed {
+            Ok(packet) => packet,
+            Err(Unparsed::Error) => return Self::ERROR,
+            Err(_) => return own(hook, &network, Verdict::NEXT),
+        };
+        if forward::slot::<A>(packet.protocol, packet.source_port).has(PortSlot::CONTAINER_SIDE) {
+            return reply(hook, &packet).unwrap_or(Self::FIRST);
+        }
+        let slot = forward::slot::<A>(packet.protocol, packet.destination_port);
+        if slot.is_empty() {
+            return own(hook, &network, Verdict::NEXT);
         }
         if !may_send(hook, &network) {
             return Verdict::drop(Reason::ForeignSource, 0);
         }
-        let slot = forward::slot::<A>(packet.protocol, packet.destination_port);
-        let ingress = Ingress::Link(hook.device());
-        let deliver = |link, delivery| delivered(hook, link, delivery);
-        request(hook, &packet, slot, ingress, deliver)
+        match request(hook, &packet, slot, hook.device()) {
+            Some(Ok(live)) => delivered(hook, &live),
+            Some(Err(verdict)) => verdict,
+            None => Self::FIRST,
+        }
     }
 }
 
@@ -149,171 +178,120 @@ struct TaggedLink;
 impl PacketWay<Tc> for TaggedLink {
     #[inline(always)]
     fn go<A: Family>(self, hook: &Tc) -> Verdict {
-        let network: Network<A> = parsed!(A::network(hook));
-        if may_send(hook, &network) {
-            Verdict::NEXT
-        } else {
-            Verdict::drop(Reason::ForeignSource, 0)
+        match parse::extended::<A>(hook) {
+            Ok(network) => own(hook, &network, Verdict::NEXT),
+            Err(_) => Verdict::next_for(Reason::Malformed),
         }
+    }
+}
+
+/// `verdict` for what comes from an address of the container, and a drop for the rest.
+#[inline(always)]
+pub fn own<A: Family>(hook: &Tc, network: &Network<A>, verdict: Verdict) -> Verdict {
+    if may_send(hook, network) {
+        verdict
+    } else {
+        Verdict::drop(Reason::ForeignSource, 0)
     }
 }
 
 /// Whether the source is one that the container behind this link may send from.
 #[inline(always)]
-fn may_send<A: Family>(hook: &Tc, network: &Network<A>) -> bool {
+pub fn may_send<A: Family>(hook: &Tc, network: &Network<A>) -> bool {
     let source = LinkSource::new(hook.device(), network.source.ip());
     // SAFETY: only the presence counts.
     unsafe { LINK_SOURCES.get(&source) }.is_some() || network.source.is_link_scoped()
 }
 
-/// TC egress of a device: replies of flows that go through the stack.
+/// TC egress of a device: all that may be a reply through the stack is the stage's.
 pub struct Egress;
 
 impl PacketWay<Tc> for Egress {
     #[inline(always)]
     fn go<A: Family>(self, hook: &Tc) -> Verdict {
-        let network: Network<A> = parsed!(A::network(hook));
-        let ports = parsed!(parse::ports(hook, &network));
-        if !forward::slot::<A>(ports.protocol, ports.source).has(PortSlot::CONTAINER_SIDE) {
-            return Verdict::NEXT;
-        }
-        let packet = parsed!(parse::transport(hook, network, ports));
-        let Some((entry, state, now)) = flow::of_key(&reply_key(&packet)) else {
-            return Verdict::NEXT;
-        };
-        // SAFETY: see `flow::Entry`.
-        let flow = unsafe { &mut *entry };
-        if flow.delivery != Delivery::Stack as u8 {
-            return Verdict::NEXT;
-        }
-        flow::advance(flow, state, Side::Container, &packet, now);
-        let (index, host, port) = (flow.forward, flow.host, flow.host_port);
-        forward::count_packet(index, Way::ToClient, packet.length);
-        match translate::rewrite(hook, &packet, End::Source, host, port, false) {
-            Ok(()) => Verdict::NEXT,
-            Err(reason) => Verdict::drop(reason, index),
+        const FIRST: Verdict = Verdict::stage(Stage::EgressFirst);
+        const ERROR: Verdict = Verdict::stage(Stage::EgressError);
+        let network: Network<A> = parsed!(A::network(hook), FIRST, ERROR);
+        let ports = parsed!(parse::ports(hook, &network), FIRST, ERROR);
+        if forward::slot::<A>(ports.protocol, ports.source).has(PortSlot::CONTAINER_SIDE) {
+            FIRST
+        } else {
+            Verdict::NEXT
         }
     }
 }
 
-/// Where a request came in.
-#[derive(Clone, Copy)]
-enum Ingress {
-    /// By a device of the host.
-    Device(u32),
-    /// By a container's link.
-    Link(u32),
-}
-
-/// From outside to the container: the flow's, else the forward's. What becomes of the translated packet
-/// is `deliver`'s to say, given link and delivery.
+/// From outside to the container, if the packet belongs to a settled flow: the flow, with the packet
+/// translated, or what became of it. `link` is the container's link that it came by, 0 if by none.
 #[inline(always)]
 fn request<H: Hook, A: Family>(
     hook: &H,
     packet: &Packet<A>,
     slot: PortSlot,
-    ingress: Ingress,
-    deliver: impl FnOnce(u32, u8) -> Verdict,
-) -> Verdict {
+    link: u32,
+) -> Option<Result<Live<A>, Verdict>> {
     let destination = packet.network.destination;
     let port = packet.destination_port;
     let Some(published) = forward::published(slot, packet.protocol, destination, port) else {
-        return Verdict::NEXT;
+        return slot
+            .has(PortSlot::CONTAINER_SIDE)
+            .then(|| translated_before(packet).ok_or(Verdict::NEXT));
     };
-    if packet.network.fragment != Fragment::Whole {
-        return Verdict::next_for(Reason::Fragment);
-    }
     let record = published.record;
-    // A forward without a target only holds its port.
-    if destination.is_never_forwarded() || record.target.is_unspecified() {
-        return Verdict::next_for(Reason::NotForHost);
-    }
     let target = A::from_ip(record.target);
     let target_port = record.target_port_of(port);
-    let link = record.link;
-    let hairpin = matches!(ingress, Ingress::Link(own) if own == link);
-    let delivery = if hairpin {
-        Delivery::Hairpin as u8
-    } else {
-        record.delivery
-    };
-    if destination == target || !published.is_unchanged() {
-        return Verdict::NEXT;
+    if packet.flags.turns() || (link != 0 && link == record.link) || !published.is_unchanged() {
+        return None;
     }
+    let source = packet.network.source;
     let protocol = packet.network.protocol;
-    // A container that calls itself would drop what comes from its own address: only then the source is
-    // translated as well.
-    let client = if hairpin {
-        destination
-    } else {
-        packet.network.source
-    };
-    let key = FlowKey::new(client, packet.source_port, target, target_port, protocol);
-    let hop = delivery != Delivery::Stack as u8;
-    if hop && packet.network.hops <= 1 {
-        return Verdict::next_for(Reason::Expired);
+    let key = FlowKey::new(source, packet.source_port, target, target_port, protocol);
+    let live = flow::settled(&key)?;
+    let hop = live.flow().delivery != Delivery::Stack as u32;
+    if !live.is_of(&Request::of(packet), &published) || (hop && packet.network.hops <= 1) {
+        return None;
     }
-    let (link, delivery) = match flow::of_request(&key, packet, published) {
-        // SAFETY: see `flow::Entry`.
-        Ok(Some(entry)) => unsafe { ((*entry).link, (*entry).delivery) },
-        absent_or_taken => {
-            let device = match ingress {
-                Ingress::Device(device) => device,
-                Ingress::Link(link) => routing_device(link),
-            };
-            if let Err(reason) = forward::admits(hook, packet) {
-                return Verdict::next_for(reason);
-            }
-            if let Err(reason) = absent_or_taken {
-                return Verdict::drop(reason, published.index);
-            }
-            let target = flow::Target { link, delivery };
-            if let Err(reason) = flow::open(&key, packet, published, target, device) {
-                return Verdict::drop(reason, published.index);
-            }
-            log::opened(hook, packet, published.index, target_port.get());
-            (link, delivery)
-        }
-    };
+    live.touch();
     forward::count_packet(published.index, Way::ToContainer, packet.length);
-    let port = packet.source_port;
-    let translated = translate::rewrite(hook, packet, End::Destination, target, target_port, hop)
-        .and_then(|()| match hairpin {
-            true => translate::rewrite(hook, packet, End::Source, client, port, false),
-            false => Ok(()),
-        });
-    match translated {
-        Ok(()) => deliver(link, delivery),
-        Err(reason) => Verdict::drop(reason, published.index),
-    }
+    let end = End::Destination;
+    let translated = translate::rewrite(hook, packet, end, target, target_port, hop);
+    Some(match translated {
+        Ok(()) => Ok(live),
+        Err(reason) => Err(Verdict::drop(reason, published.index)),
+    })
 }
 
-/// From the container back to the client, if the packet belongs to a flow of this link.
+/// A packet that XDP has translated already: its destination is a flow's container. (Its port may be
+/// published as well, for another one.)
+#[inline(always)]
+pub fn translated_before<A: Family>(packet: &Packet<A>) -> Option<Live<A>> {
+    let network = &packet.network;
+    flow::settled(&FlowKey::new(
+        network.source,
+        packet.source_port,
+        network.destination,
+        packet.destination_port,
+        network.protocol,
+    ))
+}
+
+/// From the container back to the client, if the packet belongs to a settled flow of this link whose
+/// route is fresh.
 #[inline(always)]
 fn reply<A: Family>(hook: &Tc, packet: &Packet<A>) -> Option<Verdict> {
-    let slot = forward::slot::<A>(packet.protocol, packet.source_port);
-    if !slot.has(PortSlot::CONTAINER_SIDE) {
+    let live = flow::settled(&reply_key(packet))?;
+    let flow = live.flow();
+    let plain = !packet.flags.turns()
+        && packet.network.hops > 1
+        && flow.link == hook.device()
+        && flow.delivery == Delivery::Redirect as u32
+        && flow.client_port.wire() == packet.destination_port.wire()
+        && flow.route.refreshed == live.now;
+    if !plain || !live.is_published() || !deliver::fits(hook, packet, &flow.route) {
         return None;
     }
-    let (entry, state, now) = flow::of_key(&reply_key(packet))?;
-    // SAFETY: see `flow::Entry`.
-    let flow = unsafe { &mut *entry };
-    let link = hook.device();
-    if flow.link != link || packet.network.fragment != Fragment::Whole {
-        return None;
-    }
-    if packet.network.hops <= 1 {
-        return Some(Verdict::next_for(Reason::Expired));
-    }
-    if flow.delivery == Delivery::Hairpin as u8 {
-        return reply_to_itself(hook, packet, flow, state, now);
-    }
-    let route = deliver::route_of(hook, packet, flow, || routing_device(link), now);
-    if !deliver::fits(hook, packet, &route) {
-        return Some(Verdict::next_for(Reason::TooBig));
-    }
-    flow::advance(flow, state, Side::Container, packet, now);
-    let (index, host, port) = (flow.forward, flow.host, flow.host_port);
+    live.touch();
+    let (index, host, port, route) = (flow.forward, flow.host, flow.host_port, flow.route);
     forward::count_packet(index, Way::ToClient, packet.length);
     Some(
         match translate::rewrite(hook, packet, End::Source, host, port, true) {
@@ -323,60 +301,20 @@ fn reply<A: Family>(hook: &Tc, packet: &Packet<A>) -> Option<Verdict> {
     )
 }
 
-/// From a container that calls itself back to itself.
+/// Hands a packet on to the container of its flow.
 #[inline(always)]
-fn reply_to_itself<A: Family>(
-    hook: &Tc,
-    packet: &Packet<A>,
-    flow: &mut Flow<A>,
-    state: State,
-    now: u32,
-) -> Option<Verdict> {
-    // A process of the host may talk to the container from the same address and port.
-    if forward::host_owns(hook, packet) {
-        return None;
-    }
-    flow::advance(flow, state, Side::Container, packet, now);
-    let (index, host, host_port) = (flow.forward, flow.host, flow.host_port);
-    let (client, port) = (flow.route.next_hop, packet.destination_port);
-    forward::count_packet(index, Way::ToClient, packet.length);
-    let translated = translate::rewrite(hook, packet, End::Source, host, host_port, true)
-        .and_then(|()| translate::rewrite(hook, packet, End::Destination, client, port, false));
-    Some(match translated {
-        Ok(()) => deliver::to_container(hook, hook.device()),
-        Err(reason) => Verdict::drop(reason, index),
-    })
-}
-
-/// A packet that XDP has translated already: its destination is a flow's container. (Its port may be
-/// published as well, for another one.)
-#[inline(always)]
-fn translated_before<A: Family>(hook: &Tc, packet: &Packet<A>) -> Option<Verdict> {
-    let network = &packet.network;
-    let key = FlowKey::new(
-        network.source,
-        packet.source_port,
-        network.destination,
-        packet.destination_port,
-        network.protocol,
-    );
-    let (entry, _, _) = flow::of_key(&key)?;
-    // SAFETY: see `flow::Entry`.
-    Some(unsafe { delivered(hook, (*entry).link, (*entry).delivery) })
-}
-
-#[inline(always)]
-fn delivered(hook: &Tc, link: u32, delivery: u8) -> Verdict {
-    if delivery == Delivery::Stack as u8 {
+pub fn delivered<A: Family>(hook: &Tc, live: &Live<A>) -> Verdict {
+    let flow = live.flow();
+    if flow.delivery == Delivery::Stack as u32 {
         Verdict::NEXT
     } else {
-        deliver::to_container(hook, link)
+        deliver::to_container(hook, flow.link)
     }
 }
 
 /// The key of the flow that a packet of a container would be a reply of.
 #[inline(always)]
-fn reply_key<A: Family>(packet: &Packet<A>) -> FlowKey<A> {
+pub fn reply_key<A: Family>(packet: &Packet<A>) -> FlowKey<A> {
     FlowKey::new(
         packet.network.destination,
         packet.destination_port,
@@ -388,7 +326,7 @@ fn reply_key<A: Family>(packet: &Packet<A>) -> FlowKey<A> {
 
 /// The device that routes for a container's link: its bridge, or the link itself.
 #[inline(always)]
-fn routing_device(link: u32) -> u32 {
+pub fn routing_device(link: u32) -> u32 {
     // SAFETY: the loader replaces elements whole.
     unsafe { LINKS.get(&link) }.map_or(link, |record| record.l3_device)
 }

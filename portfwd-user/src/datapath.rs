@@ -8,6 +8,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use portfwd_common::flow::Lifetimes;
+
 use crate::{
     bpffs::Bpffs,
     cli::{self, Cli, LogLevel},
@@ -237,6 +239,7 @@ impl Site {
         journal.host_netns = cookie;
         journal.host_netns_file = [file.device, file.inode];
         journal.log_level = options.log_level as u64;
+        journal.lifetimes = Lifetimes::DEFAULT;
         tables.journal.set(0, journal);
         warn_of_reach(&hooks::sockets::attach(&mut ebpf, built)?);
         let mut datapath = Datapath {

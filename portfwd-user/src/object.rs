@@ -4,8 +4,10 @@ use std::path::Path;
 
 use aya::{
     Ebpf, EbpfLoader, VerifierLogLevel,
-    programs::{Program, ProgramError},
+    maps::{MapError, ProgramArray},
+    programs::{Program, ProgramError, ProgramFd},
 };
+use portfwd_common::{Stage, maps};
 use sha2::{Digest, Sha256};
 
 /// The object, aligned as the ELF parser wants it.
@@ -42,6 +44,9 @@ pub enum LoadError {
         /// What the kernel or aya said.
         source: Box<ProgramError>,
     },
+    /// The table of stages.
+    #[error("stages: {}", first_line(.0))]
+    Stages(#[from] MapError),
     /// A pin.
     #[error("cannot pin {path}: {reason}")]
     Pin {
@@ -84,7 +89,38 @@ pub fn load(options: Options) -> Result<Ebpf, LoadError> {
             source: Box::new(source),
         })?;
     }
+    connect_stages(&mut ebpf)?;
     Ok(ebpf)
+}
+
+/// Lets the programs of the hooks find those of the stages.
+fn connect_stages(ebpf: &mut Ebpf) -> Result<(), LoadError> {
+    let programs: Vec<(Stage, ProgramFd)> = Stage::ALL
+        .into_iter()
+        .map(|stage| Ok((stage, program_fd(ebpf, stage.program())?)))
+        .collect::<Result<_, LoadError>>()?;
+    let missing = || MapError::InvalidName {
+        name: maps::STAGES.to_owned(),
+    };
+    let map = ebpf.map_mut(maps::STAGES).ok_or_else(missing)?;
+    let mut stages = ProgramArray::try_from(map)?;
+    for (stage, program) in &programs {
+        stages.set(*stage as u32, program, 0)?;
+    }
+    Ok(())
+}
+
+fn program_fd(ebpf: &Ebpf, name: &str) -> Result<ProgramFd, LoadError> {
+    let failed = |source| LoadError::Program {
+        name: name.to_owned(),
+        source: Box::new(source),
+    };
+    let fd = match ebpf.program(name) {
+        Some(Program::SchedClassifier(program)) => program.fd(),
+        _ => Err(ProgramError::UnexpectedProgramType),
+    };
+    let fd = fd.map_err(failed)?;
+    fd.try_clone().map_err(|source| failed(source.into()))
 }
 
 /// Pins every map under `maps` and every program under `programs`, by name.

@@ -24,7 +24,7 @@ use crate::{
         netns::Netns,
         sockets::{self, Peer},
     },
-    tables::{Hash, TableError, Tables, is_gone},
+    tables::{Flows, Hash, TableError, Tables, is_gone},
     transaction,
 };
 
@@ -48,8 +48,8 @@ pub fn sweep(tables: &mut Tables, layout: &Layout, host: &Netns) -> Result<(), E
     let masquerades = masquerade::sweep(tables, &owners);
     let needs_egress = forwards.iter().any(through_stack) || !matches!(masquerades, Ok(false));
     let results = [
-        purge_flows(&mut tables.flows_v4, maps::FLOWS_V4, &alive),
-        purge_flows(&mut tables.flows_v6, maps::FLOWS_V6, &alive),
+        purge_flows(&mut tables.flows_v4, &alive),
+        purge_flows(&mut tables.flows_v6, &alive),
         end_sockets(tables, host, &alive),
         forget_containers(tables, layout, host, &owners),
         leave_containers(layout, &loopback),
@@ -87,13 +87,30 @@ fn leave_containers(layout: &Layout, served: &BTreeSet<u32>) -> Result<(), Error
 /// # Errors
 /// When a table cannot be read or written.
 pub fn purge_all_flows(tables: &mut Tables) -> Result<usize, Error> {
-    let before = tables.flows_v4.keys().count() + tables.flows_v6.keys().count();
-    purge_flows(&mut tables.flows_v4, maps::FLOWS_V4, &Alive::new())?;
-    purge_flows(&mut tables.flows_v6, maps::FLOWS_V6, &Alive::new())?;
+    let before = tables.flows_v4.count() + tables.flows_v6.count();
+    purge_flows(&mut tables.flows_v4, &Alive::new())?;
+    purge_flows(&mut tables.flows_v6, &Alive::new())?;
     Ok(before + masquerade::forget_all(tables)?)
 }
 
+/// A changed port of a client stays behind: it leads to no flow, and the table forgets the oldest.
 fn purge_flows<A: portfwd_common::net::Address>(
+    flows: &mut Flows<A>,
+    alive: &Alive,
+) -> Result<(), Error>
+where
+    FlowKey<A>: aya::Pod,
+    Flow<A>: aya::Pod,
+{
+    // Young ones first: a flow that settles meanwhile is in both tables, or in the other.
+    let [settled, young] = flows.tables_mut();
+    for (name, flows) in [young, settled] {
+        purge_table(flows, name, alive)?;
+    }
+    Ok(())
+}
+
+fn purge_table<A: portfwd_common::net::Address>(
     flows: &mut Hash<FlowKey<A>, Flow<A>>,
     name: &'static str,
     alive: &Alive,

@@ -10,7 +10,7 @@ use aya::{
 };
 use memmap2::{MmapOptions, MmapRaw};
 use portfwd_common::{
-    flow::{Flow, FlowKey},
+    flow::{Flow, FlowKey, Shift},
     forward::{AddressPort, Counters, Forward, Journal, MAX_FORWARDS, PORT_SLOTS, PortSlot},
     host::{Attachment, Device, HostDatagram, Label, Link, LinkSource, SocketKey, SocketOrigin},
     maps,
@@ -148,6 +148,39 @@ impl<T: bytemuck::Pod> Mapped<T> {
 /// A hash of the instance.
 pub type Hash<K, V> = HashMap<MapData, K, V>;
 
+/// A table of flows, under the name of its map.
+pub type FlowTable<A> = (&'static str, Hash<FlowKey<A>, Flow<A>>);
+
+/// The flows of one family.
+pub struct Flows<A> {
+    /// Settled ones.
+    pub settled: FlowTable<A>,
+    /// Young ones.
+    pub young: FlowTable<A>,
+}
+
+impl<A> Flows<A>
+where
+    FlowKey<A>: Pod,
+    Flow<A>: Pod,
+{
+    /// Both tables.
+    pub fn tables(&self) -> [&FlowTable<A>; 2] {
+        [&self.settled, &self.young]
+    }
+    /// The same to change.
+    pub fn tables_mut(&mut self) -> [&mut FlowTable<A>; 2] {
+        [&mut self.settled, &mut self.young]
+    }
+    /// How many flows there are.
+    pub fn count(&self) -> usize {
+        self.tables()
+            .map(|(_, flows)| flows.keys().count())
+            .iter()
+            .sum()
+    }
+}
+
 /// Every map of an instance.
 pub struct Tables {
     /// Port slots, as the 64 bits that are stored at once.
@@ -169,9 +202,11 @@ pub struct Tables {
     /// Addresses of the host.
     pub host_addresses: Hash<Ip, u32>,
     /// IPv4 flows.
-    pub flows_v4: Hash<FlowKey<V4>, Flow<V4>>,
+    pub flows_v4: Flows<V4>,
     /// IPv6 flows.
-    pub flows_v6: Hash<FlowKey<V6>, Flow<V6>>,
+    pub flows_v6: Flows<V6>,
+    /// Clients' ports that were changed.
+    pub shifts: Hash<Shift, u32>,
     /// Traffic of forwards.
     pub counters: PerCpuArray<MapData, Counters>,
     /// Counts of reasons.
@@ -279,8 +314,15 @@ impl Tables {
             link_sources: hash(maps::LINK_SOURCES, open(maps::LINK_SOURCES)?)?,
             devices: hash(maps::DEVICES, open(maps::DEVICES)?)?,
             host_addresses: hash(maps::HOST_ADDRESSES, open(maps::HOST_ADDRESSES)?)?,
-            flows_v4: hash(maps::FLOWS_V4, open(maps::FLOWS_V4)?)?,
-            flows_v6: hash(maps::FLOWS_V6, open(maps::FLOWS_V6)?)?,
+            flows_v4: Flows {
+                settled: (maps::FLOWS_V4, hash(maps::FLOWS_V4, open(maps::FLOWS_V4)?)?),
+                young: (maps::YOUNG_V4, hash(maps::YOUNG_V4, open(maps::YOUNG_V4)?)?),
+            },
+            flows_v6: Flows {
+                settled: (maps::FLOWS_V6, hash(maps::FLOWS_V6, open(maps::FLOWS_V6)?)?),
+                young: (maps::YOUNG_V6, hash(maps::YOUNG_V6, open(maps::YOUNG_V6)?)?),
+            },
+            shifts: hash(maps::SHIFTS, open(maps::SHIFTS)?)?,
             counters: per_cpu(maps::COUNTERS, open(maps::COUNTERS)?)?,
             reasons: per_cpu(maps::REASONS, open(maps::REASONS)?)?,
             host_sockets: hash(maps::HOST_SOCKETS, open(maps::HOST_SOCKETS)?)?,

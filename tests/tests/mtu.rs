@@ -2,9 +2,8 @@
 
 use std::net::{SocketAddr, UdpSocket};
 
-use portfwd_tests::clients::{self, Protocol};
+use portfwd_tests::clients;
 use portfwd_tests::deadline::{PATIENCE, patient};
-use portfwd_tests::servers::Server;
 use portfwd_tests::topology::{HOST, HOST6, Shape, Topology};
 
 /// Sends much over TCP, both ways.
@@ -94,29 +93,5 @@ fn a_datagram_too_large_for_the_way_back_is_reported_to_its_sender() {
         server.send(&[0; 1200]).expect("what fits is sent");
         let mut buffer = [0; 2048];
         assert_eq!(client.recv(&mut buffer).expect("what fits arrives"), 1200);
-    }
-}
-
-#[test]
-fn large_datagrams_in_fragments_are_left_to_the_stack() {
-    let topology = Topology::new(Shape::default());
-    let _servers = topology.serve();
-    let _own = Server::start(&topology.host, &[HOST, HOST6], 7, "host");
-    topology.attach("web", 0, &["8080:80/udp"]);
-    for address in [HOST, HOST6] {
-        // The host's own server gets fragments as ever.
-        let to = SocketAddr::new(address, 7);
-        let socket = clients::datagram_socket(&topology.client, to).expect("a socket");
-        let large: Vec<u8> = (0..=u8::MAX).cycle().take(1_900).collect();
-        socket.send(&large).expect("send");
-        let mut buffer = [0; 4096];
-        let length = socket.recv(&mut buffer).expect("an answer");
-        assert!(buffer[..length].ends_with(&large));
-        clients::ask(
-            &topology.client,
-            Protocol::Udp,
-            SocketAddr::new(address, 8080),
-        )
-        .expect("whole datagrams are served");
     }
 }

@@ -135,31 +135,6 @@ fn impossible_sources_open_nothing() {
 }
 
 #[test]
-fn fragments_go_on_untouched() {
-    let topology = topology();
-    let datapath = Datapath::open(&topology);
-    let mut rows = Vec::new();
-    for ends in families() {
-        for (name, frame) in opening_frames(at(ends.client, 36_000), at(ends.host, 8080)) {
-            for (offset, more) in [(0, true), (1, true), (185, false)] {
-                let mut frame = inbound(frame.clone());
-                frame.fragment = (offset, more);
-                let [high, low] = (offset << 3 | u16::from(more)).to_be_bytes();
-                frame
-                    .ipv6_extensions
-                    .push((44, vec![0, 0, high, low, 0, 0, 0, 9]));
-                let input = frame.to_bytes();
-                for program in [Program::Device, Program::EarlyDevice] {
-                    let name = format!("{name}, fragment {offset} {more}");
-                    rows.push(Row::untouched(&name, program, "eth0", input.clone()));
-                }
-            }
-        }
-    }
-    play(&datapath, &rows);
-}
-
-#[test]
 fn a_frame_cut_anywhere_in_its_headers_goes_on_untouched() {
     let topology = topology();
     let datapath = Datapath::open(&topology);

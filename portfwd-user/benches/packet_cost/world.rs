@@ -5,7 +5,7 @@ use std::{error::Error, net::IpAddr};
 use aya::{Ebpf, Pod, programs::Program as Loaded};
 use nix::time::{ClockId, clock_gettime};
 use portfwd_common::{
-    flow::{Flow, FlowKey, Route, State},
+    flow::{Flow, FlowKey, Lifetimes, Route, State},
     forward::{Delivery, Forward, Journal, PortSlot, port_index},
     host::Device,
     net::{Address, NetPort, Protocol, V4, V6},
@@ -57,8 +57,8 @@ impl World {
                     };
                     way.publish(&mut tables);
                     match family {
-                        Family::V4 => way.open(&mut tables.flows_v4)?,
-                        Family::V6 => way.open(&mut tables.flows_v6)?,
+                        Family::V4 => way.open(&mut tables.flows_v4.settled.1)?,
+                        Family::V6 => way.open(&mut tables.flows_v6.settled.1)?,
                     }
                     index += 1;
                 }
@@ -66,6 +66,7 @@ impl World {
         }
         let journal = Journal {
             committed: TRANSACTION,
+            lifetimes: Lifetimes::DEFAULT,
             ..tables.journal.get(0)
         };
         tables.journal.set(0, journal);
@@ -139,11 +140,12 @@ impl Way {
         let flow = Flow {
             host: address(self.family.end(self.end)),
             host_port: NetPort::new(PORTS[self.end]),
+            client_port: NetPort::new(CLIENT_PORT),
             state: match self.transport {
                 Transport::Tcp => State::Established,
-                Transport::Udp => State::UdpAnswered,
-            } as u8,
-            delivery: Delivery::Redirect as u8,
+                Transport::Udp => State::UdpAssured,
+            } as u32,
+            delivery: Delivery::Redirect as u32,
             link: DEVICE,
             forward: self.index,
             generation: GENERATION,

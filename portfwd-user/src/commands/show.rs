@@ -9,7 +9,7 @@ use std::{
 use aya::maps::MapError;
 use portfwd_common::{
     LAYOUT,
-    flow::{Flow, FlowKey, State, is_alive},
+    flow::{Flow, FlowKey, Lifetimes, State, is_alive},
     forward::Counters,
     maps,
     net::{Address, Protocol},
@@ -148,8 +148,14 @@ pub(super) fn flows(cli: &Cli, container: Option<&Label>) -> Result<(), Error> {
             require(&state, container)?;
             let now = clock::seconds()?;
             let tables = &datapath.tables;
-            collect_flows(&tables.flows_v4, maps::FLOWS_V4, &state, now, &mut rows)?;
-            collect_flows(&tables.flows_v6, maps::FLOWS_V6, &state, now, &mut rows)?;
+            let lifetimes = tables.journal.get(0).lifetimes;
+            let clock = Clock { now, lifetimes };
+            for (name, flows) in tables.flows_v4.tables() {
+                collect_flows(flows, name, &state, &clock, &mut rows)?;
+            }
+            for (name, flows) in tables.flows_v6.tables() {
+                collect_flows(flows, name, &state, &clock, &mut rows)?;
+            }
             rows.retain(|row| container.is_none_or(|label| *label == row.container));
         }
         None => require(&state::State::default(), container)?,
@@ -163,11 +169,17 @@ pub(super) fn flows(cli: &Cli, container: Option<&Label>) -> Result<(), Error> {
     })
 }
 
+/// What says whether a flow still lives.
+struct Clock {
+    now: u32,
+    lifetimes: Lifetimes,
+}
+
 fn collect_flows<A: Address>(
     flows: &Hash<FlowKey<A>, Flow<A>>,
     name: &'static str,
     state: &state::State,
-    now: u32,
+    clock: &Clock,
     rows: &mut Vec<FlowRow>,
 ) -> Result<(), Error>
 where
@@ -190,8 +202,8 @@ where
         let owner = state.forwards.iter().find(|forward| {
             forward.index == flow.forward && forward.record.generation == flow.generation
         });
-        let lives =
-            State::from_number(flow.state).filter(|state| is_alive(*state, flow.last_seen, now));
+        let lives = State::from_number(flow.state)
+            .filter(|state| is_alive(*state, flow.last_seen, clock.now, &clock.lifetimes));
         let (Some(owner), Some(flow_state)) = (owner, lives) else {
             continue;
         };
@@ -201,7 +213,7 @@ where
         let socket = |address: A, port: portfwd_common::net::NetPort| {
             SocketAddr::new(IpAddr::from(address.ip()), port.get())
         };
-        let since = |second: u32| Duration::from_secs(u64::from(now.saturating_sub(second)));
+        let since = |second: u32| Duration::from_secs(u64::from(clock.now.saturating_sub(second)));
         rows.push(FlowRow {
             container: owner.owner.clone(),
             protocol,
@@ -240,7 +252,7 @@ fn describe(
     state: &state::State,
 ) -> Result<report::Datapath, Error> {
     let tables = &datapath.tables;
-    let flows = tables.flows_v4.keys().count() + tables.flows_v6.keys().count();
+    let flows = tables.flows_v4.count() + tables.flows_v6.count();
     let shown = state.forwards.iter().filter_map(Owned::published).count();
     Ok(report::Datapath {
         layout: LAYOUT,

@@ -73,6 +73,7 @@ fn purge_table(
 /// When a table cannot be read.
 pub fn count_flows(tables: &Tables) -> Result<HashMap<(u32, IpAddr), u64>, Error> {
     let now = crate::clock::seconds()?;
+    let lifetimes = tables.journal.get(0).lifetimes;
     let mut counts = HashMap::new();
     for (table, name) in [
         (&tables.masqueraded, maps::MASQUERADED),
@@ -81,8 +82,8 @@ pub fn count_flows(tables: &Tables) -> Result<HashMap<(u32, IpAddr), u64>, Error
         for entry in halves(table) {
             let doing = || "read masqueraded flows".to_owned();
             let (key, half) = entry.map_err(failed(name)).doing(doing)?;
-            let lives = State::from_number(half.state)
-                .is_some_and(|state| is_alive(state, half.last_seen, now));
+            let lives = State::from_number(half.state.into())
+                .is_some_and(|state| is_alive(state, half.last_seen, now, &lifetimes));
             if key.is_out() && lives {
                 *counts
                     .entry((half.owner, IpAddr::from(key.source)))

@@ -1,0 +1,375 @@
+//! The first stage: packets that open flows or belong to young ones, steps of a connection, fragments,
+//! and what is behind extension headers.
+
+use portfwd_common::{
+    Stage,
+    flow::{FlowKey, Side},
+    forward::{Delivery, PortSlot},
+    fragment::Decision,
+    net::NetPort,
+    verdict::Reason,
+};
+
+use crate::{
+    deliver,
+    family::Family,
+    flow::{self, Found, Live, Place, Request, Target},
+    forward::{self, Way},
+    fragment, log,
+    packet::{Hook, Tc},
+    parse::{self, Fragment, Network, Packet, Unparsed},
+    shift,
+    translate::{self, End},
+    verdict::Verdict,
+    way::{self, PacketWay, parsed},
+};
+
+/// After the TC ingress of a device.
+pub struct Device;
+
+impl PacketWay<Tc> for Device {
+    #[inline(always)]
+    fn go<A: Family>(self, hook: &Tc) -> Verdict {
+        const ERROR: Verdict = Verdict::stage(Stage::DeviceError);
+        let network: Network<A> = parsed!(parse::extended(hook), Verdict::NEXT, ERROR);
+        match network.fragment {
+            Fragment::Later => return later(hook, &network),
+            Fragment::First if fragment::release(hook, &network) => return Verdict::KEPT,
+            _ => {}
+        }
+        let ports = parsed!(parse::ports(hook, &network), Verdict::NEXT, ERROR);
+        let slot = forward::slot::<A>(ports.protocol, ports.destination);
+        if slot.is_empty() {
+            let_pass(hook, &network);
+            return Verdict::NEXT;
+        }
+        let packet = parsed!(parse::transport(hook, network, ports), Verdict::NEXT, ERROR);
+        let verdict = request(hook, &packet, slot, Ingress::Device(hook.device()));
+        if !verdict.goes_on() {
+            return verdict;
+        }
+        match way::translated_before(&packet) {
+            Some(live) if slot.has(PortSlot::CONTAINER_SIDE) => way::delivered(hook, &live),
+            _ => {
+                let_pass(hook, &packet.network);
+                verdict
+            }
+        }
+    }
+}
+
+/// After the TC ingress of a container's link.
+pub struct Link;
+
+impl PacketWay<Tc> for Link {
+    #[inline(always)]
+    fn go<A: Family>(self, hook: &Tc) -> Verdict {
+        const ERROR: Verdict = Verdict::stage(Stage::LinkError);
+        let network = match parse::extended::<A>(hook) {
+            Ok(network) => network,
+            Err(_) => return Verdict::next_for(Reason::Malformed),
+        };
+        if network.fragment == Fragment::Later {
+            return follow(hook, &network)
+                .unwrap_or_else(|| way::own(hook, &network, Verdict::NEXT));
+        }
+        let parsed =
+            parse::ports(hook, &network).and_then(|ports| parse::transport(hook, network, ports));
+        let packet = match parsed {
+            Ok(packet) => packet,
+            Err(Unparsed::Error) => return ERROR,
+            Err(_) => return way::own(hook, &network, Verdict::NEXT),
+        };
+        if let Some(verdict) = reply(hook, &packet) {
+            return verdict;
+        }
+        if !way::may_send(hook, &network) {
+            return Verdict::drop(Reason::ForeignSource, 0);
+        }
+        let slot = forward::slot::<A>(packet.protocol, packet.destination_port);
+        request(hook, &packet, slot, Ingress::Link(hook.device()))
+    }
+}
+
+/// After the TC egress of a device: replies of flows that go through the stack.
+pub struct Egress;
+
+impl PacketWay<Tc> for Egress {
+    #[inline(always)]
+    fn go<A: Family>(self, hook: &Tc) -> Verdict {
+        const ERROR: Verdict = Verdict::stage(Stage::EgressError);
+        let network: Network<A> = parsed!(parse::extended(hook), Verdict::NEXT, ERROR);
+        if network.fragment == Fragment::Later {
+            return follow(hook, &network).unwrap_or(Verdict::NEXT);
+        }
+        let ports = parsed!(parse::ports(hook, &network), Verdict::NEXT, ERROR);
+        let packet = parsed!(parse::transport(hook, network, ports), Verdict::NEXT, ERROR);
+        let key = way::reply_key(&packet);
+        let of_stack = |live: &Live<A>| live.flow().delivery == Delivery::Stack as u32;
+        match flow::of_reply(&key).filter(of_stack) {
+            Some(live) => {
+                flow::advance(&live, &key, Side::Container, &packet);
+                match to_client(hook, &packet, &key, &live, false) {
+                    Ok(()) => Verdict::NEXT,
+                    Err(reason) => Verdict::drop(reason, live.flow().forward),
+                }
+            }
+            None => Verdict::NEXT,
+        }
+    }
+}
+
+/// A fragment from a device that is not the first.
+#[inline(always)]
+fn later<A: Family>(hook: &Tc, network: &Network<A>) -> Verdict {
+    match follow(hook, network) {
+        Some(verdict) => verdict,
+        None if fragment::hold(hook, network) => Verdict::KEPT,
+        None => Verdict::next_for(Reason::Fragment),
+    }
+}
+
+/// Notes of a first fragment that it is not ours, so that the others do not wait.
+#[inline(always)]
+fn let_pass<A: Family>(hook: &Tc, network: &Network<A>) {
+    if network.fragment == Fragment::First {
+        fragment::decide(hook, network, Decision::Pass, None);
+    }
+}
+
+/// Sends a fragment the way of its first, if that is known.
+#[inline(always)]
+fn follow<A: Family>(hook: &Tc, network: &Network<A>) -> Option<Verdict> {
+    let (decision, key) = fragment::decision(hook, network)?;
+    match decision {
+        Decision::Waiting => None,
+        Decision::Pass => Some(Verdict::NEXT),
+        Decision::Drop => Some(Verdict::drop(Reason::Fragment, 0)),
+        Decision::ToContainer => Some(follow_to_container(hook, network, &key)),
+        Decision::ToClient => Some(follow_to_client(hook, network, &key)),
+    }
+}
+
+#[inline(always)]
+fn follow_to_container<A: Family>(hook: &Tc, network: &Network<A>, key: &FlowKey<A>) -> Verdict {
+    let Some(live) = flow::of_reply(key) else {
+        return Verdict::next_for(Reason::NoFlow);
+    };
+    let flow = live.flow();
+    let hop = flow.delivery != Delivery::Stack as u32;
+    if hop && network.hops <= 1 {
+        return Verdict::next_for(Reason::Expired);
+    }
+    forward::count_packet(flow.forward, Way::ToContainer, network.length(hook));
+    let translated = translate::readdress(hook, network, End::Destination, key.container, hop)
+        .and_then(|()| match flow.delivery == Delivery::Hairpin as u32 {
+            true => translate::readdress(hook, network, End::Source, key.client, false),
+            false => Ok(()),
+        });
+    match translated {
+        Ok(()) => way::delivered(hook, &live),
+        Err(reason) => Verdict::drop(reason, flow.forward),
+    }
+}
+
+#[inline(always)]
+fn follow_to_client<A: Family>(hook: &Tc, network: &Network<A>, key: &FlowKey<A>) -> Verdict {
+    let Some(live) = flow::of_reply(key) else {
+        return Verdict::next_for(Reason::NoFlow);
+    };
+    let flow = live.flow();
+    let (index, host, route) = (flow.forward, flow.host, flow.route);
+    let hop = flow.delivery != Delivery::Stack as u32;
+    if hop && network.hops <= 1 {
+        return Verdict::next_for(Reason::Expired);
+    }
+    let hairpin = flow.delivery == Delivery::Hairpin as u32;
+    let length = network.length(hook);
+    if hop && !hairpin && length > route.mtu as u64 {
+        return Verdict::next_for(Reason::TooBig);
+    }
+    forward::count_packet(index, Way::ToClient, length);
+    let translated =
+        translate::readdress(hook, network, End::Source, host, hop).and_then(|()| match hairpin {
+            true => translate::readdress(hook, network, End::Destination, route.next_hop, false),
+            false => Ok(()),
+        });
+    match translated {
+        Err(reason) => Verdict::drop(reason, index),
+        Ok(()) if hairpin => deliver::to_container(hook, hook.device()),
+        Ok(()) if hop => deliver::to_client(&route),
+        Ok(()) => Verdict::NEXT,
+    }
+}
+
+/// Where a request came in.
+#[derive(Clone, Copy)]
+enum Ingress {
+    /// By a device of the host.
+    Device(u32),
+    /// By a container's link.
+    Link(u32),
+}
+
+impl Ingress {
+    /// The device that routes for what came in this way.
+    #[inline(always)]
+    fn device(self) -> u32 {
+        match self {
+            Self::Device(device) => device,
+            Self::Link(link) => way::routing_device(link),
+        }
+    }
+}
+
+/// From outside to the container: the flow's, else the forward's.
+#[inline(always)]
+fn request<A: Family>(hook: &Tc, packet: &Packet<A>, slot: PortSlot, ingress: Ingress) -> Verdict {
+    let destination = packet.network.destination;
+    let port = packet.destination_port;
+    let Some(published) = forward::published(slot, packet.protocol, destination, port) else {
+        return Verdict::NEXT;
+    };
+    let record = published.record;
+    // A forward without a target only holds its port.
+    if destination.is_never_forwarded() || record.target.is_unspecified() {
+        return Verdict::next_for(Reason::NotForHost);
+    }
+    let target = A::from_ip(record.target);
+    let target_port = record.target_port_of(port);
+    // A container that calls itself would drop what comes from its own address: only then the source is
+    // translated as well.
+    let hairpin = matches!(ingress, Ingress::Link(own) if own == record.link);
+    let way_in = Target {
+        link: record.link,
+        delivery: match hairpin {
+            true => Delivery::Hairpin as u32,
+            false => record.delivery as u32,
+        },
+    };
+    if destination == target || !published.is_unchanged() {
+        return Verdict::NEXT;
+    }
+    let hop = way_in.delivery != Delivery::Stack as u32;
+    if hop && packet.network.hops <= 1 {
+        return Verdict::next_for(Reason::Expired);
+    }
+    let client = match hairpin {
+        true => destination,
+        false => packet.network.source,
+    };
+    let protocol = packet.network.protocol;
+    let mut key = FlowKey::new(client, packet.source_port, target, target_port, protocol);
+    let live = match shift::find(&mut key, &Request::of(packet), &published) {
+        // A SYN opens a new connection in place of one that is closed.
+        Found::Own(live) if !(packet.flags.opens() && live.state.gives_way_to_syn()) => {
+            flow::advance(&live, &key, Side::Client, packet);
+            live
+        }
+        found => {
+            if let Err(reason) = forward::admits(hook, packet) {
+                return Verdict::next_for(reason);
+            }
+            let device = ingress.device();
+            let opened = match found {
+                Found::Other => shift::open(&mut key, packet, &published, way_in, device),
+                _ => flow::open(&key, packet, &published, way_in, device, Place::Any),
+            };
+            match opened {
+                Ok(live) => {
+                    log::opened(hook, packet, published.index, target_port.get());
+                    live
+                }
+                Err(reason) => return dropped(hook, packet, reason, published.index),
+            }
+        }
+    };
+    let index = published.index;
+    forward::count_packet(index, Way::ToContainer, packet.length);
+    if packet.network.fragment == Fragment::First {
+        fragment::decide(hook, &packet.network, Decision::ToContainer, Some(&key));
+    }
+    let end = End::Destination;
+    let translated = translate::rewrite(hook, packet, end, target, target_port, hop).and_then(
+        |()| match hairpin || key.client_port.wire() != packet.source_port.wire() {
+            true => translate::rewrite(hook, packet, End::Source, client, key.client_port, false),
+            false => Ok(()),
+        },
+    );
+    match translated {
+        Ok(()) => way::delivered(hook, &live),
+        Err(reason) => Verdict::drop(reason, index),
+    }
+}
+
+/// A drop, of the datagram's other fragments as well.
+#[inline(always)]
+fn dropped<A: Family>(hook: &Tc, packet: &Packet<A>, reason: Reason, index: u32) -> Verdict {
+    if packet.network.fragment == Fragment::First {
+        fragment::decide(hook, &packet.network, Decision::Drop, None);
+    }
+    Verdict::drop(reason, index)
+}
+
+/// From the container back to the client, if the packet belongs to a flow of this link.
+#[inline(always)]
+fn reply<A: Family>(hook: &Tc, packet: &Packet<A>) -> Option<Verdict> {
+    let slot = forward::slot::<A>(packet.protocol, packet.source_port);
+    if !slot.has(PortSlot::CONTAINER_SIDE) {
+        return None;
+    }
+    let key = way::reply_key(packet);
+    let live = flow::of_reply(&key)?;
+    let flow = live.flow();
+    if flow.link != hook.device() {
+        return None;
+    }
+    let hairpin = flow.delivery == Delivery::Hairpin as u32;
+    // A process of the host may talk to the container from the same address and port.
+    if hairpin && forward::host_owns(hook, packet) {
+        return None;
+    }
+    if packet.network.hops <= 1 {
+        return Some(Verdict::next_for(Reason::Expired));
+    }
+    if !hairpin {
+        deliver::refresh_route(hook, &key, &live, way::routing_device);
+        if !deliver::fits(hook, packet, &flow.route) {
+            return Some(Verdict::next_for(Reason::TooBig));
+        }
+    }
+    flow::advance(&live, &key, Side::Container, packet);
+    let (index, route) = (flow.forward, flow.route);
+    Some(match to_client(hook, packet, &key, &live, true) {
+        Err(reason) => Verdict::drop(reason, index),
+        Ok(()) if hairpin => deliver::to_container(hook, hook.device()),
+        Ok(()) => deliver::to_client(&route),
+    })
+}
+
+/// Counts and translates a reply.
+#[inline(always)]
+fn to_client<A: Family>(
+    hook: &Tc,
+    packet: &Packet<A>,
+    key: &FlowKey<A>,
+    live: &Live<A>,
+    hop: bool,
+) -> Result<(), Reason> {
+    let flow = live.flow();
+    let (host, host_port, port) = (flow.host, flow.host_port, flow.client_port);
+    let client = match flow.delivery == Delivery::Hairpin as u32 {
+        true => flow.route.next_hop,
+        false => packet.network.destination,
+    };
+    forward::count_packet(flow.forward, Way::ToClient, packet.length);
+    if packet.network.fragment == Fragment::First {
+        fragment::decide(hook, &packet.network, Decision::ToClient, Some(key));
+    }
+    translate::rewrite(hook, packet, End::Source, host, host_port, hop)?;
+    let same = |port: NetPort| port.wire() == packet.destination_port.wire();
+    if client == packet.network.destination && same(port) {
+        return Ok(());
+    }
+    translate::rewrite(hook, packet, End::Destination, client, port, false)
+}

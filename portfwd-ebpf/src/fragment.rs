@@ -1,0 +1,197 @@
+//! Datagrams in fragments: what was decided about the first holds for the others, and what comes before
+//! the first waits for it.
+
+use aya_ebpf::{
+    bindings::{BPF_F_INGRESS, BPF_F_RECOMPUTE_CSUM, BPF_NOEXIST},
+    helpers::{bpf_clone_redirect, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_store_bytes},
+};
+use portfwd_common::{
+    flow::FlowKey,
+    fragment::{
+        DATAGRAM_LIFETIME, Datagram, DatagramKey, Decision, HeldKey, MAX_HELD_LENGTH,
+        MAX_HELD_OF_DATAGRAM,
+    },
+    net::{Address as _, NetPort, V6},
+};
+
+use crate::{
+    clock,
+    family::Family,
+    maps::{DATAGRAMS, HELD, HELD_SCRATCH},
+    packet::{Hook, Tc},
+    parse::Network,
+};
+
+/// Shortest frame that waits: Ethernet and IPv4 header, and something.
+const MIN_HELD_LENGTH: u32 = 35;
+
+#[inline(always)]
+fn key_of<A: Family>(hook: &Tc, network: &Network<A>) -> DatagramKey {
+    DatagramKey::new(
+        network.source.ip(),
+        network.destination.ip(),
+        network.identification,
+        network.protocol,
+        hook.device(),
+    )
+}
+
+/// What was decided about the datagram of a fragment, and the key of its flow if it has one.
+#[inline(always)]
+pub fn decision<A: Family>(hook: &Tc, network: &Network<A>) -> Option<(Decision, FlowKey<A>)> {
+    let key = key_of(hook, network);
+    let datagram = DATAGRAMS.get_ptr(&key)?;
+    // SAFETY: an element of an LRU map, whose fields are plain numbers.
+    let datagram = unsafe { &*datagram };
+    if clock::now().wrapping_sub(datagram.since) >= DATAGRAM_LIFETIME {
+        return None;
+    }
+    let flow = FlowKey::new(
+        A::from_ip(datagram.client),
+        datagram.client_port,
+        A::from_ip(datagram.container),
+        datagram.container_port,
+        network.protocol,
+    );
+    Some((Decision::from_number(datagram.decision)?, flow))
+}
+
+/// Notes what was decided about the first fragment of a datagram. If there is no room, the others are
+/// treated as if it had not come.
+#[inline(always)]
+pub fn decide<A: Family>(
+    hook: &Tc,
+    network: &Network<A>,
+    decision: Decision,
+    flow: Option<&FlowKey<A>>,
+) {
+    let zero = core::hint::black_box(0);
+    let mut datagram = Datagram {
+        decision: decision as u32,
+        since: clock::now(),
+        held: 0,
+        client_port: NetPort::new(0),
+        container_port: NetPort::new(0),
+        client: V6(zero, zero).ip(),
+        container: V6(zero, zero).ip(),
+    };
+    if let Some(flow) = flow {
+        datagram.client_port = flow.client_port;
+        datagram.container_port = flow.container_port;
+        datagram.client = flow.client.ip();
+        datagram.container = flow.container.ip();
+    }
+    let _ = DATAGRAMS.insert(&key_of(hook, network), &datagram, 0);
+}
+
+/// Keeps a fragment whose first has not come. Says whether it did: if not, the fragment goes on.
+#[inline(always)]
+pub fn hold<A: Family>(hook: &Tc, network: &Network<A>) -> bool {
+    let key = key_of(hook, network);
+    let Some(datagram) = DATAGRAMS.get_ptr_mut(&key) else {
+        return keep(hook, HeldKey::new(key, 0)) && wait(&key);
+    };
+    // SAFETY: see `decision`. Two CPUs may take the same place: then a fragment is lost.
+    let datagram = unsafe { &mut *datagram };
+    let waits = datagram.decision == Decision::Waiting as u32
+        && clock::now().wrapping_sub(datagram.since) < DATAGRAM_LIFETIME;
+    if !waits {
+        datagram.decision = Decision::Waiting as u32;
+        datagram.since = clock::now();
+        datagram.held = 0;
+    }
+    let place = datagram.held;
+    if place >= MAX_HELD_OF_DATAGRAM || !keep(hook, HeldKey::new(key, place)) {
+        return false;
+    }
+    datagram.held = place + 1;
+    true
+}
+
+/// Begins to wait for the first fragment. Not if it came this very moment, on another CPU.
+#[inline(always)]
+fn wait(key: &DatagramKey) -> bool {
+    let zero = core::hint::black_box(0);
+    let datagram = Datagram {
+        decision: Decision::Waiting as u32,
+        since: clock::now(),
+        held: 1,
+        client_port: NetPort::new(0),
+        container_port: NetPort::new(0),
+        client: V6(zero, zero).ip(),
+        container: V6(zero, zero).ip(),
+    };
+    DATAGRAMS.insert(key, &datagram, BPF_NOEXIST as u64).is_ok()
+}
+
+/// Copies the frame to where it waits.
+#[inline(always)]
+fn keep(hook: &Tc, key: HeldKey) -> bool {
+    let Some(scratch) = HELD_SCRATCH.get_ptr_mut(0) else {
+        return false;
+    };
+    let length = hook.len() as u32;
+    if !(MIN_HELD_LENGTH..=MAX_HELD_LENGTH as u32).contains(&length) {
+        return false;
+    }
+    // SAFETY: this CPU's own element, which has room for `length` bytes.
+    unsafe {
+        (*scratch).length = length;
+        let frame = (&raw mut (*scratch).frame).cast();
+        bpf_skb_load_bytes(hook.context().cast(), 0, frame, length) == 0
+            && HELD.insert(&key, &*scratch, 0).is_ok()
+    }
+}
+
+/// At the first fragment of a datagram whose others wait: all of them come in again by the same device,
+/// the first one first. Says whether there were any; the packet is then no more than a husk.
+#[inline(always)]
+pub fn release<A: Family>(hook: &Tc, network: &Network<A>) -> bool {
+    let key = key_of(hook, network);
+    let Some(datagram) = DATAGRAMS.get_ptr(&key) else {
+        return false;
+    };
+    // SAFETY: see `decision`.
+    let (decision, held) = unsafe { ((*datagram).decision, (*datagram).held) };
+    if decision != Decision::Waiting as u32 {
+        return false;
+    }
+    let _ = DATAGRAMS.remove(&key);
+    come_in_again(hook);
+    for place in 0..MAX_HELD_OF_DATAGRAM {
+        if place >= held {
+            break;
+        }
+        let key = HeldKey::new(key, place);
+        if become_held(hook, &key) {
+            come_in_again(hook);
+        }
+        let _ = HELD.remove(&key);
+    }
+    true
+}
+
+#[inline(always)]
+fn come_in_again(hook: &Tc) {
+    // SAFETY: a live context. What cannot be queued is lost, as it might have been on the wire.
+    unsafe { bpf_clone_redirect(hook.context().cast(), hook.device(), BPF_F_INGRESS as u64) };
+}
+
+/// Turns the packet into the one that waits under `key`.
+#[inline(always)]
+fn become_held(hook: &Tc, key: &HeldKey) -> bool {
+    let Some(held) = HELD.get_ptr(key) else {
+        return false;
+    };
+    // SAFETY: an element of an LRU map; its length is checked, because another CPU may overwrite it.
+    unsafe {
+        let length = core::ptr::read_volatile(&raw const (*held).length);
+        if !(MIN_HELD_LENGTH..=MAX_HELD_LENGTH as u32).contains(&length) {
+            return false;
+        }
+        let skb = hook.context().cast();
+        let frame = (&raw const (*held).frame).cast();
+        bpf_skb_change_tail(skb, length, 0) == 0
+            && bpf_skb_store_bytes(skb, 0, frame, length, BPF_F_RECOMPUTE_CSUM as u64) == 0
+    }
+}

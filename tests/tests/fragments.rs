@@ -1,0 +1,176 @@
+//! Datagrams in fragments, through a published port and beside it.
+
+use std::net::{SocketAddr, UdpSocket};
+use std::time::Duration;
+
+use portfwd_tests::capture;
+use portfwd_tests::clients;
+use portfwd_tests::deadline::{PATIENCE, patient};
+use portfwd_tests::packet::Frame;
+use portfwd_tests::servers::Server;
+use portfwd_tests::topology::{
+    CLIENT, CLIENT_MAC, CLIENT6, HOST, HOST_MAC, HOST6, Shape, Topology,
+};
+
+/// Longest payload of a UDP datagram over IPv4: 65,535 less the headers of 20 and 8 bytes.
+const LONGEST: usize = 65_507;
+
+fn pattern(length: usize) -> Vec<u8> {
+    (0..=250).cycle().take(length).collect()
+}
+
+fn bound(topology: &Topology, address: SocketAddr) -> UdpSocket {
+    let [own, _] = &topology.containers;
+    let server = own
+        .namespace
+        .run(|| UdpSocket::bind(address))
+        .expect("bind");
+    server
+        .set_read_timeout(Some(patient(PATIENCE)))
+        .expect("a limit");
+    server
+}
+
+// Fails if a later fragment is not readdressed, or goes to the stack (`follow` in first.rs).
+#[test]
+fn the_longest_datagrams_go_both_ways() {
+    let topology = Topology::new(Shape::default());
+    topology.attach("web", 0, &["8080:80/udp"]);
+    let [own, _] = &topology.containers;
+    for (address, container) in [(HOST, own.addresses()[0]), (HOST6, own.addresses()[1])] {
+        let server = bound(&topology, SocketAddr::new(container, 80));
+        let to = SocketAddr::new(address, 8080);
+        let client = clients::datagram_socket(&topology.client, to).expect("a socket");
+        for length in [1_473, 2_000, 3_000, LONGEST] {
+            let question = pattern(length);
+            client.send(&question).expect("send");
+            let mut buffer = vec![0; LONGEST + 1];
+            let (received, peer) = server.recv_from(&mut buffer).expect("the question");
+            assert_eq!(&buffer[..received], question, "to {container}");
+            server.send_to(&question, peer).expect("answer");
+            let received = client.recv(&mut buffer).expect("the answer");
+            assert_eq!(&buffer[..received], question, "from {container}");
+        }
+    }
+}
+
+// Fails if a first fragment of no published port is not remembered (`let_pass` in first.rs): the others
+// wait for ever then.
+#[test]
+fn the_hosts_own_fragments_arrive_beside_published_ports() {
+    let topology = Topology::new(Shape::default());
+    let _own = Server::start(&topology.host, &[HOST, HOST6], 7, "host");
+    topology.attach("web", 0, &["8080:80/udp"]);
+    for address in [HOST, HOST6] {
+        let to = SocketAddr::new(address, 7);
+        let socket = clients::datagram_socket(&topology.client, to).expect("a socket");
+        let large = pattern(1_900);
+        socket.send(&large).expect("send");
+        let mut buffer = vec![0; LONGEST + 1];
+        let length = socket.recv(&mut buffer).expect("an answer");
+        assert!(buffer[..length].ends_with(&large));
+    }
+}
+
+/// The frames of a datagram in fragments of `size` bytes of IP payload.
+fn fragments(datagram: &Frame, size: usize, identification: u32) -> Vec<Vec<u8>> {
+    let whole = datagram.to_bytes();
+    let header = if datagram.source.is_ipv4() { 34 } else { 54 };
+    let payload = &whole[header..];
+    let pieces = payload.chunks(size).enumerate();
+    pieces
+        .map(|(number, piece)| {
+            let offset = u16::try_from(number * size / 8).expect("13 bits");
+            let more = (number + 1) * size < payload.len();
+            let mut frame = whole[..header].to_vec();
+            if datagram.source.is_ipv4() {
+                let total = u16::try_from(20 + piece.len()).expect("16 bits");
+                frame[16..18].copy_from_slice(&total.to_be_bytes());
+                let low = u16::try_from(identification & 0xffff).expect("16 bits");
+                frame[18..20].copy_from_slice(&low.to_be_bytes());
+                frame[20..22].copy_from_slice(&(offset | u16::from(more) << 13).to_be_bytes());
+                frame.extend_from_slice(piece);
+            } else {
+                let total = u16::try_from(8 + piece.len()).expect("16 bits");
+                frame[18..20].copy_from_slice(&total.to_be_bytes());
+                let next = std::mem::replace(&mut frame[20], 44);
+                frame.extend_from_slice(&[next, 0]);
+                frame.extend_from_slice(&(offset << 3 | u16::from(more)).to_be_bytes());
+                frame.extend_from_slice(&identification.to_be_bytes());
+                frame.extend_from_slice(piece);
+            }
+            portfwd_tests::layers::repaired(&mut frame);
+            frame
+        })
+        .collect()
+}
+
+// Fails if what comes before the first fragment is not held, or is let go before the first
+// (`release` in fragment.rs).
+#[test]
+fn fragments_arrive_in_any_order() {
+    let topology = Topology::new(Shape::default());
+    topology.attach("web", 0, &["8080:80/udp"]);
+    let [own, _] = &topology.containers;
+    let mut identification = 0x7700;
+    for (client, host, container) in [
+        (CLIENT, HOST, own.addresses()[0]),
+        (CLIENT6, HOST6, own.addresses()[1]),
+    ] {
+        let server = bound(&topology, SocketAddr::new(container, 80));
+        let question = pattern(5_000);
+        let datagram = Frame::udp(
+            SocketAddr::new(client, 4_000),
+            SocketAddr::new(host, 8080),
+            &question,
+        )
+        .on_link(CLIENT_MAC, HOST_MAC);
+        for order in [
+            [0, 1, 2, 3],
+            [1, 0, 2, 3],
+            [3, 2, 1, 0],
+            [2, 3, 0, 1],
+            [3, 1, 0, 2],
+        ] {
+            identification += 1;
+            let frames = fragments(&datagram, 1_400, identification);
+            assert_eq!(frames.len(), order.len());
+            for place in order {
+                capture::inject(&topology.client, "eth0", &frames[place]);
+            }
+            let mut buffer = vec![0; LONGEST];
+            let received = server.recv(&mut buffer);
+            let received = received.unwrap_or_else(|e| panic!("{host}, order {order:?}: {e}"));
+            assert_eq!(&buffer[..received], question, "{host}, order {order:?}");
+        }
+    }
+}
+
+// Fails if a port that nobody publishes is held up by fragments that wait, or if the bound is not kept.
+#[test]
+fn fragments_that_never_come_hold_up_nobody_else() {
+    let topology = Topology::new(Shape::default());
+    topology.attach("web", 0, &["8080:80/udp"]);
+    let [own, _] = &topology.containers;
+    let server = bound(&topology, SocketAddr::new(own.addresses()[0], 80));
+    let question = pattern(3_000);
+    let datagram = Frame::udp(
+        SocketAddr::new(CLIENT, 4_000),
+        SocketAddr::new(HOST, 8080),
+        &question,
+    )
+    .on_link(CLIENT_MAC, HOST_MAC);
+    for identification in 0..2_000 {
+        let orphan = &fragments(&datagram, 1_400, identification)[2];
+        capture::inject(&topology.client, "eth0", orphan);
+    }
+    for frame in [2, 1, 0].map(|place| fragments(&datagram, 1_400, 40_000)[place].clone()) {
+        capture::inject(&topology.client, "eth0", &frame);
+    }
+    server
+        .set_read_timeout(Some(patient(Duration::from_secs(10))))
+        .expect("a limit");
+    let mut buffer = vec![0; LONGEST];
+    let received = server.recv(&mut buffer).expect("the whole datagram");
+    assert_eq!(&buffer[..received], question);
+}
