@@ -123,11 +123,11 @@ fn open(layout: &Layout, hook: Hook) -> Result<SchedClassifier, ProgramError> {
 /// Whether the program of `hook` is attached to the device with that index.
 ///
 /// # Errors
-/// When its pin cannot be looked at.
-pub fn is_attached(layout: &Layout, hook: Hook, index: u32) -> Result<bool, Error> {
+/// When its pin, or the filters of the device, cannot be looked at.
+pub fn is_attached(layout: &Layout, hook: Hook, host: &Netns, index: u32) -> Result<bool, Error> {
     let pin = hook.pin(layout, index);
     let linked = pins::is_on(&pin, index).doing(|| format!("look at {}", pin.display()))?;
-    Ok(linked || clsact::filter_mark(layout, hook, index).exists())
+    Ok(linked || clsact::is_attached(layout, hook, host, index)?)
 }
 
 /// Detaches the program of `hook` from the device with that index; nothing to do is no error.

@@ -172,6 +172,14 @@ pub fn device_programs(index: u32) -> io::Result<Vec<u32>> {
     Ok(found)
 }
 
+/// The IDs of the programs on a device's TCX ingress hook, the first to run first.
+///
+/// # Errors
+/// Those of `BPF_PROG_QUERY`.
+pub fn ingress_programs(index: u32) -> io::Result<Vec<u32>> {
+    query(index, TCX[0])
+}
+
 /// Whether the kernel has TCX hooks.
 ///
 /// # Panics

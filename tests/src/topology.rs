@@ -291,6 +291,25 @@ impl Topology {
         kernel::pinned_objects(self.bpffs())
     }
 
+    /// The IDs of the programs on the ingress hook of a device of the host, the first to run first.
+    ///
+    /// # Panics
+    /// When the device cannot be asked.
+    #[must_use]
+    pub fn ingress_programs(&self, device: &str) -> Vec<u32> {
+        if kernel::has_tcx() {
+            let programs = || kernel::ingress_programs(kernel::index_of(device));
+            return self.host.run(programs).expect("ask the device");
+        }
+        let arguments = ["filter", "show", "dev", device, "ingress"];
+        let filters = self.host.output("tc", &arguments);
+        let ids = filters.lines().filter_map(|line| {
+            let (_, rest) = line.split_once(" id ")?;
+            rest.split(' ').next()?.parse().ok()
+        });
+        ids.collect()
+    }
+
     /// Everything that a failed command must not change: what is published, and with what objects.
     #[track_caller]
     #[must_use]

@@ -223,12 +223,7 @@ fn a_device_that_goes_leaves_nothing_and_one_in_its_place_is_served() {
 fn on_a_containers_own_link_the_links_program_comes_first() {
     let topology = Topology::new(Shape::routed());
     topology.attach("web", 0, &["8080:80"]);
-    let order = || {
-        topology.host.run(|| {
-            let index = kernel::index_of("veth1");
-            kernel::device_programs(index).expect("ask the device")
-        })
-    };
+    let order = || topology.ingress_programs("veth1");
     let programs = topology.pins().join("layout-1/programs");
     let expected = ["tc_link", "tc_device"].map(|name| program_id(&programs.join(name)));
     assert_eq!(order(), expected);
@@ -288,7 +283,7 @@ fn a_host_with_ipv6_alone_publishes_its_ports() {
 /// Runs portfwd where no cgroup2 is mounted: in a mount namespace of its own.
 fn without_cgroup2(topology: &Topology, arguments: &[&str]) -> Outcome {
     const UNMOUNT: &str = "awk '$3 == \"cgroup2\" { print $2 }' /proc/self/mounts \
-                           | xargs --no-run-if-empty umount --lazy && exec \"$@\"";
+                           | xargs -r umount -l && exec \"$@\"";
     let inner = topology.command(arguments);
     let mut command = Command::new("unshare");
     command.args(["--mount", "sh", "-c", UNMOUNT, "sh"]);

@@ -225,18 +225,13 @@ fn down_leaves_nothing_behind() {
 fn detach_leaves_the_links_of_containers_as_they_were() {
     let topology = Topology::new(Shape::default());
     topology.portfwd(&["up"]).expect_ok();
-    let programs = |name: &str| {
-        topology.host.run(|| {
-            let index = portfwd_tests::kernel::index_of(name);
-            portfwd_tests::kernel::device_programs(index).expect("ask the device")
-        })
-    };
-    let before = programs("veth1");
+    let programs = || topology.ingress_programs("veth1");
+    let before = programs();
     topology.attach("web", 0, &["8080:80"]);
-    assert!(programs("veth1").len() > before.len());
+    assert!(programs().len() > before.len());
     topology.portfwd(&["detach", "web"]).expect_ok();
     until("the link's program to go", PATIENCE, || {
-        (programs("veth1") == before).then_some(())
+        (programs() == before).then_some(())
     });
 }
 

@@ -75,7 +75,9 @@ fn make_plan(
     let found = match (found, known, running) {
         (Some(found), ..) => found,
         (None, Some(known), Some(datapath)) => {
-            if known.link != 0 && !hooks::is_attached(&datapath.layout, Hook::Link, known.link)? {
+            if known.link != 0
+                && !hooks::is_attached(&datapath.layout, Hook::Link, host, known.link)?
+            {
                 return Err(ContainerError::LinkGone(attach.container.clone()).into());
             }
             Found::Known(*known)

@@ -119,6 +119,28 @@ pub(super) fn attach(
     Ok(())
 }
 
+/// Whether the kernel lists our filter: a mark stays when a device goes.
+pub(super) fn is_attached(
+    layout: &Layout,
+    hook: Hook,
+    host: &Netns,
+    index: u32,
+) -> Result<bool, Error> {
+    let doing = || format!("look at the filters of device {index}");
+    if !filter_mark(layout, hook, index).exists() {
+        return Ok(false);
+    }
+    let Some(own) = program_id(layout, hook).doing(doing)? else {
+        return Ok(false);
+    };
+    let filters = netlink::converse(host, async |session: &mut Session| {
+        let filters = filters(session, index, hook.direction()).await;
+        filters.map_err(ClsactError::from)
+    })
+    .doing(doing)?;
+    Ok(filters.iter().any(|filter| filter.program == Some(own)))
+}
+
 /// A place before all other filters, for one of those may end the way of a packet; where there is no
 /// room, the first that is free. But the link's program decides what a container may send, so the
 /// device's goes behind it where a container's link is a device of the host as well.

@@ -20,7 +20,7 @@ const SCRIPTS: [(&str, &str); 3] = [
     ("tests/smoke", include_str!("smoke.sh")),
 ];
 /// Busybox has applets of some of these names, which can do less.
-const PROGRAMS: [&str; 9] = [
+const PROGRAMS: [&str; 10] = [
     "bpftool",
     "ethtool",
     "ip",
@@ -30,6 +30,7 @@ const PROGRAMS: [&str; 9] = [
     "socat",
     "tc",
     "unshare",
+    "wg",
 ];
 /// What iptables loads its matches and targets from.
 const XTABLES: &str = "usr/lib/x86_64-linux-gnu/xtables";

@@ -38,7 +38,13 @@ const RUN: &[&str] = &[
 const CHECK: &[&str] = &["git", "ca-certificates"];
 
 /// To run virtual machines, and to make what they boot from.
-const MACHINES: &[&str] = &["busybox-static", "cpio", "qemu-system-x86", "xz-utils"];
+const MACHINES: &[&str] = &[
+    "busybox-static",
+    "cpio",
+    "qemu-system-x86",
+    "wireguard-tools",
+    "xz-utils",
+];
 
 /// Waits for dpkg's lock, and downloads as root rather than warn that another user cannot write here.
 const OPTIONS: [&str; 4] = [
