@@ -106,17 +106,29 @@ pub enum Stage {
     LinkError = 4,
     /// The same for what leaves by a device.
     EgressError = 5,
+    /// For what leaves by a device: from a container, under an address of the host.
+    MasqueradeOut = 6,
+    /// From a device: answers to that.
+    MasqueradeIn = 7,
+    /// For what leaves by a device: ICMP errors about what was let in under an address of the host.
+    MasqueradeOutError = 8,
+    /// From a device: ICMP errors about what left under an address of the host.
+    MasqueradeInError = 9,
 }
 
 impl Stage {
     /// Every stage.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 10] = [
         Self::DeviceFirst,
         Self::LinkFirst,
         Self::EgressFirst,
         Self::DeviceError,
         Self::LinkError,
         Self::EgressError,
+        Self::MasqueradeOut,
+        Self::MasqueradeIn,
+        Self::MasqueradeOutError,
+        Self::MasqueradeInError,
     ];
     /// Name of the program, which is also that of its pin.
     pub const fn program(self) -> &'static str {
@@ -127,6 +139,10 @@ impl Stage {
             Self::DeviceError => "tc_device_error",
             Self::LinkError => "tc_link_error",
             Self::EgressError => "tc_egress_error",
+            Self::MasqueradeOut => "tc_masquerade_out",
+            Self::MasqueradeIn => "tc_masquerade_in",
+            Self::MasqueradeOutError => "tc_masquerade_out_error",
+            Self::MasqueradeInError => "tc_masquerade_in_error",
         }
     }
 }
@@ -144,10 +160,6 @@ pub mod programs {
     pub const TC_EGRESS: &str = "tc_egress";
     /// TC ingress of a device inside a container, for services on its loopback address.
     pub const TC_LOOPBACK: &str = "tc_loopback";
-    /// Reached from [`TC_EGRESS`]: packets of containers that leave under an address of the host.
-    pub const TC_MASQUERADE_OUT: &str = "tc_masquerade_out";
-    /// Reached from [`TC_DEVICE`]: what comes back.
-    pub const TC_MASQUERADE_IN: &str = "tc_masquerade_in";
     /// XDP of a device.
     pub const XDP_DEVICE: &str = "xdp_device";
     /// The programs of the root cgroup for calls with an address.

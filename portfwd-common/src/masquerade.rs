@@ -192,8 +192,8 @@ pub struct Half {
     /// As [`crate::flow::Flow::client_ack`]; the container is the client.
     pub client_ack: u32,
     /// [`State`].
-    pub state: u8,
-    padding: [u8; 7],
+    pub state: u32,
+    padding: u32,
 }
 
 impl Half {
@@ -211,7 +211,7 @@ impl Half {
             created: now,
             client_ack: 0,
             state: 0,
-            padding: [0; 7],
+            padding: 0,
         }
     }
     /// The key of the other half, given this one's.
@@ -245,10 +245,36 @@ impl Half {
             container: Ip::NONE,
             container_port: NetPort::new(0),
             owner: 0,
-            state: State::Closed as u8,
+            state: State::Closed as u32,
             last_seen: if already { self.last_seen } else { now },
             ..self
         })
+    }
+}
+
+/// Datagrams in fragments of which it is known whose they are.
+pub const MAX_FOLLOWED: u32 = 4_096;
+
+/// What the first fragment of a datagram says of the others.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Pod, Zeroable)]
+pub struct Followed {
+    /// Key of its flow's half.
+    pub key: Key,
+    /// Second in which it came.
+    pub since: u32,
+    padding: u32,
+}
+
+impl Followed {
+    /// The record.
+    #[inline(always)]
+    pub const fn new(key: Key, since: u32) -> Self {
+        Self {
+            key,
+            since,
+            padding: 0,
+        }
     }
 }
 
@@ -289,6 +315,7 @@ const _: () = {
     assert!(size_of::<DeviceFamily>() == 8);
     assert!(size_of::<Key>() == 40);
     assert!(size_of::<Half>() == 64);
+    assert!(size_of::<Followed>() == 48);
 };
 
 #[cfg(feature = "user")]
@@ -406,11 +433,11 @@ mod tests {
             9,
             100,
         );
-        half.state = State::Established as u8;
+        half.state = State::Established as u32;
         let held = half.held(6, 500).unwrap();
         assert!(held.container.is_unspecified() && held.owner == 0 && held.last_seen == 500);
         assert_eq!((held.host, held.host_port), (half.host, half.host_port));
-        assert_eq!(State::from_number(held.state.into()), Some(State::Closed));
+        assert_eq!(State::from_number(held.state), Some(State::Closed));
         assert_eq!(
             held.held(6, 600).unwrap().last_seen,
             500,

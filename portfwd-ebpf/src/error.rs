@@ -26,7 +26,9 @@ use crate::{
 /// Length of the header of an ICMP error (RFC 792; RFC 4443, section 3).
 const ICMP_HEADER: usize = 8;
 /// Offset of its checksum.
-const ICMP_CHECKSUM: usize = 2;
+pub const ICMP_CHECKSUM: usize = 2;
+/// Offset of the identifier of an echo (RFC 792; RFC 4443, section 4.1).
+pub const ECHO_IDENTIFIER: usize = 4;
 
 /// After the TC ingress of a device.
 pub struct Device;
@@ -76,23 +78,26 @@ impl PacketWay<Tc> for Egress {
 }
 
 /// An ICMP error.
-struct Message<A> {
-    network: Network<A>,
-    quoted: Network<A>,
+pub struct Message<A> {
+    pub network: Network<A>,
+    pub quoted: Network<A>,
+    /// Of the quoted packet; for an echo, any that has no connections.
     protocol: Protocol,
-    source_port: NetPort,
-    destination_port: NetPort,
+    /// An echo has its identifier as the port of the end that asks, and 0 for the other one.
+    pub source_port: NetPort,
+    pub destination_port: NetPort,
+    is_echo: bool,
 }
 
 /// One end of the quoted packet.
-type Quote<A> = (A, NetPort);
+pub type Quote<A> = (A, NetPort);
 
 /// What an error is translated to.
-struct Translation<A> {
-    source: A,
-    destination: A,
-    quoted_source: Quote<A>,
-    quoted_destination: Quote<A>,
+pub struct Translation<A> {
+    pub source: A,
+    pub destination: A,
+    pub quoted_source: Quote<A>,
+    pub quoted_destination: Quote<A>,
 }
 
 impl<A: Family> Message<A> {
@@ -100,6 +105,12 @@ impl<A: Family> Message<A> {
     /// (RFC 4884 is not always followed): it goes as far as the packet does.
     #[inline(always)]
     fn read(hook: &Tc) -> Option<Self> {
+        Self::read_any(hook).filter(|message| !message.is_echo)
+    }
+
+    /// The same, which may quote a ping as well.
+    #[inline(always)]
+    pub fn read_any(hook: &Tc) -> Option<Self> {
         hook.pull_extended_headers();
         let network = A::extended(hook).ok()?;
         if network.protocol != A::ICMP || network.fragment != Fragment::Whole {
@@ -107,13 +118,18 @@ impl<A: Family> Message<A> {
         }
         let message: u8 = hook.load(network.transport_at(0))?;
         let quoted = A::quoted(hook, network.transport_at(ICMP_HEADER))?;
+        let is_echo = quoted.protocol == A::ICMP;
         let protocol = match quoted.protocol {
             6 => Protocol::Tcp,
             17 => Protocol::Udp,
             132 => Protocol::Sctp,
+            _ if is_echo => Protocol::Udp,
             _ => return None,
         };
-        let ports: [u16; 2] = hook.load(quoted.transport_at(0))?;
+        let ports: [u16; 2] = match is_echo {
+            true => echo_ends::<A>(hook, &quoted)?,
+            false => hook.load(quoted.transport_at(0))?,
+        };
         // To whom the packet was never sent, nobody sends an error about it.
         let is_backscatter = network.destination == quoted.source;
         (A::is_error(message) && is_backscatter).then_some(Self {
@@ -122,6 +138,7 @@ impl<A: Family> Message<A> {
             protocol,
             source_port: NetPort::from_wire(ports[0]),
             destination_port: NetPort::from_wire(ports[1]),
+            is_echo,
         })
     }
 
@@ -229,7 +246,7 @@ impl<A: Family> Message<A> {
 
     /// Rewrites message and quote. After an error the packet is half translated and must be dropped.
     #[inline(always)]
-    fn translate(&self, hook: &Tc, to: &Translation<A>, hop: bool) -> Result<(), Reason> {
+    pub fn translate(&self, hook: &Tc, to: &Translation<A>, hop: bool) -> Result<(), Reason> {
         let (network, quoted) = (&self.network, &self.quoted);
         let inner = ends_change(
             (quoted.source, quoted.destination),
@@ -250,8 +267,15 @@ impl<A: Family> Message<A> {
         put(hook, network.transport_at(quoted_at), to.quoted_source.0)?;
         let second = quoted_at + size_of::<A>();
         put(hook, network.transport_at(second), to.quoted_destination.0)?;
-        put(hook, quoted.transport_at(0), to.quoted_source.1.wire())?;
-        put(hook, quoted.transport_at(2), to.quoted_destination.1.wire())?;
+        let ports_at = [to.quoted_source.1.wire(), to.quoted_destination.1.wire()];
+        match self.is_echo {
+            true => put(
+                hook,
+                quoted.transport_at(ECHO_IDENTIFIER),
+                ports_at[0] | ports_at[1],
+            )?,
+            false => put(hook, quoted.transport_at(0), ports_at)?,
+        }
         put(hook, End::Source.address_at::<A>(), to.source)?;
         put(hook, End::Destination.address_at::<A>(), to.destination)?;
         let message = inner + ports + transport + header + A::covered_by_icmp(outer);
@@ -269,9 +293,10 @@ impl<A: Family> Message<A> {
     /// 8 bytes, which is not enough for TCP's). Gives the difference of the field.
     #[inline(always)]
     fn quoted_checksum(&self, hook: &Tc, addresses: u32, ports: u32) -> u32 {
-        let offset = match self.protocol {
-            Protocol::Tcp => 16,
-            Protocol::Udp => 6,
+        let (offset, addresses) = match self.protocol {
+            _ if self.is_echo => (ICMP_CHECKSUM, A::covered_by_icmp(addresses)),
+            Protocol::Tcp => (16, addresses),
+            Protocol::Udp => (6, addresses),
             Protocol::Sctp => return 0,
         };
         if (self.quoted.transport + offset + 2) as u64 > self.network.end {
@@ -283,7 +308,7 @@ impl<A: Family> Message<A> {
         // SAFETY: in bounds by `at`.
         unsafe {
             let old = *field;
-            let udp = self.protocol == Protocol::Udp;
+            let udp = self.protocol == Protocol::Udp && !self.is_echo;
             if udp && old == 0 {
                 return 0;
             }
@@ -291,6 +316,20 @@ impl<A: Family> Message<A> {
             *field = if udp && new == 0 { 0xffff } else { new };
             checksum::difference(old as u64, *field as u64)
         }
+    }
+}
+
+/// The ends of a quoted ping or of its reply, as ports.
+#[inline(always)]
+fn echo_ends<A: Family>(hook: &Tc, quoted: &Network<A>) -> Option<[u16; 2]> {
+    let kind: [u8; 2] = hook.load(quoted.transport_at(0))?;
+    let identifier: u16 = hook.load(quoted.transport_at(ECHO_IDENTIFIER))?;
+    if kind == [A::ECHO_REQUEST, 0] {
+        Some([identifier, 0])
+    } else if kind == [A::ECHO_REPLY, 0] {
+        Some([0, identifier])
+    } else {
+        None
     }
 }
 

@@ -30,6 +30,11 @@ pub trait Family: Address + 'static {
     /// Protocol number of its ICMP.
     const ICMP: u8;
 
+    /// Types of the ICMP messages that ping sends and gets (RFC 792; RFC 4443, section 4).
+    const ECHO_REQUEST: u8;
+    /// The answer.
+    const ECHO_REPLY: u8;
+
     /// The table of settled flows.
     fn flows() -> &'static LruHashMap<FlowKey<Self>, Flow<Self>>;
     /// The table of young flows.
@@ -103,6 +108,8 @@ impl Family for V4 {
     const SOURCE_AT: usize = ETHERNET + 12;
     const LOOPBACK: Self = Self(0x7f00_0001u32.to_be());
     const ICMP: u8 = 1;
+    const ECHO_REQUEST: u8 = 8;
+    const ECHO_REPLY: u8 = 0;
 
     #[inline(always)]
     fn flows() -> &'static LruHashMap<FlowKey<Self>, Flow<Self>> {
@@ -279,6 +286,8 @@ impl Family for V6 {
     const SOURCE_AT: usize = ETHERNET + 8;
     const LOOPBACK: Self = Self(0, 1u64.to_be());
     const ICMP: u8 = 58;
+    const ECHO_REQUEST: u8 = 128;
+    const ECHO_REPLY: u8 = 129;
 
     #[inline(always)]
     fn flows() -> &'static LruHashMap<FlowKey<Self>, Flow<Self>> {

@@ -4,9 +4,18 @@ use aya_ebpf::{
     bindings::bpf_fib_lookup,
     helpers::{bpf_check_mtu, bpf_fib_lookup as lookup},
 };
-use portfwd_common::{flow::Route, net::NetPort};
+use portfwd_common::{
+    flow::Route,
+    masquerade::Key,
+    net::{Ip, NetPort, V4, V6},
+};
 
-use crate::{family::Family, maps::SCRATCH, packet::Hook, parse::Packet};
+use crate::{
+    family::Family,
+    maps::SCRATCH,
+    packet::{Hook, Tc},
+    parse::Packet,
+};
 
 /// `struct bpf_fib_lookup` (linux/bpf.h) without its unions, so that both families fill the same words.
 #[repr(C)]
@@ -43,6 +52,16 @@ pub struct Ends<A> {
 
 #[inline(always)]
 fn ask<H: Hook, A: Family>(hook: &H, device: u32, ends: &Ends<A>) -> Option<(i64, &'static Query)> {
+    ask_with(hook, device, ends, 0)
+}
+
+#[inline(always)]
+fn ask_with<H: Hook, A: Family>(
+    hook: &H,
+    device: u32,
+    ends: &Ends<A>,
+    flags: u32,
+) -> Option<(i64, &'static Query)> {
     let query = SCRATCH.get_ptr_mut(0)?.cast::<Query>();
     // A zero that LLVM does not know for one: it would clear the rest with a call of `memset`.
     let zero = core::hint::black_box(0);
@@ -61,9 +80,37 @@ fn ask<H: Hook, A: Family>(hook: &H, device: u32, ends: &Ends<A>) -> Option<(i64
             frame: [zero, zero],
         };
         let size = size_of::<Query>() as i32;
-        let answer = lookup(hook.context(), query.cast(), size, 0);
+        let answer = lookup(hook.context(), query.cast(), size, flags);
         Some((answer, &*query))
     }
+}
+
+/// `BPF_FIB_LOOKUP_SKIP_NEIGH` and `BPF_FIB_LOOKUP_SRC` (linux/bpf.h, Linux 6.3 and 6.7).
+const SKIP_NEIGHBOUR: u32 = 4;
+const SOURCE: u32 = 16;
+
+/// The address that the host gives what it sends to where the packet goes, which came in by `device` and
+/// is about to leave. None if the kernel cannot say, or would send the packet another way.
+#[inline(always)]
+pub fn source(hook: &Tc, device: u32, key: &Key) -> Option<Ip> {
+    match key.source.is_v4() {
+        true => source_of::<V4>(hook, device, key),
+        false => source_of::<V6>(hook, device, key),
+    }
+}
+
+#[inline(always)]
+fn source_of<A: Family>(hook: &Tc, device: u32, key: &Key) -> Option<Ip> {
+    let ends = Ends {
+        source: A::from_ip(key.source),
+        source_port: key.source_port,
+        destination: A::from_ip(key.destination),
+        destination_port: key.destination_port,
+        protocol: key.protocol(),
+    };
+    let (answer, query) = ask_with(hook, device, &ends, SKIP_NEIGHBOUR | SOURCE)?;
+    let leaves_here = answer == SUCCESS && query.device == hook.device();
+    leaves_here.then(|| A::from_halves(query.source).ip())
 }
 
 /// Whether the host would forward the packet as it came. It would not if the destination is its own, if

@@ -90,7 +90,7 @@ impl<A: Family> Live<A> {
 }
 
 #[inline(always)]
-fn lifetimes() -> Option<&'static Lifetimes> {
+pub fn lifetimes() -> Option<&'static Lifetimes> {
     // SAFETY: words of a map that the loader stores one by one.
     JOURNAL
         .get_ptr(0)

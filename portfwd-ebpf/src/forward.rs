@@ -7,7 +7,8 @@ use aya_ebpf::{
 use portfwd_common::{
     forward::{AddressPort, Forward, PortSlot, port_index},
     host::{HOST_DATAGRAM_LIFETIME, HostDatagram},
-    net::{Address, NetPort, Protocol, V6},
+    masquerade::Key,
+    net::{Address, Ip, NetPort, Protocol, V4, V6},
     verdict::Reason,
 };
 
@@ -16,7 +17,7 @@ use crate::{
     family::Family,
     fib,
     maps::{ADDRESS_PORTS, COUNTERS, FORWARDS, HOST_ADDRESSES, HOST_DATAGRAMS, JOURNAL, PORTS},
-    packet::Hook,
+    packet::{Hook, Tc},
     parse::Packet,
 };
 
@@ -164,6 +165,41 @@ pub fn host_owns<H: Hook, A: Family>(hook: &H, packet: &Packet<A>) -> bool {
             }
             asked_by_host(packet)
         }
+    }
+}
+
+/// Whether a socket of the host has the end that packets of `key` go to, toward where they come from or
+/// toward everybody.
+#[inline(always)]
+pub fn host_has(hook: &Tc, key: &Key) -> bool {
+    let (far, own) = (
+        (key.source, key.source_port),
+        (key.destination, key.destination_port),
+    );
+    let v4 = |(ip, port): (Ip, NetPort)| (V4::from_ip(ip), port);
+    let v6 = |(ip, port): (Ip, NetPort)| (V6::from_ip(ip), port);
+    let (mut tuple, length) = match key.source.is_v4() {
+        true => (socket_tuple(v4(far), v4(own)), V4::SOCKET_TUPLE),
+        false => (socket_tuple(v6(far), v6(own)), V6::SOCKET_TUPLE),
+    };
+    let tuple: *mut bpf_sock_tuple = (&raw mut tuple).cast();
+    let (context, netns) = (hook.context(), BPF_F_CURRENT_NETNS as u64);
+    // SAFETY: as in `host_owns`.
+    unsafe {
+        if key.protocol() == Protocol::Tcp.number() {
+            let socket = bpf_skc_lookup_tcp(context, tuple, length, netns, 0);
+            if socket.is_null() {
+                return false;
+            }
+            bpf_sk_release(socket.cast());
+        } else {
+            let socket = bpf_sk_lookup_udp(context, tuple, length, netns, 0);
+            if socket.is_null() {
+                return false;
+            }
+            bpf_sk_release(socket.cast());
+        }
+        true
     }
 }
 

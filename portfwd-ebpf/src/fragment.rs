@@ -11,7 +11,7 @@ use portfwd_common::{
         DATAGRAM_LIFETIME, Datagram, DatagramKey, Decision, HeldKey, MAX_HELD_LENGTH,
         MAX_HELD_OF_DATAGRAM,
     },
-    net::{Address as _, NetPort, V6},
+    net::{Address as _, Ip, NetPort, V6},
 };
 
 use crate::{
@@ -24,6 +24,12 @@ use crate::{
 
 /// Shortest frame that waits: Ethernet and IPv4 header, and something.
 const MIN_HELD_LENGTH: u32 = 35;
+
+/// The key of a datagram, seen at `device`.
+#[inline(always)]
+pub fn key(ends: (Ip, Ip), identification: u32, protocol: u8, device: u32) -> DatagramKey {
+    DatagramKey::new(ends.0, ends.1, identification, protocol, device)
+}
 
 #[inline(always)]
 fn key_of<A: Family>(hook: &Tc, network: &Network<A>) -> DatagramKey {

@@ -1,6 +1,10 @@
 //! The hooks. Each reads as the packet's way: parse, flow, else forward, translate, deliver.
 #![no_std]
-#![feature(asm_experimental_arch)]
+#![feature(asm_experimental_arch, core_intrinsics, adt_const_params)]
+#![allow(
+    internal_features,
+    reason = "the target has no other atomic operations"
+)]
 #![no_main]
 #![allow(
     missing_docs,
@@ -24,7 +28,10 @@ mod fragment;
 mod log;
 mod loopback;
 mod maps;
+mod masquerade;
+mod owner;
 mod packet;
+mod pair;
 mod parse;
 mod shift;
 mod socket;
@@ -42,7 +49,7 @@ use packet::{Tc, Xdp};
 #[classifier]
 pub fn tc_device(context: TcContext) -> i32 {
     let hook = Tc::new(&context);
-    way::by_family(&hook, way::Device).tc(&hook)
+    masquerade::coming_back(&hook, way::by_family(&hook, way::Device)).tc(&hook)
 }
 
 /// Ingress of an attached container's host-side link.
@@ -56,7 +63,7 @@ pub fn tc_link(context: TcContext) -> i32 {
 #[classifier]
 pub fn tc_egress(context: TcContext) -> i32 {
     let hook = Tc::new(&context);
-    way::by_family(&hook, way::Egress).tc(&hook)
+    masquerade::leaving(&hook, way::by_family(&hook, way::Egress)).tc(&hook)
 }
 
 /// Ingress of a container's own device, in its namespace.
@@ -70,7 +77,7 @@ pub fn tc_loopback(context: TcContext) -> i32 {
 #[classifier]
 pub fn tc_device_first(context: TcContext) -> i32 {
     let hook = Tc::new(&context);
-    way::by_family(&hook, first::Device).tc(&hook)
+    masquerade::coming_back(&hook, way::by_family(&hook, first::Device)).tc(&hook)
 }
 
 /// [`portfwd_common::Stage::LinkFirst`].
@@ -84,14 +91,14 @@ pub fn tc_link_first(context: TcContext) -> i32 {
 #[classifier]
 pub fn tc_egress_first(context: TcContext) -> i32 {
     let hook = Tc::new(&context);
-    way::by_family(&hook, first::Egress).tc(&hook)
+    masquerade::leaving(&hook, way::by_family(&hook, first::Egress)).tc(&hook)
 }
 
 /// [`portfwd_common::Stage::DeviceError`].
 #[classifier]
 pub fn tc_device_error(context: TcContext) -> i32 {
     let hook = Tc::new(&context);
-    way::by_family(&hook, error::Device).tc(&hook)
+    masquerade::coming_back_error(&hook, way::by_family(&hook, error::Device)).tc(&hook)
 }
 
 /// [`portfwd_common::Stage::LinkError`].
@@ -105,7 +112,35 @@ pub fn tc_link_error(context: TcContext) -> i32 {
 #[classifier]
 pub fn tc_egress_error(context: TcContext) -> i32 {
     let hook = Tc::new(&context);
-    way::by_family(&hook, error::Egress).tc(&hook)
+    masquerade::leaving_error(way::by_family(&hook, error::Egress)).tc(&hook)
+}
+
+/// [`portfwd_common::Stage::MasqueradeOut`].
+#[classifier]
+pub fn tc_masquerade_out(context: TcContext) -> i32 {
+    let hook = Tc::new(&context);
+    masquerade::out(&hook).tc(&hook)
+}
+
+/// [`portfwd_common::Stage::MasqueradeIn`].
+#[classifier]
+pub fn tc_masquerade_in(context: TcContext) -> i32 {
+    let hook = Tc::new(&context);
+    masquerade::back(&hook).tc(&hook)
+}
+
+/// [`portfwd_common::Stage::MasqueradeOutError`].
+#[classifier]
+pub fn tc_masquerade_out_error(context: TcContext) -> i32 {
+    let hook = Tc::new(&context);
+    way::by_family(&hook, masquerade::ErrorOut).tc(&hook)
+}
+
+/// [`portfwd_common::Stage::MasqueradeInError`].
+#[classifier]
+pub fn tc_masquerade_in_error(context: TcContext) -> i32 {
+    let hook = Tc::new(&context);
+    way::by_family(&hook, masquerade::ErrorBack).tc(&hook)
 }
 
 /// A device on which the host owns an address, before there is an skb.

@@ -11,14 +11,14 @@ use portfwd_common::{
     fragment::{Datagram, DatagramKey, Held, HeldKey, MAX_DATAGRAMS, MAX_HELD},
     host::{Attachment, Device, HostDatagram, Label, Link, LinkSource, SocketKey, SocketOrigin},
     masquerade::{
-        DeviceFamily, Half, Key, MAX_ESTABLISHED, MAX_SUBNETS, MAX_YOUNG, Owner, PortElement,
-        Settings,
+        DeviceFamily, Followed, Half, Key, MAX_ESTABLISHED, MAX_FOLLOWED, MAX_SUBNETS, MAX_YOUNG,
+        Owner, PortElement, Settings,
     },
     net::{Ip, V4, V6},
     verdict::MAX_REASONS,
 };
 
-use crate::clock::Tick;
+use crate::{clock::Tick, pair::Work};
 
 /// `BPF_F_MMAPABLE`: the loader writes through a mapping instead of a system call an element.
 const MMAPABLE: u32 = 1 << 10;
@@ -103,5 +103,11 @@ pub static DEVICE_IPS: HashMap<DeviceFamily, Ip> =
 pub static MASQUERADED: LruHashMap<Key, Half> = LruHashMap::with_max_entries(MAX_ESTABLISHED, 0);
 #[map(name = "masqueraded_new")]
 pub static MASQUERADED_YOUNG: LruHashMap<Key, Half> = LruHashMap::with_max_entries(MAX_YOUNG, 0);
+/// Where a masqueraded packet's flow is put together.
+#[map(name = "work")]
+pub static WORK: PerCpuArray<Work> = PerCpuArray::with_max_entries(1, 0);
+#[map(name = "outbound_frags")]
+pub static MASQUERADED_FRAGMENTS: LruHashMap<DatagramKey, Followed> =
+    LruHashMap::with_max_entries(MAX_FOLLOWED, 0);
 #[map(name = "masquerade_mark")]
 pub static MASQUERADE_MARKS: Array<[u8; 4]> = Array::with_max_entries(1 << 16, 0);

@@ -90,6 +90,15 @@ pub struct Change {
     pub ports: u32,
 }
 
+/// Reads a field of the context once, in place: LLVM otherwise hoists it and the verifier loses track
+/// of packet pointers.
+macro_rules! field {
+    ($context:expr, $name:ident) => {
+        // SAFETY: the context outlives the program.
+        unsafe { core::ptr::read_volatile(&raw const (*$context).$name) }
+    };
+}
+
 /// A packet at a TC hook.
 pub struct Tc(*mut __sk_buff);
 
@@ -116,6 +125,21 @@ impl EbpfContext for Tc {
 }
 
 impl Tc {
+    /// The context, to be passed where only numbers can be.
+    #[inline(always)]
+    pub fn raw(&self) -> *mut __sk_buff {
+        self.0
+    }
+    /// The other way.
+    #[inline(always)]
+    pub fn from_raw(context: *mut __sk_buff) -> Self {
+        Self(context)
+    }
+    /// Interface index of the device by which it came into the host; 0 of what the host itself sends.
+    #[inline(always)]
+    pub fn came_in_by(&self) -> u32 {
+        field!(self.0, ingress_ifindex)
+    }
     /// Moves all headers that there may be to where they can be read directly. Ends every pointer into
     /// the packet.
     #[inline(always)]
@@ -142,15 +166,6 @@ impl Tc {
             _ => 0,
         })
     }
-}
-
-/// Reads a field of the context once, in place: LLVM otherwise hoists it and the verifier loses track
-/// of packet pointers.
-macro_rules! field {
-    ($context:expr, $name:ident) => {
-        // SAFETY: the context outlives the program.
-        unsafe { core::ptr::read_volatile(&raw const (*$context).$name) }
-    };
 }
 
 impl Hook for Tc {

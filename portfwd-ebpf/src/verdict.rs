@@ -20,6 +20,7 @@ const NEXT_FOR: u64 = 1;
 const DROP: u64 = 2;
 const REDIRECTED: u64 = 3;
 const STAGE: u64 = 4;
+const READ: u64 = 5;
 
 impl Verdict {
     /// It goes on to the next program and the stack.
@@ -45,6 +46,24 @@ impl Verdict {
     /// Another program goes on with it, from the beginning.
     pub const fn stage(stage: Stage) -> Self {
         Self(STAGE | (stage as u64) << 8)
+    }
+    /// Of a stage: it has read the packet, and goes on with it itself.
+    pub const READ: Self = Self(READ);
+    /// Whether a packet was read.
+    #[inline(always)]
+    pub fn is_read(self) -> bool {
+        self.0 == READ
+    }
+    /// The same by another program, if it goes on. The reason that it has so far is counted.
+    #[inline(always)]
+    pub fn unless_claimed(self, stage: Stage) -> Self {
+        if !self.goes_on() {
+            return self;
+        }
+        if self.0 != NEXT {
+            count((self.0 >> 8) as u32 & 0xff);
+        }
+        Self::stage(stage)
     }
     /// Whether the packet was left as it came.
     #[inline(always)]

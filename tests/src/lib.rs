@@ -17,6 +17,7 @@ pub mod layers;
 pub mod namespace;
 pub mod needs;
 pub mod packet;
+pub mod ping;
 pub mod portfwd;
 pub mod ptrace;
 pub mod servers;

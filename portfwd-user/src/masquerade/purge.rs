@@ -82,7 +82,7 @@ pub fn count_flows(tables: &Tables) -> Result<HashMap<(u32, IpAddr), u64>, Error
         for entry in halves(table) {
             let doing = || "read masqueraded flows".to_owned();
             let (key, half) = entry.map_err(failed(name)).doing(doing)?;
-            let lives = State::from_number(half.state.into())
+            let lives = State::from_number(half.state)
                 .is_some_and(|state| is_alive(state, half.last_seen, now, &lifetimes));
             if key.is_out() && lives {
                 *counts
