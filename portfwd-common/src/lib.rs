@@ -90,7 +90,7 @@ pub mod maps {
 }
 
 /// Programs that a hook's program hands a packet on to, with a stack of their own: what is not the
-/// business of every packet of an established flow. The number is the place in [`maps::STAGES`].
+/// business of every packet of an established flow.
 #[repr(u32)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Stage {
@@ -145,21 +145,46 @@ impl Stage {
             Self::MasqueradeInError => "tc_masquerade_in_error",
         }
     }
+    /// The same where packets have no Ethernet header; none for containers' links, which have frames.
+    pub const fn program_l3(self) -> Option<&'static str> {
+        match self {
+            Self::DeviceFirst => Some("tc_device_first_l3"),
+            Self::EgressFirst => Some("tc_egress_first_l3"),
+            Self::DeviceError => Some("tc_device_error_l3"),
+            Self::EgressError => Some("tc_egress_error_l3"),
+            Self::MasqueradeOut => Some("tc_masquerade_out_l3"),
+            Self::MasqueradeIn => Some("tc_masquerade_in_l3"),
+            Self::MasqueradeOutError => Some("tc_masquerade_out_error_l3"),
+            Self::MasqueradeInError => Some("tc_masquerade_in_error_l3"),
+            Self::LinkFirst | Self::LinkError => None,
+        }
+    }
+    /// The place of [`Self::program`], or with `l3` of [`Self::program_l3`].
+    pub const fn place(self, l3: bool) -> u32 {
+        let first = if l3 { MAX_STAGES / 2 } else { 0 };
+        first + self as u32
+    }
 }
 
 /// Length of the table of stages; some places are for later ones.
-pub const MAX_STAGES: u32 = 16;
+pub const MAX_STAGES: u32 = 32;
 
 /// Names of the programs, which are also the names of their pins.
 pub mod programs {
     /// TC ingress of a device on which the host owns an address.
     pub const TC_DEVICE: &str = "tc_device";
+    /// The same where packets have no Ethernet header.
+    pub const TC_DEVICE_L3: &str = "tc_device_l3";
     /// TC ingress of an attached container's host-side link.
     pub const TC_LINK: &str = "tc_link";
     /// TC egress of a device: replies of flows that go through the stack.
     pub const TC_EGRESS: &str = "tc_egress";
+    /// The same where packets have no Ethernet header.
+    pub const TC_EGRESS_L3: &str = "tc_egress_l3";
     /// TC ingress of a device inside a container, for services on its loopback address.
     pub const TC_LOOPBACK: &str = "tc_loopback";
+    /// The same where packets have no Ethernet header.
+    pub const TC_LOOPBACK_L3: &str = "tc_loopback_l3";
     /// XDP of a device.
     pub const XDP_DEVICE: &str = "xdp_device";
     /// The programs of the root cgroup for calls with an address.

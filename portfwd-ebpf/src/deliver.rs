@@ -28,6 +28,12 @@ const _: () = assert!(size_of::<Neighbour>() == size_of::<bpf_redir_neigh>());
 #[inline(always)]
 pub fn to_container(hook: &Tc, link: u32) -> Verdict {
     hook.address_to_host();
+    // What the container's device gives to programs and captures in the container begins with a frame.
+    if !hook.has_frame()
+        && let Err(reason) = hook.make_frame()
+    {
+        return Verdict::drop(reason, 0);
+    }
     // SAFETY: the helper only notes the index.
     Verdict::redirected(unsafe { bpf_redirect_peer(link, 0) })
 }
@@ -61,7 +67,7 @@ pub fn fits<A: Family>(hook: &Tc, packet: &Packet<A>, route: &Route<A>) -> bool 
         return true;
     }
     let segment = hook.segment();
-    let headers = (packet.network.transport - crate::packet::ETHERNET) as u32 + packet.header;
+    let headers = (packet.network.transport - hook.network()) as u32 + packet.header;
     segment != 0 && segment + headers <= route.mtu
 }
 

@@ -15,7 +15,7 @@ use crate::{
     family::{Family, HeaderChange},
     flow::{self, Found, Request},
     forward,
-    packet::{ETHERNET, Hook, Tc, UNCHANGED},
+    packet::{Hook, Tc, UNCHANGED},
     parse::{self, Fragment, Network},
     shift,
     translate::End,
@@ -263,7 +263,7 @@ impl<A: Family> Message<A> {
         let transport = self.quoted_checksum(hook, inner, ports);
         let at = network.transport_at(ICMP_HEADER);
         let header = A::finish_quoted(hook, at, inner)?;
-        let quoted_at = A::SOURCE_AT - ETHERNET + ICMP_HEADER;
+        let quoted_at = A::SOURCE_AT + ICMP_HEADER;
         put(hook, network.transport_at(quoted_at), to.quoted_source.0)?;
         let second = quoted_at + size_of::<A>();
         put(hook, network.transport_at(second), to.quoted_destination.0)?;
@@ -276,8 +276,8 @@ impl<A: Family> Message<A> {
             )?,
             false => put(hook, quoted.transport_at(0), ports_at)?,
         }
-        put(hook, End::Source.address_at::<A>(), to.source)?;
-        put(hook, End::Destination.address_at::<A>(), to.destination)?;
+        put(hook, End::Source.address_at::<A>(hook), to.source)?;
+        put(hook, End::Destination.address_at::<A>(hook), to.destination)?;
         let message = inner + ports + transport + header + A::covered_by_icmp(outer);
         let field = network.transport_at(ICMP_CHECKSUM);
         let sum: u16 = hook.load(field).ok_or(Reason::RewriteFailed)?;

@@ -10,7 +10,7 @@ use portfwd_common::{
 
 use crate::{
     maps::{FLOWS_V4, FLOWS_V6, YOUNG_V4, YOUNG_V6},
-    packet::{ETHERNET, Hook},
+    packet::Hook,
     parse::{Fragment, Network, Unparsed},
 };
 
@@ -22,7 +22,7 @@ pub trait Family: Address + 'static {
     const AF: u8;
     /// Length of the addresses and ports that a socket is looked up by.
     const SOCKET_TUPLE: u32;
-    /// Offset of the source address; the destination follows it.
+    /// Offset of the source address in the network header; the destination follows it.
     const SOURCE_AT: usize;
     /// The loopback address: 127.0.0.1 or ::1.
     const LOOPBACK: Self;
@@ -86,7 +86,7 @@ pub struct HeaderChange {
 /// (kernel: `iph_totlen`, `ipv6_hopopt_jumbo_remove`), which are as long as they are.
 #[inline(always)]
 fn length<H: Hook>(hook: &H, told: u64) -> Result<u64, Unparsed> {
-    let actual = hook.len() - ETHERNET as u64;
+    let actual = hook.len() - hook.network() as u64;
     match told {
         0 => Ok(actual),
         told if told > actual => Err(Unparsed::Malformed),
@@ -105,7 +105,7 @@ impl Family for V4 {
     const ETHERTYPE: u16 = 0x0800u16.to_be();
     const AF: u8 = 2;
     const SOCKET_TUPLE: u32 = 12;
-    const SOURCE_AT: usize = ETHERNET + 12;
+    const SOURCE_AT: usize = 12;
     const LOOPBACK: Self = Self(0x7f00_0001u32.to_be());
     const ICMP: u8 = 1;
     const ECHO_REQUEST: u8 = 8;
@@ -132,7 +132,7 @@ impl Family for V4 {
     }
     #[inline(always)]
     fn extended<H: Hook>(hook: &H) -> Result<Network<Self>, Unparsed> {
-        let words: [u32; 5] = hook.load(ETHERNET).ok_or(Unparsed::Malformed)?;
+        let words: [u32; 5] = hook.load(hook.network()).ok_or(Unparsed::Malformed)?;
         let first = u32::from_be(words[0]);
         let header = (first >> 24 & 0xf) as usize * 4;
         let total = length(hook, (first & 0xffff) as u64)?;
@@ -146,8 +146,8 @@ impl Family for V4 {
             destination: Self(words[4]),
             protocol: (third >> 16) as u8,
             hops: (third >> 24) as u8,
-            transport: ETHERNET + (header & 0x3c),
-            end: ETHERNET as u64 + total,
+            transport: hook.network() + (header & 0x3c),
+            end: hook.network() as u64 + total,
             fragment: match second & 0x3fff {
                 0 => Fragment::Whole,
                 MORE_FRAGMENTS => Fragment::First,
@@ -200,7 +200,7 @@ impl Family for V4 {
     ) -> Result<(), Reason> {
         // Time to live, protocol and checksum of RFC 791, section 3.1.
         let words = hook
-            .at::<[u16; 2]>(ETHERNET + 8)
+            .at::<[u16; 2]>(hook.network() + 8)
             .ok_or(Reason::RewriteFailed)?;
         // SAFETY: in bounds by `at`.
         unsafe {
@@ -283,7 +283,7 @@ impl Family for V6 {
     const ETHERTYPE: u16 = 0x86ddu16.to_be();
     const AF: u8 = 10;
     const SOCKET_TUPLE: u32 = 36;
-    const SOURCE_AT: usize = ETHERNET + 8;
+    const SOURCE_AT: usize = 8;
     const LOOPBACK: Self = Self(0, 1u64.to_be());
     const ICMP: u8 = 58;
     const ECHO_REQUEST: u8 = 128;
@@ -303,14 +303,16 @@ impl Family for V6 {
     }
     #[inline(always)]
     fn network<H: Hook>(hook: &H) -> Result<Network<Self>, Unparsed> {
-        let words: [u32; 2] = hook.load(ETHERNET).ok_or(Unparsed::Malformed)?;
+        let words: [u32; 2] = hook.load(hook.network()).ok_or(Unparsed::Malformed)?;
         let second = u32::from_be(words[1]);
         if u32::from_be(words[0]) >> 28 != 6 {
             return Err(Unparsed::Malformed);
         }
         let payload = (second >> 16) as u64;
         let total = length(hook, if payload == 0 { 0 } else { payload + 40 })?;
-        let addresses: [u64; 4] = hook.load(Self::SOURCE_AT).ok_or(Unparsed::Malformed)?;
+        let addresses: [u64; 4] = hook
+            .load(hook.network() + Self::SOURCE_AT)
+            .ok_or(Unparsed::Malformed)?;
         let protocol = (second >> 8) as u8;
         if matches!(
             protocol,
@@ -323,29 +325,31 @@ impl Family for V6 {
             destination: Self(addresses[2], addresses[3]),
             protocol,
             hops: second as u8,
-            transport: ETHERNET + 40,
-            end: ETHERNET as u64 + total,
+            transport: hook.network() + 40,
+            end: hook.network() as u64 + total,
             fragment: Fragment::Whole,
             identification: 0,
         })
     }
     #[inline(always)]
     fn extended<H: Hook>(hook: &H) -> Result<Network<Self>, Unparsed> {
-        let words: [u32; 2] = hook.load(ETHERNET).ok_or(Unparsed::Malformed)?;
+        let words: [u32; 2] = hook.load(hook.network()).ok_or(Unparsed::Malformed)?;
         let second = u32::from_be(words[1]);
         let payload = (second >> 16) as u64;
         let total = length(hook, if payload == 0 { 0 } else { payload + 40 })?;
         if u32::from_be(words[0]) >> 28 != 6 {
             return Err(Unparsed::Malformed);
         }
-        let addresses: [u64; 4] = hook.load(Self::SOURCE_AT).ok_or(Unparsed::Malformed)?;
+        let addresses: [u64; 4] = hook
+            .load(hook.network() + Self::SOURCE_AT)
+            .ok_or(Unparsed::Malformed)?;
         let mut network = Network {
             source: Self(addresses[0], addresses[1]),
             destination: Self(addresses[2], addresses[3]),
             protocol: (second >> 8) as u8,
             hops: second as u8,
-            transport: ETHERNET + 40,
-            end: ETHERNET as u64 + total,
+            transport: hook.network() + 40,
+            end: hook.network() as u64 + total,
             fragment: Fragment::Whole,
             identification: 0,
         };
@@ -400,7 +404,9 @@ impl Family for V6 {
         // it right again.
         let mut uncovered = change.uncovered;
         if hop {
-            let at = hook.at::<u8>(ETHERNET + 7).ok_or(Reason::RewriteFailed)?;
+            let at = hook
+                .at::<u8>(hook.network() + 7)
+                .ok_or(Reason::RewriteFailed)?;
             // SAFETY: in bounds by `at`.
             unsafe { *at = network.hops - 1 };
             let word = |hops: u8| u16::from_ne_bytes([network.protocol, hops]) as u64;

@@ -143,6 +143,59 @@ pub fn tc_masquerade_in_error(context: TcContext) -> i32 {
     way::by_family(&hook, masquerade::ErrorBack).tc(&hook)
 }
 
+/// The same at devices that carry IP packets without an Ethernet header.
+mod l3 {
+    use super::*;
+
+    macro_rules! program {
+        ($name:ident, |$hook:ident| $verdict:expr) => {
+            #[classifier]
+            pub fn $name(context: TcContext) -> i32 {
+                let $hook = Tc::without_frame(&context);
+                $verdict.tc(&$hook)
+            }
+        };
+    }
+
+    program!(tc_device_l3, |hook| masquerade::coming_back(
+        &hook,
+        way::by_family(&hook, way::Device)
+    ));
+    program!(tc_egress_l3, |hook| masquerade::leaving(
+        &hook,
+        way::by_family(&hook, way::Egress)
+    ));
+    program!(tc_loopback_l3, |hook| way::by_family(
+        &hook,
+        loopback::Inside
+    ));
+    program!(tc_device_first_l3, |hook| masquerade::coming_back(
+        &hook,
+        way::by_family(&hook, first::Device)
+    ));
+    program!(tc_egress_first_l3, |hook| masquerade::leaving(
+        &hook,
+        way::by_family(&hook, first::Egress)
+    ));
+    program!(tc_device_error_l3, |hook| masquerade::coming_back_error(
+        &hook,
+        way::by_family(&hook, error::Device)
+    ));
+    program!(tc_egress_error_l3, |hook| masquerade::leaving_error(
+        way::by_family(&hook, error::Egress)
+    ));
+    program!(tc_masquerade_out_l3, |hook| masquerade::out(&hook));
+    program!(tc_masquerade_in_l3, |hook| masquerade::back(&hook));
+    program!(tc_masquerade_out_error_l3, |hook| way::by_family(
+        &hook,
+        masquerade::ErrorOut
+    ));
+    program!(tc_masquerade_in_error_l3, |hook| way::by_family(
+        &hook,
+        masquerade::ErrorBack
+    ));
+}
+
 /// A device on which the host owns an address, before there is an skb.
 #[xdp]
 pub fn xdp_device(context: XdpContext) -> u32 {

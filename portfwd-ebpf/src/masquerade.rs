@@ -401,7 +401,7 @@ fn rewrite_echo<A: Family>(
     let field = network.transport_at(ICMP_CHECKSUM);
     hook.update_checksum(field, Protocol::Tcp, change)?;
     let place = hook
-        .at::<A>(end.address_at::<A>())
+        .at::<A>(end.address_at::<A>(hook))
         .ok_or(Reason::RewriteFailed)?;
     // SAFETY: in bounds by `at`.
     unsafe { *place = address };

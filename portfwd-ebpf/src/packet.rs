@@ -4,7 +4,10 @@ use aya_ebpf::{
     EbpfContext,
     bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, xdp_md},
     cty::c_void,
-    helpers::{bpf_csum_update, bpf_l4_csum_replace, bpf_skb_change_type, bpf_skb_pull_data},
+    helpers::{
+        bpf_csum_update, bpf_l4_csum_replace, bpf_skb_change_head, bpf_skb_change_type,
+        bpf_skb_pull_data, bpf_skb_store_bytes,
+    },
     programs::{TcContext, XdpContext},
 };
 use portfwd_common::{
@@ -17,7 +20,7 @@ use portfwd_common::{
 use crate::{family::Family, maps::DEVICES};
 
 /// Length of an Ethernet header.
-pub const ETHERNET: usize = 14;
+const ETHERNET: usize = 14;
 /// More than this is not read of a plain packet: Ethernet, an IPv4 header with all options, a TCP header
 /// without.
 const MAX_HEADERS: u64 = 14 + 60 + 20;
@@ -36,7 +39,12 @@ pub trait Hook {
     fn data(&self) -> usize;
     /// Address behind the last byte that can be read directly.
     fn data_end(&self) -> usize;
-    /// Length of the whole packet in bytes, from the Ethernet header on.
+    /// Offset of the IP header: the length of the Ethernet header in front of it, or 0 where the device
+    /// carries none. Each program knows it when it is compiled.
+    fn network(&self) -> usize;
+    /// EtherType of the packet, in network order.
+    fn ether_type(&self) -> Option<u16>;
+    /// Length of the whole packet in bytes, with the Ethernet header.
     /// Wide, because LLVM would compute a narrow one of XDP from halves of pointers.
     fn len(&self) -> u64;
     /// Moves the headers of a plain packet to where they can be read directly. Ends every pointer into
@@ -100,12 +108,59 @@ macro_rules! field {
 }
 
 /// A packet at a TC hook.
-pub struct Tc(*mut __sk_buff);
+pub struct Tc {
+    context: *mut __sk_buff,
+    network: usize,
+}
 
 impl Tc {
+    /// At a device that carries Ethernet frames.
     #[inline(always)]
     pub fn new(context: &TcContext) -> Self {
-        Self(context.skb.skb)
+        Self {
+            context: context.skb.skb,
+            network: ETHERNET,
+        }
+    }
+    /// At a device that carries IP packets without anything in front (`dev_is_mac_header_xmit`): tun,
+    /// WireGuard, PPP, IP tunnels.
+    #[inline(always)]
+    pub fn without_frame(context: &TcContext) -> Self {
+        Self {
+            context: context.skb.skb,
+            network: 0,
+        }
+    }
+    /// Whether the packet is a frame.
+    #[inline(always)]
+    pub fn has_frame(&self) -> bool {
+        self.network != 0
+    }
+    /// Makes a frame of a packet that is none, as devices with Ethernet addresses take it. The addresses
+    /// stay 0. Ends every pointer into the packet; nothing can be read of it afterwards.
+    #[inline(always)]
+    pub fn make_frame(&self) -> Result<(), Reason> {
+        let Some(ether_type) = self.ether_type() else {
+            return Err(Reason::RewriteFailed);
+        };
+        let length = size_of::<u16>() as u32;
+        let at = (ETHERNET - size_of::<u16>()) as u32;
+        // SAFETY: a live context; the second helper reads `length` bytes of a live variable.
+        let failed = unsafe {
+            bpf_skb_change_head(self.context, ETHERNET as u32, 0) != 0
+                || bpf_skb_store_bytes(
+                    self.context.cast(),
+                    at,
+                    (&raw const ether_type).cast(),
+                    length,
+                    0,
+                ) != 0
+        };
+        if failed {
+            Err(Reason::RewriteFailed)
+        } else {
+            Ok(())
+        }
     }
     /// Makes the stack take the packet for its own, although the frame's destination was another
     /// device's (that of the bridge).
@@ -113,14 +168,14 @@ impl Tc {
     pub fn address_to_host(&self) {
         if !self.is_for_host() {
             // SAFETY: a live context; the helper cannot fail for this type.
-            unsafe { bpf_skb_change_type(self.0, PACKET_HOST) };
+            unsafe { bpf_skb_change_type(self.context, PACKET_HOST) };
         }
     }
 }
 
 impl EbpfContext for Tc {
     fn as_ptr(&self) -> *mut c_void {
-        self.0.cast()
+        self.context.cast()
     }
 }
 
@@ -128,17 +183,20 @@ impl Tc {
     /// The context, to be passed where only numbers can be.
     #[inline(always)]
     pub fn raw(&self) -> *mut __sk_buff {
-        self.0
+        self.context
     }
-    /// The other way.
+    /// The other way, for helpers that want a context; nothing can be read of such a packet.
     #[inline(always)]
     pub fn from_raw(context: *mut __sk_buff) -> Self {
-        Self(context)
+        Self {
+            context,
+            network: ETHERNET,
+        }
     }
     /// Interface index of the device by which it came into the host; 0 of what the host itself sends.
     #[inline(always)]
     pub fn came_in_by(&self) -> u32 {
-        field!(self.0, ingress_ifindex)
+        field!(self.context, ingress_ifindex)
     }
     /// Moves all headers that there may be to where they can be read directly. Ends every pointer into
     /// the packet.
@@ -152,17 +210,19 @@ impl Tc {
         };
         if linear < wanted {
             // SAFETY: a live context. On failure the headers stay out of reach and the packet passes.
-            unsafe { bpf_skb_pull_data(self.0, wanted as u32) };
+            unsafe { bpf_skb_pull_data(self.context, wanted as u32) };
         }
     }
     /// What is read of a TCP packet with an IP header as long as this one's says, Ethernet included.
     #[inline(always)]
     fn told_headers(&self) -> Option<u64> {
-        let ether_type: u16 = self.load(ETHERNET - 2)?;
-        let first: u8 = self.load(ETHERNET)?;
+        let ether_type = self.ether_type()?;
+        // Two bytes, because the verifier learns nothing from a check of the very first one alone.
+        let first = u16::from_be(self.load(self.network)?) >> 8;
+        let network = self.network as u64;
         Some(match ether_type {
-            V4::ETHERTYPE => 14 + (first as u64 & 0xf) * 4 + 20,
-            V6::ETHERTYPE => 14 + 40 + 20,
+            V4::ETHERTYPE => network + (first as u64 & 0xf) * 4 + 20,
+            V6::ETHERTYPE => network + 40 + 20,
             _ => 0,
         })
     }
@@ -171,19 +231,30 @@ impl Tc {
 impl Hook for Tc {
     #[inline(always)]
     fn context(&self) -> *mut c_void {
-        self.0.cast()
+        self.context.cast()
     }
     #[inline(always)]
     fn data(&self) -> usize {
-        field!(self.0, data) as usize
+        field!(self.context, data) as usize
     }
     #[inline(always)]
     fn data_end(&self) -> usize {
-        field!(self.0, data_end) as usize
+        field!(self.context, data_end) as usize
+    }
+    #[inline(always)]
+    fn network(&self) -> usize {
+        self.network
+    }
+    #[inline(always)]
+    fn ether_type(&self) -> Option<u16> {
+        match self.network {
+            0 => Some(field!(self.context, protocol) as u16),
+            network => self.load(network - size_of::<u16>()),
+        }
     }
     #[inline(always)]
     fn len(&self) -> u64 {
-        field!(self.0, len) as u64
+        field!(self.context, len) as u64
     }
     #[inline(always)]
     fn pull_headers(&self) {
@@ -200,24 +271,24 @@ impl Hook for Tc {
                 headers
             };
             // SAFETY: a live context. On failure the headers stay out of reach and the packet passes.
-            unsafe { bpf_skb_pull_data(self.0, wanted as u32) };
+            unsafe { bpf_skb_pull_data(self.context, wanted as u32) };
         }
     }
     #[inline(always)]
     fn device(&self) -> u32 {
-        field!(self.0, ifindex)
+        field!(self.context, ifindex)
     }
     #[inline(always)]
     fn is_tagged(&self) -> bool {
-        field!(self.0, vlan_present) != 0 && field!(self.0, vlan_tci) & VLAN_ID != 0
+        field!(self.context, vlan_present) != 0 && field!(self.context, vlan_tci) & VLAN_ID != 0
     }
     #[inline(always)]
     fn is_for_host(&self) -> bool {
-        field!(self.0, pkt_type) == PACKET_HOST
+        field!(self.context, pkt_type) == PACKET_HOST
     }
     #[inline(always)]
     fn segment(&self) -> u32 {
-        field!(self.0, gso_size)
+        field!(self.context, gso_size)
     }
     #[inline(always)]
     fn update_checksum(
@@ -237,13 +308,20 @@ impl Hook for Tc {
         // SAFETY: a live context; the helper checks the offset.
         let addresses = unsafe {
             let flags = BPF_F_PSEUDO_HDR as u64 | none;
-            bpf_l4_csum_replace(self.0, field as u32, 0, change.addresses as u64, flags)
+            bpf_l4_csum_replace(
+                self.context,
+                field as u32,
+                0,
+                change.addresses as u64,
+                flags,
+            )
         };
         let mut ports = 0;
         if change.ports != UNCHANGED {
             // SAFETY: as above.
-            ports =
-                unsafe { bpf_l4_csum_replace(self.0, field as u32, 0, change.ports as u64, none) };
+            ports = unsafe {
+                bpf_l4_csum_replace(self.context, field as u32, 0, change.ports as u64, none)
+            };
         }
         if addresses != 0 || ports != 0 {
             Err(Reason::RewriteFailed)
@@ -254,7 +332,7 @@ impl Hook for Tc {
     #[inline(always)]
     fn uncovered_change(&self, difference: u32) {
         // SAFETY: a live context. It fails if there is no such sum: nothing is to be done then.
-        unsafe { bpf_csum_update(self.0, difference) };
+        unsafe { bpf_csum_update(self.context, difference) };
     }
 }
 
@@ -283,6 +361,14 @@ impl Hook for Xdp {
     #[inline(always)]
     fn data_end(&self) -> usize {
         field!(self.0, data_end) as usize
+    }
+    #[inline(always)]
+    fn network(&self) -> usize {
+        ETHERNET
+    }
+    #[inline(always)]
+    fn ether_type(&self) -> Option<u16> {
+        self.load(ETHERNET - size_of::<u16>())
     }
     #[inline(always)]
     fn len(&self) -> u64 {

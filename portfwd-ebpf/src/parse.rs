@@ -7,7 +7,7 @@ use portfwd_common::{
 
 use crate::{
     family::Family,
-    packet::{ETHERNET, Hook, Tc},
+    packet::{Hook, Tc},
 };
 
 /// The network header of a packet of family `A`.
@@ -41,7 +41,7 @@ impl<A> Network<A> {
     /// Bytes from the IP header on.
     #[inline(always)]
     pub fn length(&self, hook: &Tc) -> u64 {
-        hook.len() - ETHERNET as u64
+        hook.len() - hook.network() as u64
     }
     /// Offset of the byte at `offset` of the transport header. LLVM knows its bound and drops every check
     /// of it, but the verifier forgets the bound of a spilled register: so it is stated here once more.
@@ -167,7 +167,7 @@ pub fn transport<H: Hook, A: Family>(
         protocol: ports.protocol,
         source_port: ports.source,
         destination_port: ports.destination,
-        length: hook.len() - ETHERNET as u64,
+        length: hook.len() - hook.network() as u64,
         flags: TcpFlags(0),
         sequence: 0,
         acknowledgment: 0,

@@ -22,10 +22,11 @@ pub enum End {
 impl End {
     /// Offset of its address.
     #[inline(always)]
-    pub const fn address_at<A: Family>(self) -> usize {
+    pub fn address_at<A: Family>(self, hook: &impl Hook) -> usize {
+        let source = hook.network() + A::SOURCE_AT;
         match self {
-            Self::Source => A::SOURCE_AT,
-            Self::Destination => A::SOURCE_AT + size_of::<A>(),
+            Self::Source => source,
+            Self::Destination => source + size_of::<A>(),
         }
     }
 }
@@ -54,7 +55,7 @@ pub fn rewrite<H: Hook, A: Family>(
         hook.update_checksum(packet.checksum_at(), packet.protocol, change)?;
     }
     let place = hook
-        .at::<A>(end.address_at::<A>())
+        .at::<A>(end.address_at::<A>(hook))
         .ok_or(Reason::RewriteFailed)?;
     // SAFETY: in bounds by `at`.
     unsafe { *place = address };
@@ -86,7 +87,7 @@ pub fn readdress<H: Hook, A: Family>(
     };
     let addresses = checksum::difference(old.sum(), address.sum());
     let place = hook
-        .at::<A>(end.address_at::<A>())
+        .at::<A>(end.address_at::<A>(hook))
         .ok_or(Reason::RewriteFailed)?;
     // SAFETY: in bounds by `at`.
     unsafe { *place = address };

@@ -45,7 +45,7 @@ impl Verdict {
     pub const KEPT: Self = Self(REDIRECTED | (TC_ACT_STOLEN as u64) << 32);
     /// Another program goes on with it, from the beginning.
     pub const fn stage(stage: Stage) -> Self {
-        Self(STAGE | (stage as u64) << 8)
+        Self(STAGE | (stage.place(false) as u64) << 8 | (stage.place(true) as u64) << 32)
     }
     /// Of a stage: it has read the packet, and goes on with it itself.
     pub const READ: Self = Self(READ);
@@ -75,9 +75,10 @@ impl Verdict {
     #[inline(always)]
     pub fn tc(self, hook: &Tc) -> i32 {
         if self.0 & 0xff == STAGE {
+            let place = (self.0 >> if hook.has_frame() { 8 } else { 32 }) as u32 & 0xff;
             // SAFETY: nothing is left to drop. It only returns if the stage is missing; then the packet
             // goes on as it came.
-            unsafe { STAGES.tail_call(hook, (self.0 >> 8) as u32) };
+            unsafe { STAGES.tail_call(hook, place) };
             return TCX_NEXT;
         }
         self.finish(hook, TCX_NEXT, TC_ACT_SHOT)

@@ -16,7 +16,7 @@ use crate::{
     flow::{self, Live, Request},
     forward::{self, Way},
     maps::{LINK_SOURCES, LINKS},
-    packet::{ETHERNET, Hook, Tc, Xdp},
+    packet::{Hook, Tc, Xdp},
     parse::{self, Network, Packet, Unparsed},
     translate::{self, End},
     verdict::Verdict,
@@ -39,7 +39,7 @@ pub fn by_family<H: Hook>(hook: &H, way: impl PacketWay<H>) -> Verdict {
 #[inline(always)]
 fn by_ether_type<H: Hook>(hook: &H, way: impl PacketWay<H>) -> Verdict {
     hook.pull_headers();
-    match hook.load::<u16>(ETHERNET - 2) {
+    match hook.ether_type() {
         Some(V4::ETHERTYPE) => way.go::<V4>(hook),
         Some(V6::ETHERTYPE) => way.go::<V6>(hook),
         _ => Verdict::NEXT,
@@ -50,7 +50,7 @@ fn by_ether_type<H: Hook>(hook: &H, way: impl PacketWay<H>) -> Verdict {
 /// at. What is behind a second tag nobody looks at: the kernel takes that off after this hook.
 #[inline(always)]
 pub fn of_container(hook: &Tc) -> Verdict {
-    match hook.load::<u16>(ETHERNET - 2) {
+    match hook.ether_type() {
         Some(VLAN | PROVIDER_VLAN) => Verdict::drop(Reason::ForeignSource, 0),
         _ if hook.is_tagged() => by_ether_type(hook, TaggedLink),
         _ => by_ether_type(hook, Link),

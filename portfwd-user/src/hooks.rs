@@ -22,7 +22,11 @@ use crate::{
     bpffs,
     error::{Doing, Error},
     instance::Layout,
-    observe::{links::Link, netlink::NetlinkError, netns::Netns},
+    observe::{
+        links::{Carries, Link},
+        netlink::NetlinkError,
+        netns::Netns,
+    },
 };
 
 /// A TC hook of a device.
@@ -39,12 +43,18 @@ pub enum Hook {
 impl Hook {
     const ALL: [Self; 3] = [Self::Device, Self::Link, Self::Egress];
 
-    fn program(self) -> &'static str {
+    /// Its programs: that for devices with Ethernet frames, and that for those without. A container's
+    /// link is one of a pair, which has frames.
+    const fn programs(self) -> [&'static str; 2] {
         match self {
-            Self::Device => programs::TC_DEVICE,
-            Self::Link => programs::TC_LINK,
-            Self::Egress => programs::TC_EGRESS,
+            Self::Device => [programs::TC_DEVICE, programs::TC_DEVICE_L3],
+            Self::Link => [programs::TC_LINK; 2],
+            Self::Egress => [programs::TC_EGRESS, programs::TC_EGRESS_L3],
         }
+    }
+    /// The program for a device.
+    fn program(self, device: &Link) -> &'static str {
+        fitting(self.programs(), device)
     }
     fn prefix(self) -> &'static str {
         match self {
@@ -65,12 +75,20 @@ impl Hook {
     }
 }
 
+/// Of the two programs, that for frames or that without.
+fn fitting([frames, packets]: [&'static str; 2], device: &Link) -> &'static str {
+    match device.carries {
+        Carries::Packets => packets,
+        Carries::Frames | Carries::Other => frames,
+    }
+}
+
 /// Attaches the program of `hook` to `device` of `host`, if it is not attached yet.
 ///
 /// # Errors
 /// When the kernel refuses; nothing is attached then.
 pub fn attach(layout: &Layout, hook: Hook, host: &Netns, device: &Link) -> Result<(), Error> {
-    let doing = || format!("attach {} to {}", hook.program(), device.name);
+    let doing = || format!("attach {} to {}", hook.program(device), device.name);
     if pins::holds(&hook.pin(layout, device.index), device.index).doing(doing)? {
         return Ok(());
     }
@@ -80,7 +98,7 @@ pub fn attach(layout: &Layout, hook: Hook, host: &Netns, device: &Link) -> Resul
 }
 
 fn attach_here(layout: &Layout, hook: Hook, device: &Link) -> Result<(), AttachError> {
-    let mut program = open(layout, hook)?;
+    let mut program = open(layout, hook.program(device))?;
     // Before all others.
     let mut order = LinkOrder::first();
     // The order knows a program by its descriptor, which has to stay open.
@@ -111,13 +129,13 @@ fn program_before(
     index: u32,
 ) -> Result<Option<SchedClassifier>, AttachError> {
     if hook == Hook::Device && pins::holds(&Hook::Link.pin(layout, index), index)? {
-        return Ok(Some(open(layout, Hook::Link)?));
+        return Ok(Some(open(layout, programs::TC_LINK)?));
     }
     Ok(None)
 }
 
-fn open(layout: &Layout, hook: Hook) -> Result<SchedClassifier, ProgramError> {
-    SchedClassifier::from_pin(layout.programs().join(hook.program()))
+fn open(layout: &Layout, program: &str) -> Result<SchedClassifier, ProgramError> {
+    SchedClassifier::from_pin(layout.programs().join(program))
 }
 
 /// Whether the program of `hook` is attached to the device with that index.
@@ -180,6 +198,8 @@ enum AttachError {
     Netlink(#[from] NetlinkError),
     #[error(transparent)]
     Occupied(#[from] xdp::Occupied),
+    #[error("the device carries no Ethernet frames")]
+    WithoutFrames,
     #[error("another qdisc is in the place of a clsact one: {0}")]
     Qdisc(String),
 }

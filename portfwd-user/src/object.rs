@@ -95,17 +95,21 @@ pub fn load(options: Options) -> Result<Ebpf, LoadError> {
 
 /// Lets the programs of the hooks find those of the stages.
 fn connect_stages(ebpf: &mut Ebpf) -> Result<(), LoadError> {
-    let programs: Vec<(Stage, ProgramFd)> = Stage::ALL
+    let frames = Stage::ALL.map(|stage| (stage.place(false), Some(stage.program())));
+    let packets = Stage::ALL.map(|stage| (stage.place(true), stage.program_l3()));
+    let programs: Vec<(u32, ProgramFd)> = frames
         .into_iter()
-        .map(|stage| Ok((stage, program_fd(ebpf, stage.program())?)))
+        .chain(packets)
+        .filter_map(|(place, program)| Some((place, program?)))
+        .map(|(place, program)| Ok((place, program_fd(ebpf, program)?)))
         .collect::<Result<_, LoadError>>()?;
     let missing = || MapError::InvalidName {
         name: maps::STAGES.to_owned(),
     };
     let map = ebpf.map_mut(maps::STAGES).ok_or_else(missing)?;
     let mut stages = ProgramArray::try_from(map)?;
-    for (stage, program) in &programs {
-        stages.set(*stage as u32, program, 0)?;
+    for (place, program) in &programs {
+        stages.set(*place, program, 0)?;
     }
     Ok(())
 }

@@ -14,7 +14,11 @@ use crate::{
     error::{Doing, Error, Missing},
     hooks::{self, Hook, xdp},
     masquerade,
-    observe::{addresses::Host, links::Link, netns::Netns},
+    observe::{
+        addresses::Host,
+        links::{Carries, Link},
+        netns::Netns,
+    },
     tables::TableError,
 };
 
@@ -110,6 +114,9 @@ impl Datapath {
             false => named_devices(host, netns, &options.devices)?,
         };
         if let Some(mode) = options.xdp {
+            let mut devices = devices.clone();
+            // Only where it was asked for by name it is an error that XDP has nothing to read there.
+            devices.retain(|device| !options.devices.is_empty() || has_frames(device));
             self.serve_xdp(netns, &devices, mode)?;
         }
         for device in devices {
@@ -216,6 +223,10 @@ impl Datapath {
     fn some_devices(&self) -> PathBuf {
         self.layout.links().join(SOME_DEVICES)
     }
+}
+
+fn has_frames(device: &Link) -> bool {
+    device.carries == Carries::Frames
 }
 
 /// Present among the links if `up --device` has named the devices to serve; their names are in it.

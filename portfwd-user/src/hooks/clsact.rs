@@ -69,6 +69,11 @@ impl Filter {
         (self.header.info >> 16) as u16
     }
 
+    /// Whether it runs one of these programs.
+    fn runs(&self, programs: [Option<u32>; 2]) -> bool {
+        self.program.is_some() && programs.contains(&self.program)
+    }
+
     fn of(message: TcMessage) -> Self {
         let mut filter = Self {
             header: message.header,
@@ -107,7 +112,7 @@ pub(super) fn attach(
     }
     ensure_qdisc(layout, hook, index)?;
     make_mark(filter_mark(layout, hook, index))?;
-    let link = program_id(layout, Hook::Link)?;
+    let [link, _] = program_ids(layout, Hook::Link)?;
     let options = NlOptions {
         priority: free_priority(hook, &filters, link),
         ..NlOptions::default()
@@ -130,15 +135,13 @@ pub(super) fn is_attached(
     if !filter_mark(layout, hook, index).exists() {
         return Ok(false);
     }
-    let Some(own) = program_id(layout, hook).doing(doing)? else {
-        return Ok(false);
-    };
+    let own = program_ids(layout, hook).doing(doing)?;
     let filters = netlink::converse(host, async |session: &mut Session| {
         let filters = filters(session, index, hook.direction()).await;
         filters.map_err(ClsactError::from)
     })
     .doing(doing)?;
-    Ok(filters.iter().any(|filter| filter.program == Some(own)))
+    Ok(filters.iter().any(|filter| filter.runs(own)))
 }
 
 /// A place before all other filters, for one of those may end the way of a packet; where there is no
@@ -203,34 +206,36 @@ pub(super) fn detach(layout: &Layout, hook: Hook, host: &Netns, index: u32) -> R
         return Ok(());
     }
     let doing = || format!("remove the filters of device {index}");
-    if let Some(own) = program_id(layout, hook).doing(doing)? {
-        netlink::converse(host, async |session: &mut Session| {
-            remove_filters(session, hook, index, own).await
-        })
-        .doing(doing)?;
-    }
+    let own = program_ids(layout, hook).doing(doing)?;
+    netlink::converse(host, async |session: &mut Session| {
+        remove_filters(session, hook, index, own).await
+    })
+    .doing(doing)?;
     remove(&mark, |mark| fs::remove_dir(mark))?;
     release_qdisc(layout, host, index)
 }
 
-/// The ID of the hook's program. None without a pin: its filters cannot be told from others' then, but
+/// The IDs of the hook's programs. None without a pin: its filters cannot be told from others' then, but
 /// programs are pinned before and removed after all filters.
-fn program_id(layout: &Layout, hook: Hook) -> Result<Option<u32>, AttachError> {
-    let path = layout.programs().join(hook.program());
-    if !path.exists() {
-        return Ok(None);
+fn program_ids(layout: &Layout, hook: Hook) -> Result<[Option<u32>; 2], AttachError> {
+    let mut ids = [None; 2];
+    for (id, program) in ids.iter_mut().zip(hook.programs()) {
+        let path = layout.programs().join(program);
+        if path.exists() {
+            *id = Some(ProgramInfo::from_pin(path)?.id());
+        }
     }
-    Ok(Some(ProgramInfo::from_pin(path)?.id()))
+    Ok(ids)
 }
 
 async fn remove_filters(
     session: &mut Session,
     hook: Hook,
     index: u32,
-    own: u32,
+    own: [Option<u32>; 2],
 ) -> Result<(), ClsactError> {
     for filter in filters(session, index, hook.direction()).await? {
-        if filter.program == Some(own) {
+        if filter.runs(own) {
             let mut message = TcMessage::default();
             message.header = filter.header;
             message.attributes.push(TcAttribute::Kind(filter.kind));

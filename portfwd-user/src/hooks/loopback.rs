@@ -3,11 +3,11 @@
 
 use std::path::PathBuf;
 
-use aya::programs::{LinkOrder, SchedClassifier, TcAttachType, links::FdLink, tc::TcAttachOptions};
+use aya::programs::{LinkOrder, TcAttachType, links::FdLink, tc::TcAttachOptions};
 use nix::libc;
 use portfwd_common::programs;
 
-use super::{AttachError, errno_of, index_after, names, pins, remove};
+use super::{AttachError, errno_of, fitting, index_after, names, open, pins, remove};
 use crate::{
     error::{Doing, Error, Lacking},
     instance::Layout,
@@ -15,6 +15,7 @@ use crate::{
 };
 
 const PREFIX: &str = "loopback-";
+const PROGRAMS: [&str; 2] = [programs::TC_LOOPBACK, programs::TC_LOOPBACK_L3];
 
 fn pin(layout: &Layout, attachment: u32) -> PathBuf {
     layout.links().join(format!("{PREFIX}{attachment}"))
@@ -31,7 +32,7 @@ pub fn attach(
     container: &Netns,
     device: &Link,
 ) -> Result<(), Error> {
-    let doing = || format!("attach {} to {}", programs::TC_LOOPBACK, device.name);
+    let doing = || format!("attach {} to {}", fitting(PROGRAMS, device), device.name);
     if pins::holds(&pin(layout, attachment), device.index).doing(doing)? {
         return Ok(());
     }
@@ -47,7 +48,7 @@ pub fn attach(
 }
 
 fn attach_here(layout: &Layout, attachment: u32, device: &Link) -> Result<(), AttachError> {
-    let mut program = SchedClassifier::from_pin(layout.programs().join(programs::TC_LOOPBACK))?;
+    let mut program = open(layout, fitting(PROGRAMS, device))?;
     let options = TcAttachOptions::TcxOrder(LinkOrder::first());
     let id = program.attach_with_options(&device.name, TcAttachType::Ingress, options)?;
     let link: FdLink = program.take_link(id)?.try_into()?;

@@ -15,7 +15,7 @@ use crate::{
     error::{Doing, Error},
     instance::Layout,
     observe::{
-        links::Link,
+        links::{Carries, Link},
         netlink::{self, NetlinkError, Session},
         netns::Netns,
     },
@@ -97,6 +97,9 @@ pub fn detach(layout: &Layout, index: u32) -> Result<(), Error> {
 }
 
 fn attach_here(layout: &Layout, device: &Link, mode: Mode) -> Result<(), AttachError> {
+    if device.carries != Carries::Frames {
+        return Err(AttachError::WithoutFrames);
+    }
     let path = layout.programs().join(programs::XDP_DEVICE);
     let mut program = Xdp::from_pin(path, aya_obj::programs::XdpAttachType::Interface)?;
     let flags = match mode {

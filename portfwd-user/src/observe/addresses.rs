@@ -9,7 +9,7 @@ use netlink_packet_route::address::{
     AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage,
 };
 
-use super::links::{self, Link, LinkKind};
+use super::links::{self, Carries, Link, LinkKind};
 use super::netlink::{self, NetlinkError, Session};
 use super::netns::{Netns, NetnsError};
 use super::routes::{self, LocalRoute};
@@ -87,7 +87,7 @@ pub struct Host {
     /// Ranges that the host takes as its own as a whole (AnyIP), 127.0.0.0/8 among them.
     pub ranges: Vec<LocalRoute>,
     /// The devices on which the host owns an address that others can reach, by index: the places for
-    /// hooks. `lo` is not among them, nor are devices without an Ethernet header. A device with nothing but a link-local address is left out, or
+    /// hooks. `lo` is not among them, nor is what carries neither Ethernet nor IP. A device with nothing but a link-local address is left out, or
     /// every port of every bridge would be in.
     pub devices: Vec<Link>,
     /// Addresses with their devices that the host may send from, the best of each device and family first.
@@ -131,8 +131,7 @@ pub async fn read_host(session: &mut Session) -> Result<Host, NetlinkError> {
         .map(|own| own.ifindex)
         .collect();
     let mut devices = links::by_indexes(session, &bearing).await?;
-    // The programs read an Ethernet header.
-    devices.retain(|link| link.kind != LinkKind::Loopback && link.mac.is_some());
+    devices.retain(|link| link.kind != LinkKind::Loopback && link.carries != Carries::Other);
     Ok(Host {
         addresses,
         ranges,

@@ -81,6 +81,36 @@ impl fmt::Display for LinkKind {
     }
 }
 
+/// What a device carries, and so what its hooks see.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Carries {
+    /// Ethernet frames.
+    Frames,
+    /// IP packets without anything in front: tun, WireGuard, PPP, IP tunnels.
+    Packets,
+    /// Something that the programs cannot read.
+    Other,
+}
+
+impl Carries {
+    /// As `dev_is_mac_header_xmit` of linux/if_arp.h has it, by which the kernel redirects packets. Of
+    /// the rest only Ethernet is known here.
+    const fn of(layer: LinkLayerType) -> Self {
+        match layer {
+            LinkLayerType::Ether | LinkLayerType::Loopback => Self::Frames,
+            LinkLayerType::Tunnel
+            | LinkLayerType::Tunnel6
+            | LinkLayerType::Sit
+            | LinkLayerType::Ipgre
+            | LinkLayerType::Ip6gre
+            | LinkLayerType::None
+            | LinkLayerType::Rawip
+            | LinkLayerType::Ppp => Self::Packets,
+            _ => Self::Other,
+        }
+    }
+}
+
 /// A network interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Link {
@@ -90,6 +120,8 @@ pub struct Link {
     pub name: String,
     /// Its kind.
     pub kind: LinkKind,
+    /// What it carries.
+    pub carries: Carries,
     /// Its MAC address; None for a device without Ethernet addresses.
     pub mac: Option<[u8; 6]>,
     /// Largest IP packet in bytes.
@@ -111,6 +143,7 @@ impl Link {
             index: message.header.index,
             name: String::new(),
             kind: LinkKind::of(message.header.link_layer_type, None),
+            carries: Carries::of(message.header.link_layer_type),
             mac: None,
             mtu: 0,
             up: message.header.flags.contains(LinkFlags::Up),
