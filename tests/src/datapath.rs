@@ -28,6 +28,8 @@ pub enum Program {
     EarlyDevice,
     /// TC ingress of a container's host-side link.
     Link,
+    /// TC egress of a device of the host, of a packet that has come in by the containers' bridge.
+    Egress,
 }
 
 impl Program {
@@ -37,15 +39,19 @@ impl Program {
             Self::Device => portfwd_common::programs::TC_DEVICE,
             Self::EarlyDevice => portfwd_common::programs::XDP_DEVICE,
             Self::Link => portfwd_common::programs::TC_LINK,
+            Self::Egress => portfwd_common::programs::TC_EGRESS,
         }
     }
 
     /// What a return code means (include/uapi/linux/bpf.h, pkt_cls.h).
     fn verdict(self, code: i32) -> Verdict {
         match (self, code) {
-            (Self::EarlyDevice, 2) | (Self::Device | Self::Link, -1) => Verdict::Next,
-            (Self::EarlyDevice, 3 | 4) | (Self::Device | Self::Link, 7) => Verdict::Redirect,
-            (Self::EarlyDevice, 1) | (Self::Device | Self::Link, 2) => Verdict::Drop,
+            (Self::EarlyDevice, 2) => Verdict::Next,
+            (Self::EarlyDevice, 3 | 4) => Verdict::Redirect,
+            (Self::EarlyDevice, 1) => Verdict::Drop,
+            (Self::Device | Self::Link | Self::Egress, -1) => Verdict::Next,
+            (Self::Device | Self::Link, 7) => Verdict::Redirect,
+            (Self::Device | Self::Link | Self::Egress, 2) => Verdict::Drop,
             (program, code) => panic!("{program:?} must not return {code}"),
         }
     }
@@ -58,6 +64,7 @@ pub struct Datapath<'a> {
     device: OwnedFd,
     early_device: OwnedFd,
     link: OwnedFd,
+    egress: OwnedFd,
 }
 
 impl<'a> Datapath<'a> {
@@ -78,6 +85,7 @@ impl<'a> Datapath<'a> {
             device: open(Program::Device),
             early_device: open(Program::EarlyDevice),
             link: open(Program::Link),
+            egress: open(Program::Egress),
         }
     }
 
@@ -92,6 +100,11 @@ impl<'a> Datapath<'a> {
             match program {
                 Program::Device => kernel::test_run(&self.device, frame, &skb_context(index)),
                 Program::Link => kernel::test_run(&self.link, frame, &skb_context(index)),
+                Program::Egress => {
+                    let mut context = skb_context(index);
+                    context[INGRESS_IFINDEX] = index_of("br0");
+                    kernel::test_run(&self.egress, frame, &context)
+                }
                 Program::EarlyDevice => {
                     kernel::test_run(&self.early_device, frame, &xdp_context(index, frame))
                 }
@@ -211,6 +224,9 @@ impl Row {
         }
     }
 }
+
+/// Place of the device by which the packet came in, in `struct __sk_buff`.
+const INGRESS_IFINDEX: usize = 9;
 
 /// `struct __sk_buff` with the index of the device.
 fn skb_context(index: u32) -> [u32; 48] {

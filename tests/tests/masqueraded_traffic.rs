@@ -1,9 +1,12 @@
 //! Masqueraded packets of real sockets, across namespaces.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr};
+use std::io::ErrorKind;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 
 use portfwd_tests::clients::{self, Protocol, ask};
+use portfwd_tests::deadline::{PATIENCE, SILENCE, patient, until};
+use portfwd_tests::namespace::Namespace;
 use portfwd_tests::ping::ping;
 use portfwd_tests::servers::Server;
 use portfwd_tests::topology::{CLIENT, CLIENT6, FOREIGN, FOREIGN6, Shape, Topology};
@@ -161,5 +164,337 @@ fn the_way_out_decides_the_address() {
         let answer = ask(&web.namespace, Protocol::Tcp, SocketAddr::new(to, 7000)).expect("answer");
         let seen = answer.seen.ip().to_string();
         assert!(seen.starts_with(leaves_by), "{seen}");
+    }
+}
+
+/// Asks from a port of choice and gives what the server saw; None if nothing comes back.
+fn seen_from(namespace: &Namespace, from: SocketAddr, to: SocketAddr) -> Option<SocketAddr> {
+    let socket = namespace.run(|| UdpSocket::bind(from)).expect("bind");
+    socket.connect(to).expect("connect");
+    socket.set_read_timeout(Some(SILENCE)).expect("a limit");
+    match clients::ask_datagram(&socket) {
+        Ok(answer) => Some(answer.seen),
+        Err(error) if error.kind() == ErrorKind::WouldBlock => None,
+        Err(error) => panic!("{from} to {to}: {error}"),
+    }
+}
+
+/// How often a reason occurred.
+fn occurred(topology: &Topology, reason: &str) -> u64 {
+    let status = topology.portfwd(&["--json", "status"]).expect_ok().json();
+    let reasons = status["datapath"]["reasons"].as_array().cloned();
+    let mut reasons = reasons.unwrap_or_default().into_iter();
+    let row = reasons.find(|row| row["reason"] == reason);
+    row.and_then(|row| row["packets"].as_u64()).expect(reason)
+}
+
+/// Leaves the ports from `first` to `last` to masqueraded flows, and no others.
+fn leave_ports(topology: &Topology, first: u16, last: u16) {
+    let host = &topology.host;
+    host.set_sysctl("ipv4/ip_local_port_range", "32768 60999");
+    let reserved = format!("1-32767,61000-{},{}-65535", first - 1, last + 1);
+    host.set_sysctl("ipv4/ip_local_reserved_ports", &reserved);
+}
+
+#[test]
+fn strict_rules_and_conntrack_see_whole_connections() {
+    let topology = forwarding(Shape::default());
+    let rules = "
+        table inet filter {
+            chain forward {
+                type filter hook forward priority 0; policy drop;
+                ct state invalid drop
+                ct state established,related accept
+                iifname br0 oifname eth1 accept
+            }
+            chain input {
+                type filter hook input priority 0;
+                ct state invalid drop
+            }
+        }
+    ";
+    topology.host.feed("nft", &["-f", "-"], rules);
+    let _server = foreign_server(&topology);
+    masquerade_all(&topology);
+    let web = &topology.containers[0];
+    for address in [FOREIGN, FOREIGN6] {
+        let to = SocketAddr::new(address, 7000);
+        for protocol in [Protocol::Tcp, Protocol::Udp] {
+            let answer = ask(&web.namespace, protocol, to)
+                .unwrap_or_else(|error| panic!("{protocol:?} {to}: {error}"));
+            assert_eq!(answer.seen.ip(), leaving(address));
+            // An ICMP error is related to what it quotes.
+            let closed = SocketAddr::new(address, 7001);
+            let refused = clients::closed(&web.namespace, protocol, closed);
+            assert_eq!(refused, clients::Closed::Refused, "{protocol:?} {closed}");
+        }
+        ping(&web.namespace, 99, address, 56).unwrap_or_else(|error| panic!("{address}: {error}"));
+    }
+}
+
+#[test]
+fn every_port_that_may_be_given_out_is_found_and_then_there_is_none() {
+    let topology = forwarding(Shape::default());
+    let _server = foreign_server(&topology);
+    let _other = Server::start(&topology.foreign, &[FOREIGN, FOREIGN6], 7001, "other");
+    leave_ports(&topology, 62_001, 62_300);
+    masquerade_all(&topology);
+    for (number, address) in [FOREIGN, FOREIGN6].into_iter().enumerate() {
+        let [web, db] = &topology.containers;
+        let to = SocketAddr::new(address, 7000);
+        let from = |port| SocketAddr::new(web.addresses()[number], port);
+        let mut seen = BTreeSet::new();
+        for port in 40_001..=40_300 {
+            let own = seen_from(&web.namespace, from(port), to)
+                .unwrap_or_else(|| panic!("port {port} of 300 was lost: {}", seen.len()));
+            assert!((62_001..=62_300).contains(&own.port()), "{own}");
+            assert!(seen.insert(own), "{own} was given out twice");
+        }
+        let before = occurred(&topology, "masquerade-exhausted");
+        let late = SocketAddr::new(db.addresses()[number], 40_001);
+        assert_eq!(
+            seen_from(&db.namespace, late, to),
+            None,
+            "a port more than there are"
+        );
+        assert!(occurred(&topology, "masquerade-exhausted") > before);
+        // Toward another destination all are free, and who has one keeps it.
+        let elsewhere = SocketAddr::new(address, 7001);
+        assert!(seen_from(&db.namespace, late, elsewhere).is_some());
+        let again = seen_from(&web.namespace, from(40_001), to).expect("its flow lives");
+        assert!(seen.contains(&again));
+    }
+}
+
+#[test]
+fn ports_that_somebody_else_uses_are_neither_kept_nor_given_out() {
+    let topology = forwarding(Shape::default());
+    let _server = foreign_server(&topology);
+    masquerade_all(&topology);
+    topology.attach("db", 1, &["5001:80/udp"]);
+    topology
+        .host
+        .set_sysctl("ipv4/ip_local_reserved_ports", "5002");
+    // What is reserved from now on counts from the next command on.
+    topology.attach("db", 1, &["5009:80/udp"]);
+    let web = &topology.containers[0];
+    for (number, address) in [FOREIGN, FOREIGN6].into_iter().enumerate() {
+        let host = if number == 0 {
+            "0.0.0.0:5003"
+        } else {
+            "[::]:5003"
+        };
+        let _socket = topology.host.run(|| UdpSocket::bind(host)).expect("bind");
+        let to = SocketAddr::new(address, 7000);
+        for port in [5_000, 5_001, 5_002, 5_003] {
+            let from = SocketAddr::new(web.addresses()[number], port);
+            let seen = seen_from(&web.namespace, from, to).expect("an answer");
+            assert_eq!(seen.port() == port, port == 5_000, "{seen} for {port}");
+        }
+    }
+}
+
+#[test]
+fn an_end_of_a_container_has_one_port_toward_everybody() {
+    let topology = forwarding(Shape::default());
+    let _server = foreign_server(&topology);
+    let _other = Server::start(&topology.foreign, &[FOREIGN, FOREIGN6], 7001, "other");
+    masquerade_all(&topology);
+    let web = &topology.containers[0];
+    for (number, address) in [FOREIGN, FOREIGN6].into_iter().enumerate() {
+        let from = SocketAddr::new(web.addresses()[number], 40_000);
+        let ports = [7000, 7001].map(|port| {
+            let to = SocketAddr::new(address, port);
+            seen_from(&web.namespace, from, to)
+                .expect("an answer")
+                .port()
+        });
+        assert_eq!(ports[0], ports[1]);
+    }
+}
+
+#[test]
+fn errors_about_what_a_container_has_been_sent_reach_the_sender() {
+    let topology = forwarding(Shape::default());
+    masquerade_all(&topology);
+    let web = &topology.containers[0];
+    for address in [FOREIGN, FOREIGN6] {
+        let far = topology
+            .foreign
+            .run(|| UdpSocket::bind(SocketAddr::new(address, 7002)))
+            .expect("bind");
+        far.set_read_timeout(Some(patient(PATIENCE)))
+            .expect("a limit");
+        let any = if address.is_ipv4() {
+            "0.0.0.0:0"
+        } else {
+            "[::]:0"
+        };
+        let socket = web.namespace.run(|| UdpSocket::bind(any)).expect("bind");
+        socket
+            .send_to(b"question", SocketAddr::new(address, 7002))
+            .expect("send");
+        let (_, seen) = far.recv_from(&mut [0; 64]).expect("the question");
+        drop(socket);
+        far.connect(seen).expect("connect");
+        until("the error to arrive", PATIENCE, || {
+            match far.send(b"answer") {
+                Err(error) if error.kind() == ErrorKind::ConnectionRefused => Some(()),
+                Ok(_) => None,
+                Err(error) => panic!("{error}"),
+            }
+        });
+    }
+}
+
+#[test]
+fn large_datagrams_go_in_fragments_both_ways() {
+    for conntrack in [false, true] {
+        let topology = forwarding(Shape::default());
+        let _server = foreign_server(&topology);
+        if conntrack {
+            let rules = "table inet filter { chain forward { type filter hook forward priority 0; \
+                ct state invalid drop; } }";
+            topology.host.feed("nft", &["-f", "-"], rules);
+        }
+        masquerade_all(&topology);
+        for container in &topology.containers {
+            for address in [FOREIGN, FOREIGN6] {
+                let to = SocketAddr::new(address, 7000);
+                let any = if address.is_ipv4() {
+                    "0.0.0.0:0"
+                } else {
+                    "[::]:0"
+                };
+                let socket = container
+                    .namespace
+                    .run(|| UdpSocket::bind(any))
+                    .expect("bind");
+                socket.connect(to).expect("connect");
+                socket
+                    .set_read_timeout(Some(patient(PATIENCE)))
+                    .expect("a limit");
+                let question: Vec<u8> = (0..=250).cycle().take(2_000).collect();
+                socket.send(&question).expect("send");
+                let mut answer = [0; 4096];
+                let length = socket.recv(&mut answer).expect("an answer in fragments");
+                assert!(
+                    answer[..length].ends_with(&question),
+                    "conntrack {conntrack} {to}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn two_hundred_transfers_at_once_arrive_intact() {
+    let topology = forwarding(Shape::default());
+    let _sink = Server::hash(&topology.foreign, &[FOREIGN, FOREIGN6], 7000);
+    masquerade_all(&topology);
+    std::thread::scope(|scope| {
+        let transfers: Vec<_> = (0..200)
+            .map(|number| {
+                let container = &topology.containers[number % 2];
+                let address = if number % 4 < 2 { FOREIGN } else { FOREIGN6 };
+                let to = SocketAddr::new(address, 7000);
+                scope.spawn(move || clients::bulk(&container.namespace, to, 256 << 10))
+            })
+            .collect();
+        for transfer in transfers {
+            let (sent, received) = transfer.join().expect("a thread").expect("a transfer");
+            assert_eq!(sent, received);
+        }
+    });
+}
+
+#[test]
+fn after_a_detach_no_packet_comes_back_and_the_port_is_not_given_out_again() {
+    let topology = forwarding(Shape::default());
+    let _server = foreign_server(&topology);
+    let [web, db] = &topology.containers;
+    for (number, address) in [FOREIGN, FOREIGN6].into_iter().enumerate() {
+        let netns = web.netns();
+        let attach = [
+            "attach",
+            "web",
+            "--netns",
+            &netns,
+            "-p",
+            "8080:80",
+            "--masquerade",
+        ];
+        topology.portfwd(&attach).expect_ok();
+        let to = SocketAddr::new(address, 7000);
+        let from = SocketAddr::new(web.addresses()[number], 5_000);
+        let stream = clients::connect_from(&web.namespace, from, to).expect("connect");
+        let seen = clients::ask_stream(&stream).expect("an answer").seen;
+        assert_eq!(seen.port(), 5_000);
+        topology.portfwd(&["detach", "web"]).expect_ok();
+        assert!(
+            clients::echo(&stream, b"late").is_err(),
+            "a connection of before"
+        );
+        let netns = db.netns();
+        let attach = [
+            "attach",
+            "db",
+            "--netns",
+            &netns,
+            "-p",
+            "8090:80",
+            "--masquerade",
+        ];
+        topology.portfwd(&attach).expect_ok();
+        let from = SocketAddr::new(db.addresses()[number], 5_000);
+        let stream = clients::connect_from(&db.namespace, from, to).expect("connect");
+        let next = clients::ask_stream(&stream).expect("an answer").seen;
+        assert_ne!(next.port(), 5_000, "the far side may be in TIME_WAIT");
+        topology.portfwd(&["detach", "db"]).expect_ok();
+    }
+    topology.take_down();
+}
+
+/// A server behind the foreign one, by a narrow link: `198.51.100.7` and `2001:db8:7::7`.
+fn narrow_beyond(topology: &Topology) -> Namespace {
+    let far = Namespace::new("far");
+    topology.foreign.set_sysctl("ipv4/ip_forward", "1");
+    topology.foreign.set_sysctl("ipv6/conf/all/forwarding", "1");
+    topology.foreign.ip(&format!(
+        "link add narrow index 41 mtu 1300 type veth peer name eth0 index 51 mtu 1300 netns {}
+         addr add 198.51.100.1/24 dev narrow
+         addr add 2001:db8:7::1/64 dev narrow nodad
+         addr add fe80::1/64 dev narrow nodad
+         link set narrow up\n",
+        far.name()
+    ));
+    far.ip("addr add 198.51.100.7/24 dev eth0
+         addr add 2001:db8:7::7/64 dev eth0 nodad
+         addr add fe80::7/64 dev eth0 nodad
+         link set eth0 up
+         route add default via 198.51.100.1
+         route add default via 2001:db8:7::1\n");
+    topology.host.ip("route add 198.51.100.0/24 via 203.0.113.9
+         route add 2001:db8:7::/64 via 2001:db8:3::9\n");
+    far
+}
+
+#[test]
+fn what_routers_on_the_way_tell_reaches_the_container() {
+    let topology = forwarding(Shape::default());
+    masquerade_all(&topology);
+    let far = narrow_beyond(&topology);
+    let addresses: [IpAddr; 2] = ["198.51.100.7", "2001:db8:7::7"].map(|a| a.parse().expect("one"));
+    let _sink = Server::hash(&far, &addresses, 7000);
+    let web = &topology.containers[0];
+    for (address, router) in addresses.into_iter().zip(["203.0.113.9", "2001:db8:3::9"]) {
+        // Path MTU discovery: the router asks for smaller packets.
+        let to = SocketAddr::new(address, 7000);
+        let (sent, received) = clients::bulk(&web.namespace, to, 4 << 20).expect("a transfer");
+        assert_eq!(sent, received);
+        // What traceroute does: the packet expires at the second router.
+        let told = portfwd_tests::ping::expiring(&web.namespace, 300, address, 2)
+            .unwrap_or_else(|error| panic!("{address}: {error}"));
+        assert_eq!(told, router.parse::<IpAddr>().expect("an address"));
     }
 }
