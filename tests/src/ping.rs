@@ -76,7 +76,8 @@ pub fn expiring(
             Err(error) if error.kind() == ErrorKind::WouldBlock => continue,
             Err(error) => return Err(error),
         };
-        let quoted = if to.is_ipv4() { 20 + 8 + 20 } else { 8 + 40 };
+        // Behind both IP headers, of which a raw IPv6 socket does not get the first, and the error's own.
+        let quoted = 48;
         let expired = if to.is_ipv4() {
             buffer[20] == 11
         } else {

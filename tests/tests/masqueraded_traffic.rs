@@ -353,8 +353,14 @@ fn large_datagrams_go_in_fragments_both_ways() {
         let topology = forwarding(Shape::default());
         let _server = foreign_server(&topology);
         if conntrack {
-            let rules = "table inet filter { chain forward { type filter hook forward priority 0; \
-                ct state invalid drop; } }";
+            let rules = "
+                table inet filter {
+                    chain forward {
+                        type filter hook forward priority 0;
+                        ct state invalid drop
+                    }
+                }
+            ";
             topology.host.feed("nft", &["-f", "-"], rules);
         }
         masquerade_all(&topology);
