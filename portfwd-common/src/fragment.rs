@@ -17,8 +17,8 @@ pub const MAX_HELD_LENGTH: usize = 2_044;
 /// replaces it at once.
 pub const DATAGRAM_LIFETIME: u32 = 30;
 
-/// What fragments of one datagram have in common (RFC 791, section 3.2; RFC 8200, section 4.5), and where
-/// they were seen.
+/// What fragments of one datagram have in common (RFC 791, section 3.2; RFC 8200, section 4.5), and by
+/// which kind of hook they were seen.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Pod, Zeroable)]
 pub struct DatagramKey {
@@ -28,29 +28,35 @@ pub struct DatagramKey {
     pub destination: Ip,
     /// Identification, in network order.
     pub identification: u32,
-    /// Interface index of the device.
-    pub device: u32,
-    /// IP protocol number.
+    /// Interface index of the container's link; [`Self::ANY_DEVICE`] for what comes from the devices of the
+    /// host, because fragments may come by several, and [`Self::EGRESS`] for what leaves.
+    pub link: u32,
+    /// IP protocol number in IPv4, 0 in IPv6, where the fragments of one datagram may tell different ones.
     pub protocol: u32,
     padding: u32,
 }
 
 impl DatagramKey {
+    /// No link: seen where it comes in.
+    pub const ANY_DEVICE: u32 = 0;
+    /// No link: seen where it leaves.
+    pub const EGRESS: u32 = u32::MAX;
+
     /// The key.
     #[inline(always)]
     pub const fn new(
         source: Ip,
         destination: Ip,
         identification: u32,
-        protocol: u8,
-        device: u32,
+        protocol: u32,
+        link: u32,
     ) -> Self {
         Self {
             source,
             destination,
             identification,
-            device,
-            protocol: protocol as u32,
+            link,
+            protocol,
             padding: 0,
         }
     }
@@ -98,13 +104,35 @@ pub struct Datagram {
     /// Number of fragments that wait.
     pub held: u32,
     /// Of the flow's key.
+    pub protocol: u32,
+    /// Of the flow's key.
     pub client_port: NetPort,
     /// Of the flow's key.
     pub container_port: NetPort,
+    padding: u32,
     /// Of the flow's key.
     pub client: Ip,
     /// Of the flow's key.
     pub container: Ip,
+}
+
+impl Datagram {
+    /// Without a flow, but with room for one. `blank` and `none` are zeros; an eBPF program passes such as
+    /// LLVM does not know for zeros, because it would fill the record with a call of `memset`.
+    #[inline(always)]
+    pub const fn new(decision: Decision, since: u32, held: u32, blank: u32, none: Ip) -> Self {
+        Self {
+            decision: decision as u32,
+            since,
+            held,
+            protocol: blank,
+            client_port: NetPort::new(0),
+            container_port: NetPort::new(0),
+            padding: 0,
+            client: none,
+            container: none,
+        }
+    }
 }
 
 /// Place of a fragment that waits.
@@ -142,7 +170,7 @@ pub struct Held {
 
 const _: () = {
     assert!(size_of::<DatagramKey>() == 48);
-    assert!(size_of::<Datagram>() == 48);
+    assert!(size_of::<Datagram>() == 56);
     assert!(size_of::<HeldKey>() == 56);
     assert!(size_of::<Held>() == 2_048);
 };

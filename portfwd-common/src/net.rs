@@ -255,7 +255,9 @@ impl Address for V6 {
     }
     #[inline(always)]
     fn is_impossible_source(self) -> bool {
-        u64::from_be(self.0) >> 56 == 0xff || self.is_no_address()
+        let top = u64::from_be(self.0) >> 48;
+        // A link-local source stays on its link (RFC 4291, section 2.5.6).
+        top >> 8 == 0xff || top & 0xffc0 == 0xfe80 || self.is_no_address()
     }
 }
 

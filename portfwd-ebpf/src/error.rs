@@ -16,7 +16,7 @@ use crate::{
     flow::{self, Found, Request},
     forward,
     packet::{Hook, Tc, UNCHANGED},
-    parse::{self, Fragment, Network},
+    parse::{Fragment, Network},
     shift,
     translate::End,
     verdict::Verdict,
@@ -49,10 +49,10 @@ pub struct Link;
 impl PacketWay<Tc> for Link {
     #[inline(always)]
     fn go<A: Family>(self, hook: &Tc) -> Verdict {
-        let Ok(network) = parse::extended::<A>(hook) else {
+        let Ok(header) = A::header(hook) else {
             return Verdict::next_for(Reason::Malformed);
         };
-        if !way::may_send(hook, &network) {
+        if !way::may_send(hook, &header) {
             return Verdict::drop(Reason::ForeignSource, 0);
         }
         let Some(message) = Message::<A>::read(hook) else {
@@ -117,7 +117,7 @@ impl<A: Family> Message<A> {
             return None;
         }
         let message: u8 = hook.load(network.transport_at(0))?;
-        let quoted = A::quoted(hook, network.transport_at(ICMP_HEADER))?;
+        let quoted = A::quoted(hook, network.transport_at(ICMP_HEADER), network.end)?;
         let is_echo = quoted.protocol == A::ICMP;
         let protocol = match quoted.protocol {
             6 => Protocol::Tcp,
@@ -126,6 +126,9 @@ impl<A: Family> Message<A> {
             _ if is_echo => Protocol::Udp,
             _ => return None,
         };
+        if quoted.transport as u64 + 4 > network.end {
+            return None;
+        }
         let ports: [u16; 2] = match is_echo {
             true => echo_ends::<A>(hook, &quoted)?,
             false => hook.load(quoted.transport_at(0))?,
@@ -238,7 +241,7 @@ impl<A: Family> Message<A> {
         };
         Some(match self.translate(hook, &translation, !stack) {
             Err(reason) => Verdict::drop(reason, index),
-            Ok(()) if stack => Verdict::NEXT,
+            Ok(()) if stack => Verdict::TRANSLATED,
             Ok(()) if hairpin => deliver::to_container(hook, link),
             Ok(()) => deliver::to_client(&route),
         })

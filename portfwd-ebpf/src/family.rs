@@ -42,13 +42,14 @@ pub trait Family: Address + 'static {
     /// Whether ICMP messages of this type are errors that quote a packet: destination unreachable, packet
     /// too big, time exceeded, parameter problem (RFC 792; RFC 4443, section 2.1).
     fn is_error(message: u8) -> bool;
+    /// The network header alone: the protocol is that of what follows it, extension header or not.
+    fn header<H: Hook>(hook: &H) -> Result<Network<Self>, Unparsed>;
     /// The network header of a whole packet that has no extension headers.
     fn network<H: Hook>(hook: &H) -> Result<Network<Self>, Unparsed>;
     /// The network header of any packet, with everything up to the transport header.
     fn extended<H: Hook>(hook: &H) -> Result<Network<Self>, Unparsed>;
-    /// The network header of a packet that is quoted at `at`, as far as the quote goes. Its end is not
-    /// known.
-    fn quoted<H: Hook>(hook: &H, at: usize) -> Option<Network<Self>>;
+    /// The network header of a packet that is quoted at `at`, in a message that goes to `end`.
+    fn quoted<H: Hook>(hook: &H, at: usize, end: u64) -> Option<Network<Self>>;
     /// Corrects the checksum of a quoted network header at `at`, if it has one, for addresses that changed
     /// by `addresses`. Gives the difference of the field.
     fn finish_quoted<H: Hook>(hook: &H, at: usize, addresses: u32) -> Result<u32, Reason>;
@@ -83,12 +84,13 @@ pub struct HeaderChange {
 }
 
 /// The length of a packet from its IP header on, `told` by that header. 0 is that of BIG TCP packets
-/// (kernel: `iph_totlen`, `ipv6_hopopt_jumbo_remove`), which are as long as they are.
+/// (kernel: `iph_totlen`, `ipv6_hopopt_jumbo_remove`), which are as long as they are, and going to be cut.
 #[inline(always)]
 fn length<H: Hook>(hook: &H, told: u64) -> Result<u64, Unparsed> {
     let actual = hook.len() - hook.network() as u64;
     match told {
-        0 => Ok(actual),
+        0 if hook.segment() != 0 => Ok(actual),
+        0 => Err(Unparsed::Malformed),
         told if told > actual => Err(Unparsed::Malformed),
         told => Ok(told),
     }
@@ -125,13 +127,17 @@ impl Family for V4 {
     }
     #[inline(always)]
     fn network<H: Hook>(hook: &H) -> Result<Network<Self>, Unparsed> {
-        match Self::extended(hook) {
+        match Self::header(hook) {
             Ok(network) if network.fragment != Fragment::Whole => Err(Unparsed::Extended),
             other => other,
         }
     }
     #[inline(always)]
     fn extended<H: Hook>(hook: &H) -> Result<Network<Self>, Unparsed> {
+        Self::header(hook)
+    }
+    #[inline(always)]
+    fn header<H: Hook>(hook: &H) -> Result<Network<Self>, Unparsed> {
         let words: [u32; 5] = hook.load(hook.network()).ok_or(Unparsed::Malformed)?;
         let first = u32::from_be(words[0]);
         let header = (first >> 24 & 0xf) as usize * 4;
@@ -157,7 +163,7 @@ impl Family for V4 {
         })
     }
     #[inline(always)]
-    fn quoted<H: Hook>(hook: &H, at: usize) -> Option<Network<Self>> {
+    fn quoted<H: Hook>(hook: &H, at: usize, end: u64) -> Option<Network<Self>> {
         let words: [u32; 5] = hook.load(at)?;
         let first = u32::from_be(words[0]);
         let header = (first >> 24 & 0xf) as usize * 4;
@@ -172,7 +178,7 @@ impl Family for V4 {
             protocol: (third >> 16) as u8,
             hops: 0,
             transport: at + header,
-            end: u64::MAX,
+            end,
             fragment: Fragment::Whole,
             identification: 0,
         })
@@ -234,22 +240,26 @@ impl Family for V4 {
 const HOP_BY_HOP: u8 = 0;
 const ROUTING: u8 = 43;
 const FRAGMENT: u8 = 44;
-const DESTINATION_OPTIONS: u8 = 60;
+pub const DESTINATION_OPTIONS: u8 = 60;
 /// RFC 8200, section 4.1, has each at most once, destination options twice.
 const MAX_EXTENSION_HEADERS: u32 = 6;
 /// Where a transport header may begin at most.
 const MAX_TRANSPORT: usize = 440;
+
+#[inline(always)]
+fn is_extension(protocol: u8) -> bool {
+    matches!(
+        protocol,
+        HOP_BY_HOP | ROUTING | FRAGMENT | DESTINATION_OPTIONS
+    )
+}
 
 /// Walks past the extension header that `network.protocol` names, if it is one. A fragment that is not
 /// the first ends the walk, because what follows is in the middle of something.
 #[inline(always)]
 fn walk<H: Hook>(hook: &H, network: &mut Network<V6>) -> Result<bool, Unparsed> {
     let protocol = network.protocol;
-    let extends = matches!(
-        protocol,
-        HOP_BY_HOP | ROUTING | FRAGMENT | DESTINATION_OPTIONS
-    );
-    if !extends || network.fragment == Fragment::Later {
+    if !is_extension(protocol) || network.fragment == Fragment::Later {
         return Ok(false);
     }
     let words: [u32; 2] = hook
@@ -302,7 +312,7 @@ impl Family for V6 {
         matches!(message, 1..=4)
     }
     #[inline(always)]
-    fn network<H: Hook>(hook: &H) -> Result<Network<Self>, Unparsed> {
+    fn header<H: Hook>(hook: &H) -> Result<Network<Self>, Unparsed> {
         let words: [u32; 2] = hook.load(hook.network()).ok_or(Unparsed::Malformed)?;
         let second = u32::from_be(words[1]);
         if u32::from_be(words[0]) >> 28 != 6 {
@@ -313,37 +323,7 @@ impl Family for V6 {
         let addresses: [u64; 4] = hook
             .load(hook.network() + Self::SOURCE_AT)
             .ok_or(Unparsed::Malformed)?;
-        let protocol = (second >> 8) as u8;
-        if matches!(
-            protocol,
-            HOP_BY_HOP | ROUTING | FRAGMENT | DESTINATION_OPTIONS
-        ) {
-            return Err(Unparsed::Extended);
-        }
         Ok(Network {
-            source: Self(addresses[0], addresses[1]),
-            destination: Self(addresses[2], addresses[3]),
-            protocol,
-            hops: second as u8,
-            transport: hook.network() + 40,
-            end: hook.network() as u64 + total,
-            fragment: Fragment::Whole,
-            identification: 0,
-        })
-    }
-    #[inline(always)]
-    fn extended<H: Hook>(hook: &H) -> Result<Network<Self>, Unparsed> {
-        let words: [u32; 2] = hook.load(hook.network()).ok_or(Unparsed::Malformed)?;
-        let second = u32::from_be(words[1]);
-        let payload = (second >> 16) as u64;
-        let total = length(hook, if payload == 0 { 0 } else { payload + 40 })?;
-        if u32::from_be(words[0]) >> 28 != 6 {
-            return Err(Unparsed::Malformed);
-        }
-        let addresses: [u64; 4] = hook
-            .load(hook.network() + Self::SOURCE_AT)
-            .ok_or(Unparsed::Malformed)?;
-        let mut network = Network {
             source: Self(addresses[0], addresses[1]),
             destination: Self(addresses[2], addresses[3]),
             protocol: (second >> 8) as u8,
@@ -352,7 +332,18 @@ impl Family for V6 {
             end: hook.network() as u64 + total,
             fragment: Fragment::Whole,
             identification: 0,
-        };
+        })
+    }
+    #[inline(always)]
+    fn network<H: Hook>(hook: &H) -> Result<Network<Self>, Unparsed> {
+        match Self::header(hook) {
+            Ok(network) if is_extension(network.protocol) => Err(Unparsed::Extended),
+            other => other,
+        }
+    }
+    #[inline(always)]
+    fn extended<H: Hook>(hook: &H) -> Result<Network<Self>, Unparsed> {
+        let mut network = Self::header(hook)?;
         for _ in 0..MAX_EXTENSION_HEADERS {
             if !walk(hook, &mut network)? {
                 return Ok(network);
@@ -361,7 +352,7 @@ impl Family for V6 {
         Err(Unparsed::Other)
     }
     #[inline(always)]
-    fn quoted<H: Hook>(hook: &H, at: usize) -> Option<Network<Self>> {
+    fn quoted<H: Hook>(hook: &H, at: usize, end: u64) -> Option<Network<Self>> {
         let words: [u32; 2] = hook.load(at)?;
         let addresses: [u64; 4] = hook.load(at + 8)?;
         if u32::from_be(words[0]) >> 28 != 6 {
@@ -373,7 +364,7 @@ impl Family for V6 {
             protocol: (u32::from_be(words[1]) >> 8) as u8,
             hops: 0,
             transport: at + 40,
-            end: u64::MAX,
+            end,
             fragment: Fragment::Whole,
             identification: 0,
         };

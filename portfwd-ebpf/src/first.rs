@@ -15,7 +15,8 @@ use crate::{
     family::Family,
     flow::{self, Found, Live, Place, Request, Target},
     forward::{self, Way},
-    fragment, log,
+    fragment::{self, Seen},
+    log,
     packet::{Hook, Tc},
     parse::{self, Fragment, Network, Packet, Unparsed},
     shift,
@@ -37,24 +38,40 @@ impl PacketWay<Tc> for Device {
             Fragment::First if fragment::release(hook, &network) => return Verdict::KEPT,
             _ => {}
         }
-        let ports = parsed!(parse::ports(hook, &network), Verdict::NEXT, ERROR);
-        let slot = forward::slot::<A>(ports.protocol, ports.destination);
-        if slot.is_empty() {
-            let_pass(hook, &network);
-            return Verdict::NEXT;
+        let is_first = network.fragment == Fragment::First;
+        let verdict = from_device(hook, network);
+        if is_first && verdict.goes_on() {
+            let_pass::<A>(hook);
         }
-        let packet = parsed!(parse::transport(hook, network, ports), Verdict::NEXT, ERROR);
-        let verdict = request(hook, &packet, slot, Ingress::Device(hook.device()));
-        if !verdict.goes_on() {
-            return verdict;
-        }
-        match way::translated_before(&packet) {
-            Some(live) if slot.has(PortSlot::CONTAINER_SIDE) => way::delivered(hook, &live),
-            _ => {
-                let_pass(hook, &packet.network);
-                verdict
-            }
-        }
+        verdict
+    }
+}
+
+/// Notes of a first fragment that it is not ours, so that the others do not wait. It is parsed once more:
+/// to keep its header meanwhile would take more stack than there is.
+#[inline(always)]
+fn let_pass<A: Family>(hook: &Tc) {
+    if let Ok(network) = A::extended(hook) {
+        fragment::decide(&network, Seen::FromDevice, Decision::Pass, None);
+    }
+}
+
+#[inline(always)]
+fn from_device<A: Family>(hook: &Tc, network: Network<A>) -> Verdict {
+    const ERROR: Verdict = Verdict::stage(Stage::DeviceError);
+    let ports = parsed!(parse::ports(hook, &network), Verdict::NEXT, ERROR);
+    let slot = forward::slot::<A>(ports.protocol, ports.destination);
+    if slot.is_empty() {
+        return Verdict::NEXT;
+    }
+    let packet = parsed!(parse::transport(hook, network, ports), Verdict::NEXT, ERROR);
+    let verdict = request(hook, &packet, slot, Ingress::Device(hook.device()));
+    if !verdict.goes_on() || !slot.has(PortSlot::CONTAINER_SIDE) {
+        return verdict;
+    }
+    match way::translated_before(&packet) {
+        Some(live) => way::delivered(hook, &live),
+        None => verdict,
     }
 }
 
@@ -65,12 +82,15 @@ impl PacketWay<Tc> for Link {
     #[inline(always)]
     fn go<A: Family>(self, hook: &Tc) -> Verdict {
         const ERROR: Verdict = Verdict::stage(Stage::LinkError);
-        let network = match parse::extended::<A>(hook) {
-            Ok(network) => network,
+        let header = match A::header(hook) {
+            Ok(header) => header,
             Err(_) => return Verdict::next_for(Reason::Malformed),
         };
+        let Ok(network) = parse::extended::<A>(hook) else {
+            return way::own(hook, &header, Verdict::NEXT);
+        };
         if network.fragment == Fragment::Later {
-            return follow(hook, &network)
+            return follow(hook, &network, Seen::FromLink(hook.device()))
                 .unwrap_or_else(|| way::own(hook, &network, Verdict::NEXT));
         }
         let parsed =
@@ -100,7 +120,7 @@ impl PacketWay<Tc> for Egress {
         const ERROR: Verdict = Verdict::stage(Stage::EgressError);
         let network: Network<A> = parsed!(parse::extended(hook), Verdict::NEXT, ERROR);
         if network.fragment == Fragment::Later {
-            return follow(hook, &network).unwrap_or(Verdict::NEXT);
+            return follow(hook, &network, Seen::Leaving).unwrap_or(Verdict::NEXT);
         }
         let ports = parsed!(parse::ports(hook, &network), Verdict::NEXT, ERROR);
         let packet = parsed!(parse::transport(hook, network, ports), Verdict::NEXT, ERROR);
@@ -109,8 +129,8 @@ impl PacketWay<Tc> for Egress {
         match flow::of_reply(&key).filter(of_stack) {
             Some(live) => {
                 flow::advance(&live, &key, Side::Container, &packet);
-                match to_client(hook, &packet, &key, &live, false) {
-                    Ok(()) => Verdict::NEXT,
+                match to_client(hook, &packet, &key, &live, Seen::Leaving) {
+                    Ok(()) => Verdict::TRANSLATED,
                     Err(reason) => Verdict::drop(reason, live.flow().forward),
                 }
             }
@@ -122,25 +142,17 @@ impl PacketWay<Tc> for Egress {
 /// A fragment from a device that is not the first.
 #[inline(always)]
 fn later<A: Family>(hook: &Tc, network: &Network<A>) -> Verdict {
-    match follow(hook, network) {
+    match follow(hook, network, Seen::FromDevice) {
         Some(verdict) => verdict,
         None if fragment::hold(hook, network) => Verdict::KEPT,
         None => Verdict::next_for(Reason::Fragment),
     }
 }
 
-/// Notes of a first fragment that it is not ours, so that the others do not wait.
-#[inline(always)]
-fn let_pass<A: Family>(hook: &Tc, network: &Network<A>) {
-    if network.fragment == Fragment::First {
-        fragment::decide(hook, network, Decision::Pass, None);
-    }
-}
-
 /// Sends a fragment the way of its first, if that is known.
 #[inline(always)]
-fn follow<A: Family>(hook: &Tc, network: &Network<A>) -> Option<Verdict> {
-    let (decision, key) = fragment::decision(hook, network)?;
+fn follow<A: Family>(hook: &Tc, network: &Network<A>, seen: Seen) -> Option<Verdict> {
+    let (decision, key) = fragment::decision(network, seen)?;
     match decision {
         Decision::Waiting => None,
         Decision::Pass => Some(Verdict::NEXT),
@@ -198,7 +210,7 @@ fn follow_to_client<A: Family>(hook: &Tc, network: &Network<A>, key: &FlowKey<A>
         Err(reason) => Verdict::drop(reason, index),
         Ok(()) if hairpin => deliver::to_container(hook, hook.device()),
         Ok(()) if hop => deliver::to_client(&route),
-        Ok(()) => Verdict::NEXT,
+        Ok(()) => Verdict::TRANSLATED,
     }
 }
 
@@ -212,6 +224,13 @@ enum Ingress {
 }
 
 impl Ingress {
+    #[inline(always)]
+    fn seen(self) -> Seen {
+        match self {
+            Self::Device(_) => Seen::FromDevice,
+            Self::Link(link) => Seen::FromLink(link),
+        }
+    }
     /// The device that routes for what came in this way.
     #[inline(always)]
     fn device(self) -> u32 {
@@ -280,14 +299,19 @@ fn request<A: Family>(hook: &Tc, packet: &Packet<A>, slot: PortSlot, ingress: In
                     log::opened(hook, packet, published.index, target_port.get());
                     live
                 }
-                Err(reason) => return dropped(hook, packet, reason, published.index),
+                Err(reason) => return dropped(packet, ingress, reason, published.index),
             }
         }
     };
     let index = published.index;
     forward::count_packet(index, Way::ToContainer, packet.length);
     if packet.network.fragment == Fragment::First {
-        fragment::decide(hook, &packet.network, Decision::ToContainer, Some(&key));
+        fragment::decide(
+            &packet.network,
+            ingress.seen(),
+            Decision::ToContainer,
+            Some(&key),
+        );
     }
     let end = End::Destination;
     let translated = translate::rewrite(hook, packet, end, target, target_port, hop).and_then(
@@ -304,9 +328,9 @@ fn request<A: Family>(hook: &Tc, packet: &Packet<A>, slot: PortSlot, ingress: In
 
 /// A drop, of the datagram's other fragments as well.
 #[inline(always)]
-fn dropped<A: Family>(hook: &Tc, packet: &Packet<A>, reason: Reason, index: u32) -> Verdict {
+fn dropped<A: Family>(packet: &Packet<A>, ingress: Ingress, reason: Reason, index: u32) -> Verdict {
     if packet.network.fragment == Fragment::First {
-        fragment::decide(hook, &packet.network, Decision::Drop, None);
+        fragment::decide(&packet.network, ingress.seen(), Decision::Drop, None);
     }
     Verdict::drop(reason, index)
 }
@@ -340,11 +364,13 @@ fn reply<A: Family>(hook: &Tc, packet: &Packet<A>) -> Option<Verdict> {
     }
     flow::advance(&live, &key, Side::Container, packet);
     let (index, route) = (flow.forward, flow.route);
-    Some(match to_client(hook, packet, &key, &live, true) {
-        Err(reason) => Verdict::drop(reason, index),
-        Ok(()) if hairpin => deliver::to_container(hook, hook.device()),
-        Ok(()) => deliver::to_client(&route),
-    })
+    Some(
+        match to_client(hook, packet, &key, &live, Seen::FromLink(hook.device())) {
+            Err(reason) => Verdict::drop(reason, index),
+            Ok(()) if hairpin => deliver::to_container(hook, hook.device()),
+            Ok(()) => deliver::to_client(&route),
+        },
+    )
 }
 
 /// Counts and translates a reply.
@@ -354,7 +380,7 @@ fn to_client<A: Family>(
     packet: &Packet<A>,
     key: &FlowKey<A>,
     live: &Live<A>,
-    hop: bool,
+    seen: Seen,
 ) -> Result<(), Reason> {
     let flow = live.flow();
     let (host, host_port, port) = (flow.host, flow.host_port, flow.client_port);
@@ -364,8 +390,9 @@ fn to_client<A: Family>(
     };
     forward::count_packet(flow.forward, Way::ToClient, packet.length);
     if packet.network.fragment == Fragment::First {
-        fragment::decide(hook, &packet.network, Decision::ToClient, Some(key));
+        fragment::decide(&packet.network, seen, Decision::ToClient, Some(key));
     }
+    let hop = matches!(seen, Seen::FromLink(_));
     translate::rewrite(hook, packet, End::Source, host, host_port, hop)?;
     let same = |port: NetPort| port.wire() == packet.destination_port.wire();
     if client == packet.network.destination && same(port) {

@@ -3,6 +3,7 @@
 use aya_ebpf::{bindings::BPF_NOEXIST, maps::LruHashMap};
 use portfwd_common::{
     flow::{Flow, FlowKey, Lifetimes, Route, Side, State, is_alive},
+    forward::Delivery,
     net::{NetPort, Protocol},
     verdict::Reason,
 };
@@ -71,6 +72,7 @@ impl<A: Family> Live<A> {
             && flow.host == request.host
             && flow.host_port.wire() == request.host_port.wire()
             && flow.client_port.wire() == request.client_port.wire()
+            && (flow.delivery != Delivery::Hairpin as u32 || flow.route.next_hop == request.client)
     }
     /// Whether the forward that opened it is still published.
     #[inline(always)]

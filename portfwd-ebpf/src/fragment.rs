@@ -11,12 +11,13 @@ use portfwd_common::{
         DATAGRAM_LIFETIME, Datagram, DatagramKey, Decision, HeldKey, MAX_HELD_LENGTH,
         MAX_HELD_OF_DATAGRAM,
     },
-    net::{Address as _, Ip, NetPort, V6},
+    net::{Address as _, Ip, V6},
 };
 
 use crate::{
     clock,
-    family::Family,
+    family::{DESTINATION_OPTIONS, Family},
+    forward,
     maps::{DATAGRAMS, HELD, HELD_SCRATCH},
     packet::{Hook, Tc},
     parse::Network,
@@ -25,27 +26,43 @@ use crate::{
 /// Shortest frame that waits: Ethernet and IPv4 header, and something.
 const MIN_HELD_LENGTH: u32 = 35;
 
-/// The key of a datagram, seen at `device`.
+/// The key of a datagram between `ends`, seen at `link`. In IPv6 the protocol does not count: it is that of
+/// the first header of each fragment.
 #[inline(always)]
-pub fn key(ends: (Ip, Ip), identification: u32, protocol: u8, device: u32) -> DatagramKey {
-    DatagramKey::new(ends.0, ends.1, identification, protocol, device)
+pub fn key(ends: (Ip, Ip), identification: u32, protocol: u8, link: u32) -> DatagramKey {
+    let protocol = if ends.0.is_v4() { protocol as u32 } else { 0 };
+    DatagramKey::new(ends.0, ends.1, identification, protocol, link)
+}
+
+/// The hook that sees a fragment.
+#[derive(Clone, Copy)]
+pub enum Seen {
+    /// From any device of the host.
+    FromDevice,
+    /// From a container's link.
+    FromLink(u32),
+    /// Leaving.
+    Leaving,
 }
 
 #[inline(always)]
-fn key_of<A: Family>(hook: &Tc, network: &Network<A>) -> DatagramKey {
-    DatagramKey::new(
-        network.source.ip(),
-        network.destination.ip(),
+fn key_of<A: Family>(network: &Network<A>, seen: Seen) -> DatagramKey {
+    key(
+        (network.source.ip(), network.destination.ip()),
         network.identification,
         network.protocol,
-        hook.device(),
+        match seen {
+            Seen::FromDevice => DatagramKey::ANY_DEVICE,
+            Seen::FromLink(link) => link,
+            Seen::Leaving => DatagramKey::EGRESS,
+        },
     )
 }
 
 /// What was decided about the datagram of a fragment, and the key of its flow if it has one.
 #[inline(always)]
-pub fn decision<A: Family>(hook: &Tc, network: &Network<A>) -> Option<(Decision, FlowKey<A>)> {
-    let key = key_of(hook, network);
+pub fn decision<A: Family>(network: &Network<A>, seen: Seen) -> Option<(Decision, FlowKey<A>)> {
+    let key = key_of(network, seen);
     let datagram = DATAGRAMS.get_ptr(&key)?;
     // SAFETY: an element of an LRU map, whose fields are plain numbers.
     let datagram = unsafe { &*datagram };
@@ -57,7 +74,7 @@ pub fn decision<A: Family>(hook: &Tc, network: &Network<A>) -> Option<(Decision,
         datagram.client_port,
         A::from_ip(datagram.container),
         datagram.container_port,
-        network.protocol,
+        datagram.protocol as u8,
     );
     Some((Decision::from_number(datagram.decision)?, flow))
 }
@@ -66,34 +83,44 @@ pub fn decision<A: Family>(hook: &Tc, network: &Network<A>) -> Option<(Decision,
 /// treated as if it had not come.
 #[inline(always)]
 pub fn decide<A: Family>(
-    hook: &Tc,
     network: &Network<A>,
+    seen: Seen,
     decision: Decision,
     flow: Option<&FlowKey<A>>,
 ) {
-    let zero = core::hint::black_box(0);
-    let mut datagram = Datagram {
-        decision: decision as u32,
-        since: clock::now(),
-        held: 0,
-        client_port: NetPort::new(0),
-        container_port: NetPort::new(0),
-        client: V6(zero, zero).ip(),
-        container: V6(zero, zero).ip(),
-    };
+    let mut datagram = undecided(decision, 0);
     if let Some(flow) = flow {
+        datagram.protocol = flow.protocol;
         datagram.client_port = flow.client_port;
         datagram.container_port = flow.container_port;
         datagram.client = flow.client.ip();
         datagram.container = flow.container.ip();
     }
-    let _ = DATAGRAMS.insert(&key_of(hook, network), &datagram, 0);
+    let _ = DATAGRAMS.insert(&key_of(network, seen), &datagram, 0);
+}
+
+#[inline(always)]
+fn undecided(decision: Decision, held: u32) -> Datagram {
+    let zero = core::hint::black_box(0);
+    let blank = core::hint::black_box(0);
+    Datagram::new(decision, clock::now(), held, blank, V6(zero, zero).ip())
+}
+
+/// Whether a fragment that is not the first may belong to a published port: then it is worth to wait.
+/// Fragments of IPv6 may begin with options.
+#[inline(always)]
+fn may_be_ours<A: Family>(network: &Network<A>) -> bool {
+    matches!(network.protocol, 6 | 17 | 132 | DESTINATION_OPTIONS)
+        && forward::is_host_address(network.destination)
 }
 
 /// Keeps a fragment whose first has not come. Says whether it did: if not, the fragment goes on.
 #[inline(always)]
 pub fn hold<A: Family>(hook: &Tc, network: &Network<A>) -> bool {
-    let key = key_of(hook, network);
+    if !may_be_ours(network) {
+        return false;
+    }
+    let key = key_of(network, Seen::FromDevice);
     let Some(datagram) = DATAGRAMS.get_ptr_mut(&key) else {
         return keep(hook, HeldKey::new(key, 0)) && wait(&key);
     };
@@ -117,16 +144,7 @@ pub fn hold<A: Family>(hook: &Tc, network: &Network<A>) -> bool {
 /// Begins to wait for the first fragment. Not if it came this very moment, on another CPU.
 #[inline(always)]
 fn wait(key: &DatagramKey) -> bool {
-    let zero = core::hint::black_box(0);
-    let datagram = Datagram {
-        decision: Decision::Waiting as u32,
-        since: clock::now(),
-        held: 1,
-        client_port: NetPort::new(0),
-        container_port: NetPort::new(0),
-        client: V6(zero, zero).ip(),
-        container: V6(zero, zero).ip(),
-    };
+    let datagram = undecided(Decision::Waiting, 1);
     DATAGRAMS.insert(key, &datagram, BPF_NOEXIST as u64).is_ok()
 }
 
@@ -153,7 +171,7 @@ fn keep(hook: &Tc, key: HeldKey) -> bool {
 /// the first one first. Says whether there were any; the packet is then no more than a husk.
 #[inline(always)]
 pub fn release<A: Family>(hook: &Tc, network: &Network<A>) -> bool {
-    let key = key_of(hook, network);
+    let key = key_of(network, Seen::FromDevice);
     let Some(datagram) = DATAGRAMS.get_ptr(&key) else {
         return false;
     };

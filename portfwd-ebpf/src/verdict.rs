@@ -41,6 +41,8 @@ impl Verdict {
     pub fn redirected(action: i64) -> Self {
         Self(REDIRECTED | (action as u64) << 32)
     }
+    /// It goes on to the next program and the stack, translated.
+    pub const TRANSLATED: Self = Self(REDIRECTED | (TCX_NEXT as u32 as u64) << 32);
     /// It has been kept, and comes back later.
     pub const KEPT: Self = Self(REDIRECTED | (TC_ACT_STOLEN as u64) << 32);
     /// Another program goes on with it, from the beginning.

@@ -144,7 +144,7 @@ impl PacketWay<Tc> for Link {
         let network = match A::network(hook) {
             Ok(network) => network,
             Err(Unparsed::Extended) => return Self::FIRST,
-            // Of a header that cannot be read, neither can the source.
+            // The stack does not take it for IP either.
             Err(_) => return Verdict::next_for(Reason::Malformed),
         };
         let parsed =
@@ -178,8 +178,9 @@ struct TaggedLink;
 impl PacketWay<Tc> for TaggedLink {
     #[inline(always)]
     fn go<A: Family>(self, hook: &Tc) -> Verdict {
-        match parse::extended::<A>(hook) {
+        match A::header(hook) {
             Ok(network) => own(hook, &network, Verdict::NEXT),
+            // The stack does not take it for IP either.
             Err(_) => Verdict::next_for(Reason::Malformed),
         }
     }
@@ -233,9 +234,13 @@ fn request<H: Hook, A: Family>(
     let destination = packet.network.destination;
     let port = packet.destination_port;
     let Some(published) = forward::published(slot, packet.protocol, destination, port) else {
-        return slot
-            .has(PortSlot::CONTAINER_SIDE)
-            .then(|| translated_before(packet).ok_or(Verdict::NEXT));
+        let by_xdp = link == 0 && slot.has(PortSlot::CONTAINER_SIDE);
+        let live = if by_xdp {
+            translated_before(packet)
+        } else {
+            None
+        };
+        return Some(live.ok_or(Verdict::NEXT));
     };
     let record = published.record;
     let target = A::from_ip(record.target);
@@ -273,6 +278,7 @@ pub fn translated_before<A: Family>(packet: &Packet<A>) -> Option<Live<A>> {
         packet.destination_port,
         network.protocol,
     ))
+    .filter(Live::is_published)
 }
 
 /// From the container back to the client, if the packet belongs to a settled flow of this link whose
@@ -306,7 +312,7 @@ fn reply<A: Family>(hook: &Tc, packet: &Packet<A>) -> Option<Verdict> {
 pub fn delivered<A: Family>(hook: &Tc, live: &Live<A>) -> Verdict {
     let flow = live.flow();
     if flow.delivery == Delivery::Stack as u32 {
-        Verdict::NEXT
+        Verdict::TRANSLATED
     } else {
         deliver::to_container(hook, flow.link)
     }
