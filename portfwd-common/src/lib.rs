@@ -96,7 +96,7 @@ pub mod maps {
 pub enum Stage {
     /// From a device: opens flows, and knows fragments and extension headers.
     DeviceFirst = 0,
-    /// The same from a container's link.
+    /// From a container's link: replies, and what else it sends.
     LinkFirst = 1,
     /// The same for what leaves by a device.
     EgressFirst = 2,
@@ -114,11 +114,13 @@ pub enum Stage {
     MasqueradeOutError = 8,
     /// From a device: ICMP errors about what left under an address of the host.
     MasqueradeInError = 9,
+    /// From a container's link: to a published port.
+    LinkRequest = 10,
 }
 
 impl Stage {
     /// Every stage.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::DeviceFirst,
         Self::LinkFirst,
         Self::EgressFirst,
@@ -129,6 +131,7 @@ impl Stage {
         Self::MasqueradeIn,
         Self::MasqueradeOutError,
         Self::MasqueradeInError,
+        Self::LinkRequest,
     ];
     /// Name of the program, which is also that of its pin.
     pub const fn program(self) -> &'static str {
@@ -143,6 +146,7 @@ impl Stage {
             Self::MasqueradeIn => "tc_masquerade_in",
             Self::MasqueradeOutError => "tc_masquerade_out_error",
             Self::MasqueradeInError => "tc_masquerade_in_error",
+            Self::LinkRequest => "tc_link_request",
         }
     }
     /// The same where packets have no Ethernet header; none for containers' links, which have frames.
@@ -156,7 +160,7 @@ impl Stage {
             Self::MasqueradeIn => Some("tc_masquerade_in_l3"),
             Self::MasqueradeOutError => Some("tc_masquerade_out_error_l3"),
             Self::MasqueradeInError => Some("tc_masquerade_in_error_l3"),
-            Self::LinkFirst | Self::LinkError => None,
+            Self::LinkFirst | Self::LinkRequest | Self::LinkError => None,
         }
     }
     /// The place of [`Self::program`], or with `l3` of [`Self::program_l3`].

@@ -106,6 +106,23 @@ impl PacketWay<Tc> for Link {
         if !way::may_send(hook, &network) {
             return Verdict::drop(Reason::ForeignSource, 0);
         }
+        if forward::slot::<A>(packet.protocol, packet.destination_port).is_empty() {
+            return Verdict::NEXT;
+        }
+        Verdict::stage(Stage::LinkRequest)
+    }
+}
+
+/// After [`Link`]: what is no reply, and comes from an address of the container.
+pub struct LinkRequest;
+
+impl PacketWay<Tc> for LinkRequest {
+    #[inline(always)]
+    fn go<A: Family>(self, hook: &Tc) -> Verdict {
+        const NEXT: Verdict = Verdict::NEXT;
+        let network: Network<A> = parsed!(parse::extended(hook), NEXT, NEXT);
+        let ports = parsed!(parse::ports(hook, &network), NEXT, NEXT);
+        let packet = parsed!(parse::transport(hook, network, ports), NEXT, NEXT);
         let slot = forward::slot::<A>(packet.protocol, packet.destination_port);
         request(hook, &packet, slot, Ingress::Link(hook.device()))
     }

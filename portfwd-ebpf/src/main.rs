@@ -87,6 +87,13 @@ pub fn tc_link_first(context: TcContext) -> i32 {
     way::by_family(&hook, first::Link).tc(&hook)
 }
 
+/// [`portfwd_common::Stage::LinkRequest`].
+#[classifier]
+pub fn tc_link_request(context: TcContext) -> i32 {
+    let hook = Tc::new(&context);
+    way::by_family(&hook, first::LinkRequest).tc(&hook)
+}
+
 /// [`portfwd_common::Stage::EgressFirst`].
 #[classifier]
 pub fn tc_egress_first(context: TcContext) -> i32 {

@@ -135,6 +135,7 @@ pub struct Link;
 
 impl Link {
     const FIRST: Verdict = Verdict::stage(Stage::LinkFirst);
+    const REQUEST: Verdict = Verdict::stage(Stage::LinkRequest);
     const ERROR: Verdict = Verdict::stage(Stage::LinkError);
 }
 
@@ -167,7 +168,7 @@ impl PacketWay<Tc> for Link {
         match request(hook, &packet, slot, hook.device()) {
             Some(Ok(live)) => delivered(hook, &live),
             Some(Err(verdict)) => verdict,
-            None => Self::FIRST,
+            None => Self::REQUEST,
         }
     }
 }
