@@ -119,6 +119,36 @@ fn a_connection_is_translated_from_open_to_close_and_its_port_serves_the_next_on
 }
 
 #[test]
+fn both_ends_may_open_a_connection_at_once() {
+    let topology = topology();
+    let datapath = Datapath::open(&topology);
+    for ends in families() {
+        let (inside, far) = (at(ends.web, 5_150), at(ends.foreign, 5_150));
+        let outside = at(leaving(&ends), 5_150);
+        let out = |flags| {
+            let frame = Frame::tcp(inside, far, flags);
+            let output = frame.clone().between(outside, far);
+            changed("out", Program::Egress, "eth1", &frame, output)
+        };
+        let back = |flags| {
+            let frame = inbound(Frame::tcp(far, outside, flags));
+            let output = frame.clone().between(far, inside);
+            changed("back", Program::Device, "eth0", &frame, output)
+        };
+        let both = flag::SYN | flag::ACK;
+        let rows = [
+            out(flag::SYN),
+            back(flag::SYN),
+            out(both),
+            back(both),
+            out(flag::ACK),
+            back(flag::ACK),
+        ];
+        play(&datapath, &rows);
+    }
+}
+
+#[test]
 fn absent_and_zero_udp_checksums_stay_what_they_mean() {
     let topology = topology();
     let datapath = Datapath::open(&topology);
