@@ -25,17 +25,16 @@ impl EbpfContext for Context {
 }
 
 /// A flow was opened through the forward with that index, to that port of its container. (The verifier
-/// grants 512 bytes of stack: the container's address would not fit.)
+/// grants 512 bytes of stack: no other address would fit.)
 #[inline(always)]
 pub fn opened<H: Hook, A: Family>(hook: &H, packet: &Packet<A>, forward: u32, port: u16) {
     let context = Context(hook.context());
     info!(
         &context,
-        "open protocol={} client={:i}:{} host={:i}:{} forward={} port={}",
+        "open protocol={} client={:i}:{} host-port={} forward={} port={}",
         packet.network.protocol,
         packet.network.source.ip().octets(),
         packet.source_port.get(),
-        packet.network.destination.ip().octets(),
         packet.destination_port.get(),
         forward,
         port
