@@ -504,3 +504,15 @@ fn what_routers_on_the_way_tell_reaches_the_container() {
         assert_eq!(told, router.parse::<IpAddr>().expect("an address"));
     }
 }
+
+#[test]
+fn large_pings_go_in_fragments_both_ways() {
+    let topology = forwarding(Shape::default());
+    masquerade_all(&topology);
+    for container in &topology.containers {
+        for address in [FOREIGN, FOREIGN6] {
+            ping(&container.namespace, 500, address, 4_000)
+                .unwrap_or_else(|error| panic!("{address}: {error}"));
+        }
+    }
+}
