@@ -60,14 +60,19 @@
 //!     has the ends of a flow as the container sees it.
 
 mod checksum;
+mod error;
 mod flow;
+mod follow;
+mod fragment;
 mod model;
 mod outcome;
 mod packet;
+mod reply;
+mod request;
 mod translate;
 mod world;
 
-pub use flow::{Flow, Key, Progress, Side};
+pub use flow::{Connection, Flow, Key, Progress, Request, Settled, Side};
 pub use model::Model;
 pub use outcome::{Hook, Input, Outcome, Reason, To, Verdict};
 pub use world::{Device, Forward, Link, Protocol, Rules, World};

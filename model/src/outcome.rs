@@ -22,6 +22,8 @@ pub struct Input<'a> {
     pub frame: &'a [u8],
     /// Payload of each packet that this one is going to be cut into; 0 if it stays whole.
     pub segment: u32,
+    /// The port that the datapath gave the client toward the container, if it is free to give one.
+    pub port: Option<u16>,
 }
 
 /// Where a redirected packet goes.
@@ -42,6 +44,8 @@ pub enum Verdict {
     Redirect(To),
     /// Dropped.
     Drop,
+    /// Kept: it waits for the first fragment, or comes in again with those that waited for it.
+    Kept,
 }
 
 /// Why a packet was dropped, or left alone although its port is published, with the number by which
@@ -69,7 +73,9 @@ pub struct Outcome {
     /// The frame afterwards, if it is not the one that came.
     pub frame: Option<Vec<u8>>,
     /// What is counted.
-    pub reason: Option<Reason>,
+    pub reasons: Vec<Reason>,
+    /// Whether the packet may also go on as it came: what settles a UDP flow is time.
+    pub optional: bool,
 }
 
 impl Outcome {
@@ -77,12 +83,13 @@ impl Outcome {
     pub const PASSED: Self = Self {
         verdict: Verdict::Next,
         frame: None,
-        reason: None,
+        reasons: Vec::new(),
+        optional: false,
     };
 
     pub(crate) fn passed_for(reason: Reason) -> Self {
         Self {
-            reason: Some(reason),
+            reasons: vec![reason],
             ..Self::PASSED
         }
     }
@@ -92,5 +99,26 @@ impl Outcome {
             verdict: Verdict::Drop,
             ..Self::passed_for(reason)
         }
+    }
+
+    pub(crate) fn kept(reasons: Vec<Reason>) -> Self {
+        Self {
+            verdict: Verdict::Kept,
+            reasons,
+            ..Self::PASSED
+        }
+    }
+
+    pub(crate) fn rewritten(verdict: Verdict, frame: Vec<u8>) -> Self {
+        Self {
+            verdict,
+            frame: Some(frame),
+            ..Self::PASSED
+        }
+    }
+
+    /// Whether the packet goes on as it came.
+    pub(crate) fn is_untouched(&self) -> bool {
+        self.verdict == Verdict::Next && self.frame.is_none()
     }
 }

@@ -77,6 +77,10 @@ pub struct Rules {
     pub own_addresses_apart: bool,
     /// Frames for other stations are not counted at XDP, whatever they hold.
     pub stations_first: bool,
+    /// A container's source is looked at before headers that cannot be walked past.
+    pub source_first: bool,
+    /// What an ICMP error quotes ends with the packet, not with the frame.
+    pub quotes_end_with_packet: bool,
 }
 
 /// The host.

@@ -119,10 +119,10 @@ impl<'a> Layers<'a> {
         })
     }
 
-    /// Source and destination ports of TCP and UDP.
+    /// Source and destination ports of TCP, UDP and SCTP.
     #[must_use]
     pub fn ports(&self) -> Option<(u16, u16)> {
-        matches!(self.protocol, 6 | 17)
+        matches!(self.protocol, 6 | 17 | 132)
             .then(|| Some((be16(self.segment, 0)?, be16(self.segment, 2)?)))?
     }
 }

@@ -8,10 +8,13 @@ use super::generate::Generator;
 use super::host::{Decision, Subject};
 use super::shrink::shrunk;
 use super::step::{Step, text};
-use crate::layers::{checksum_faults, difference};
+use crate::layers::{Layers, checksum_faults, difference};
 
 /// Flows after which both sides forget all of them.
 const MANY_FLOWS: usize = 4_096;
+
+/// Fragments that wait after which they do: the table of those is small.
+const MANY_WAITING: usize = 200;
 
 /// Where the two sides disagree.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,7 +58,7 @@ impl Campaign {
     /// # Errors
     /// Where the sides disagree: the sequence so far, and how.
     pub fn sequence(&mut self, seed: u64, number: u32) -> Result<usize, (Vec<Step>, Disagreement)> {
-        if self.model.flows().len() > MANY_FLOWS {
+        if self.model.flows().len() > MANY_FLOWS || self.model.waiting() > MANY_WAITING {
             self.forget();
         }
         let mut generator = Generator::new(seed, number);
@@ -66,7 +69,7 @@ impl Campaign {
         for place in 0..length {
             let step = generator.step();
             let (outcome, fault) = self.both(&step);
-            if let Some(reason) = outcome.reason {
+            for &reason in &outcome.reasons {
                 expected[reason as usize] += 1;
             }
             if let Some(after) = &outcome.frame {
@@ -75,6 +78,10 @@ impl Campaign {
             steps.push(step);
             if let Some(what) = fault {
                 return Err((steps, Disagreement { place, what }));
+            }
+            if self.model.is_lost() {
+                self.forget();
+                return Ok(place + 1);
             }
         }
         let what = reason_fault(&before, &self.subject.reasons(), &expected);
@@ -103,10 +110,13 @@ impl Campaign {
             let before = self.subject.reasons();
             let (outcome, fault) = self.both(step);
             let mut expected = [0; 64];
-            if let Some(reason) = outcome.reason {
-                expected[reason as usize] = 1;
+            for &reason in &outcome.reasons {
+                expected[reason as usize] += 1;
             }
             let fault = fault.or_else(|| reason_fault(&before, &self.subject.reasons(), &expected));
+            if self.model.is_lost() {
+                break;
+            }
             if let Some(what) = fault {
                 return Err(Disagreement { place, what });
             }
@@ -119,13 +129,15 @@ impl Campaign {
         if !step.is_runnable() {
             return (Outcome::PASSED, None);
         }
-        let input = Input {
-            hook: self.subject.hook(step),
+        let hook = self.subject.hook(step);
+        let (decision, bytes) = self.subject.run(step);
+        let ports = Layers::of(bytes).and_then(|layers| layers.ports());
+        let outcome = self.model.step(&Input {
+            hook,
             frame: &step.frame,
             segment: step.segment,
-        };
-        let outcome = self.model.step(&input);
-        let (decision, bytes) = self.subject.run(step);
+            port: ports.map(|(source, _)| source),
+        });
         let fault = fault(step, &outcome, decision, bytes);
         (outcome, fault)
     }
@@ -156,9 +168,14 @@ fn fault(step: &Step, outcome: &Outcome, decision: Decision, bytes: &[u8]) -> Op
         Verdict::Next => Decision::Next,
         Verdict::Redirect(_) => Decision::Redirect,
         Verdict::Drop => Decision::Drop,
+        Verdict::Kept => Decision::Kept,
     };
     let after = outcome.frame.as_deref().unwrap_or(&step.frame);
-    if decision == expected && (decision == Decision::Drop || bytes == after) {
+    if outcome.optional && decision == Decision::Next && bytes == step.frame {
+        return None;
+    }
+    let gone = matches!(decision, Decision::Drop | Decision::Kept);
+    if decision == expected && (gone || bytes == after) {
         let sound = outcome.frame.is_none() || !checksum_faults(&step.frame, false).is_empty();
         let faults = if sound {
             Vec::new()
@@ -171,10 +188,10 @@ fn fault(step: &Step, outcome: &Outcome, decision: Decision, bytes: &[u8]) -> Op
     if decision != expected {
         let _ = writeln!(what, "verdict: expected {expected:?}, found {decision:?}");
     }
-    if let Some(reason) = outcome.reason {
+    for reason in &outcome.reasons {
         let _ = writeln!(what, "expected reason: {reason:?}");
     }
-    if expected != Decision::Drop {
+    if !matches!(expected, Decision::Drop | Decision::Kept) {
         what.push_str(&difference(after, bytes));
     }
     Some(what)

@@ -17,7 +17,15 @@ pub const DEVICES: [&str; 4] = ["eth0", "br0", "veth1", "veth2"];
 const SKB_WORDS: usize = 48;
 const XDP_WORDS: usize = 6;
 /// Tables whose elements come from packets. An instance may have fewer.
-const TABLES: [&str; 2] = [maps::FLOWS_V4, maps::FLOWS_V6];
+const TABLES: [&str; 7] = [
+    maps::FLOWS_V4,
+    maps::FLOWS_V6,
+    maps::YOUNG_V4,
+    maps::YOUNG_V6,
+    maps::SHIFTS,
+    maps::DATAGRAMS,
+    maps::HELD,
+];
 /// Length of the table of reasons.
 const REASONS: usize = portfwd_common::verdict::MAX_REASONS as usize;
 
@@ -63,6 +71,8 @@ pub enum Decision {
     Redirect,
     /// Dropped.
     Drop,
+    /// Taken, to come back later.
+    Kept,
 }
 
 /// A topology for [`publish`].
@@ -88,6 +98,16 @@ pub fn published(topology: Topology) -> Topology {
         } else {
             topology.attach(name, usize::from(name == "db"), specs);
         }
+    }
+    // What a program sends on for real must not be answered.
+    let [web, db] = &topology.containers;
+    for silent in [
+        &web.namespace,
+        &db.namespace,
+        &topology.client,
+        &topology.foreign,
+    ] {
+        silent.ip("link set eth0 down\n");
     }
     topology
 }
@@ -148,6 +168,7 @@ pub fn world(topology: &Topology) -> World {
 fn forwards(spec: &str, targets: [IpAddr; 2], link: Option<u32>) -> Vec<Forward> {
     let (ports, protocol) = match spec.split_once('/') {
         Some((ports, "udp")) => (ports, Protocol::Udp),
+        Some((ports, "sctp")) => (ports, Protocol::Sctp),
         _ => (spec, Protocol::Tcp),
     };
     let (rest, container) = ports.rsplit_once(':').expect("a container port");
@@ -285,6 +306,7 @@ fn decision(at: At, code: i32) -> Decision {
         (At::Device | At::Link | At::Egress, -1) => Decision::Next,
         (At::Device | At::Link | At::Egress, 7) => Decision::Redirect,
         (At::Device | At::Link | At::Egress, 2) => Decision::Drop,
+        (At::Device, 4) => Decision::Kept,
         (at, code) => panic!("{at:?} must not return {code}"),
     }
 }
