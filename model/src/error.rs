@@ -29,16 +29,15 @@ fn is_error(frame: &[u8], network: &Network) -> bool {
 
 /// The packet that an ICMP error is about, if the error is whole, quotes both ports, and goes to whoever
 /// sent that packet.
-fn quote(input: &Input<'_>, network: &Network, model: &Model) -> Option<Quote> {
+fn quote(input: &Input<'_>, network: &Network, model: &mut Model) -> Option<Quote> {
     if network.fragment != Fragment::Whole || !is_error(input.frame, network) {
         return None;
     }
-    let end = if model.world.rules.quotes_end_with_packet {
-        network.end
-    } else {
-        input.frame.len()
-    };
-    let frame = &input.frame[..end];
+    let frame = &input.frame[..network.end];
+    if !model.world.rules.quotes_end_with_packet && network.end < input.frame.len() {
+        // What is written behind the packet's end, nobody can say.
+        model.is_lost = true;
+    }
     let quoted = packet::quoted(frame, network.transport + HEADER, network)?;
     let protocol = Protocol::from_number(quoted.protocol)?;
     let source = SocketAddr::new(quoted.source, be16(frame, quoted.transport)?);
@@ -101,6 +100,7 @@ impl Model {
             request,
             link: forward.link,
             hairpin: link.is_some() && link == forward.link,
+            routed: false,
             progress: Progress::new(quote.protocol),
         };
         let Some(key) = self.own(&like, forward.target) else {
@@ -132,17 +132,18 @@ impl Model {
     /// About a request: on to the client that sent it. `link` is the link that it came by; without one it
     /// leaves by a device, through the stack.
     fn about_request(
-        &self,
+        &mut self,
         input: &Input<'_>,
         network: &Network,
         quote: &Quote,
         link: Option<u32>,
     ) -> Option<Outcome> {
         let key = key_of(quote.protocol, quote.destination, quote.source);
-        let flow = self.flows.get(&key).filter(|flow| flow.link == link)?;
+        let flow = self.flows.get_mut(&key).filter(|flow| flow.link == link)?;
         if link.is_some() && network.hops <= 1 {
             return Some(Outcome::passed_for(Reason::Expired));
         }
+        flow.routed = true;
         // What a router behind the host tells keeps the router's address.
         let of_container = link.is_some() || network.source == key.container.ip();
         let source = if of_container {

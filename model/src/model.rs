@@ -7,7 +7,7 @@ use crate::fragment::{Datagrams, Decision};
 use crate::outcome::{Hook, Input, Outcome, Reason, To, Verdict};
 use crate::packet::{self, Fragment, Network, Packet, Unread};
 use crate::request::Ingress;
-use crate::world::World;
+use crate::world::{Protocol, World};
 
 /// A host with portfwd: what it is, and what it remembers.
 #[derive(Debug, Clone)]
@@ -98,7 +98,12 @@ impl Model {
             }
             Err(outcome) => outcome,
         };
-        if network.fragment == Fragment::First && outcome.is_untouched() {
+        let decided = self.world.rules.first_decides
+            || (Protocol::from_number(network.protocol).is_some()
+                && !outcome.reasons.contains(&Reason::Malformed));
+        let passed = outcome.frame.is_none()
+            || (outcome.verdict == Verdict::Next && !self.world.rules.stack_fragments);
+        if network.fragment == Fragment::First && passed && decided {
             self.decide(&network, device, Decision::Pass);
         }
         outcome

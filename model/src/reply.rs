@@ -26,6 +26,7 @@ impl Model {
         if packet.network.hops <= 1 {
             return Some(Outcome::passed_for(Reason::Expired));
         }
+        flow.routed = true;
         if !flow.hairpin && !fits(input, packet, mtu) {
             return Some(Outcome::passed_for(Reason::TooBig));
         }

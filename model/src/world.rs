@@ -77,6 +77,12 @@ pub struct Rules {
     pub own_addresses_apart: bool,
     /// Frames for other stations are not counted at XDP, whatever they hold.
     pub stations_first: bool,
+    /// Whatever becomes of a first fragment, the others of its datagram do not wait for it any more.
+    pub first_decides: bool,
+    /// Fragments follow a first that was translated and went on to the stack.
+    pub stack_fragments: bool,
+    /// Later fragments of a reply find their way out themselves.
+    pub fragments_find_way: bool,
     /// A container's source is looked at before headers that cannot be walked past.
     pub source_first: bool,
     /// What an ICMP error quotes ends with the packet, not with the frame.

@@ -27,6 +27,7 @@ mod bpf_command {
     pub(super) const PROG_GET_FD_BY_ID: i64 = 13;
     pub(super) const MAP_GET_FD_BY_ID: i64 = 14;
     pub(super) const PROG_QUERY: i64 = 16;
+    pub(super) const MAP_LOOKUP_BATCH: i64 = 24;
     pub(super) const LINK_CREATE: i64 = 28;
     pub(super) const LINK_GET_FD_BY_ID: i64 = 30;
 }
@@ -299,17 +300,22 @@ impl Runner {
     }
 }
 
-/// The value under `key` in a map, if it is there. `value` has to be as long as the map's, that of a
-/// per-CPU map being one element for each possible CPU.
+/// All values of an array, `values` being as long as they are together: of a per-CPU array an element has
+/// eight bytes for each possible CPU.
 ///
 /// # Errors
-/// Those of `BPF_MAP_LOOKUP_ELEM`.
-pub fn map_value(map: &OwnedFd, key: &[u8], value: &mut [u8]) -> io::Result<bool> {
+/// Those of `BPF_MAP_LOOKUP_BATCH`.
+pub fn array_values(map: &OwnedFd, count: u32, values: &mut [u8]) -> io::Result<()> {
+    let mut keys = vec![0_u32; count as usize];
+    let mut place = 0_u32;
     let mut attributes = Attributes([0; WORDS]);
-    attributes.put(0, descriptor(map));
-    attributes.put_address(2, key.as_ptr() as u64);
-    attributes.put_address(4, value.as_mut_ptr() as u64);
-    found(bpf(bpf_command::MAP_LOOKUP_ELEM, &mut attributes))
+    attributes.put_address(2, &raw mut place as u64);
+    attributes.put_address(4, keys.as_mut_ptr() as u64);
+    attributes.put_address(6, values.as_mut_ptr() as u64);
+    attributes.put(8, count);
+    attributes.put(9, descriptor(map));
+    // The end of the array is told by an error.
+    found(bpf(bpf_command::MAP_LOOKUP_BATCH, &mut attributes)).map(|_| ())
 }
 
 /// Removes every element of a hash table whose keys are `size` bytes long.

@@ -202,10 +202,14 @@ pub fn repaired(frame: &mut [u8]) {
     let field = match layers.protocol {
         6 => Some(16),
         17 => Some(6),
+        1 | 58 => Some(2),
         _ => None,
     };
     let field = field.filter(|field| field + 2 <= length && !layers.fragment);
-    let pseudo = pseudo_header(layers.source, layers.destination, layers.protocol, length);
+    let pseudo = match layers.protocol {
+        1 => 0,
+        number => pseudo_header(layers.source, layers.destination, number, length),
+    };
     let zero_is_none = layers.protocol == 17;
     if let Some((start, length)) = header
         && length >= 20

@@ -76,12 +76,12 @@ impl Campaign {
                 generator.learn(&step, after);
             }
             steps.push(step);
-            if let Some(what) = fault {
-                return Err((steps, Disagreement { place, what }));
-            }
             if self.model.is_lost() {
                 self.forget();
                 return Ok(place + 1);
+            }
+            if let Some(what) = fault {
+                return Err((steps, Disagreement { place, what }));
             }
         }
         let what = reason_fault(&before, &self.subject.reasons(), &expected);
@@ -106,14 +106,16 @@ impl Campaign {
     /// The first disagreement.
     pub fn replay(&mut self, steps: &[Step]) -> Result<(), Disagreement> {
         self.forget();
+        let mut before = self.subject.reasons();
         for (place, step) in steps.iter().enumerate() {
-            let before = self.subject.reasons();
             let (outcome, fault) = self.both(step);
             let mut expected = [0; 64];
             for &reason in &outcome.reasons {
                 expected[reason as usize] += 1;
             }
-            let fault = fault.or_else(|| reason_fault(&before, &self.subject.reasons(), &expected));
+            let after = self.subject.reasons();
+            let fault = fault.or_else(|| reason_fault(&before, &after, &expected));
+            before = after;
             if self.model.is_lost() {
                 break;
             }

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use super::build::{fragments, icmp_error, sctp};
 use super::mutate::mutated;
 use super::random::Random;
 use super::step::{At, Step};
@@ -48,6 +49,8 @@ pub struct Generator {
     random: Random,
     families: [Ends; 2],
     conversations: Vec<Conversation>,
+    /// Fragments that are still to be sent.
+    pending: Vec<Step>,
     number: u32,
 }
 
@@ -59,6 +62,7 @@ impl Generator {
             random: Random::new(seed ^ u64::from(number).wrapping_mul(0x2545_f491_4f6c_dd1d)),
             families: families(),
             conversations: Vec::new(),
+            pending: Vec::new(),
             number,
         }
     }
@@ -70,12 +74,25 @@ impl Generator {
 
     /// The next packet.
     pub fn step(&mut self) -> Step {
+        if !self.pending.is_empty() && self.random.percent(80) {
+            // Mostly in order.
+            let place = if self.random.percent(70) {
+                0
+            } else {
+                self.random.below(self.pending.len())
+            };
+            return self.pending.remove(place);
+        }
         let mut step = match self.random.below(100) {
-            0..50 if !self.conversations.is_empty() => self.continued(),
+            0..10 if !self.conversations.is_empty() => self.error(),
+            10..50 if !self.conversations.is_empty() => self.continued(),
             0..75 => self.opening(),
             75..88 => self.sent_by_container(),
             _ => self.noise(),
         };
+        if self.random.percent(8) && self.fragmented(&step) {
+            return self.pending.remove(0);
+        }
         if self.random.percent(20) {
             step.frame = mutated(&mut self.random, step.frame);
         }
@@ -130,6 +147,71 @@ impl Generator {
         self.number(&mut frame, Some(conversation.answer), 1_001);
         let (at, device) = self.way_of(container.ip());
         self.placed(at, device, frame)
+    }
+
+    /// Cuts a packet into fragments, to be sent from now on.
+    fn fragmented(&mut self, step: &Step) -> bool {
+        let size = 8 * (1 + self.random.below(12));
+        let identification = self.random.below(4) as u16;
+        let Some(fragments) = fragments(&step.frame, size, identification) else {
+            return false;
+        };
+        // A lost one, now and then.
+        let lost = self.random.below(3 * fragments.len());
+        for (place, frame) in fragments.into_iter().enumerate().take(12) {
+            if place != lost {
+                let segment = 0;
+                self.pending.push(Step {
+                    frame,
+                    segment,
+                    ..step.clone()
+                });
+            }
+        }
+        !self.pending.is_empty()
+    }
+
+    /// An ICMP error about a packet of a connection, either way.
+    fn error(&mut self) -> Step {
+        let conversation = self.random.pick(&self.conversations);
+        let Conversation {
+            request, inside, ..
+        } = conversation;
+        let Some((client, host)) = ends(&request.frame) else {
+            return request;
+        };
+        let tcp = Layers::of(&request.frame).is_some_and(|layers| layers.protocol == 6);
+        let families = self.families;
+        let near = &families[usize::from(client.is_ipv6())];
+        let about_reply = self.random.percent(50);
+        let (about, from) = if about_reply {
+            let from = self.random.pick(&[client.ip(), near.foreign, near.client]);
+            (self.frame(tcp, host, client), from)
+        } else {
+            let from = self
+                .random
+                .pick(&[inside.1.ip(), inside.1.ip(), near.foreign]);
+            (self.frame(tcp, inside.0, inside.1), from)
+        };
+        let mut about = about.to_bytes();
+        if self.random.percent(10) {
+            about = mutated(&mut self.random, about);
+        }
+        let quote = self
+            .random
+            .pick(&[20, 27, 28, 28, 36, 40, 48, 60, 68, 128, 548]);
+        let Some(frame) = icmp_error(&mut self.random, from, &about, quote) else {
+            return request;
+        };
+        let (at, device) = if about_reply {
+            match request.at {
+                At::EarlyDevice if self.random.percent(80) => (At::Device, request.device),
+                at => (at, request.device),
+            }
+        } else {
+            self.way_of(inside.1.ip())
+        };
+        addressed(at, device, frame)
     }
 
     /// Where a reply of a container or another target is seen.
@@ -284,11 +366,31 @@ impl Generator {
             }
             _ => {}
         }
+        if self.random.percent(15) {
+            let count = 1 + self.random.below(4);
+            frame.ipv6_extensions = (0..count).map(|_| self.extension()).collect();
+        }
         if self.random.percent(10) {
             frame.ipv4_options = vec![1; 4 * self.random.below(11)];
         }
         frame.hops = self.random.pick(&[64, 64, 64, 64, 255, 2, 1, 0]);
         frame
+    }
+
+    /// An IPv6 extension header: its number and its bytes.
+    fn extension(&mut self) -> (u8, Vec<u8>) {
+        let number = self.random.pick(&[0, 60, 60, 60, 43, 44, 51]);
+        let units = if number == 44 {
+            0
+        } else {
+            self.random.pick(&[0, 0, 0, 1, 2, 40])
+        };
+        let mut bytes = vec![0; 8 + 8 * usize::from(units)];
+        bytes[1] = units;
+        if number == 43 && self.random.percent(30) {
+            bytes[3] = 1; // a segment is left
+        }
+        (number, bytes)
     }
 
     /// Sequence numbers that fit the container's first segment, mostly.
@@ -310,11 +412,27 @@ impl Generator {
 
     /// The frame with the hardware addresses that belong to its hook.
     fn placed(&mut self, at: At, device: &'static str, frame: Frame) -> Step {
-        let frame = match (at, device) {
-            (At::Device | At::EarlyDevice, "eth0") => frame.on_link(CLIENT_MAC, HOST_MAC),
-            _ => frame.on_link([2, 0, 0, 88, 0, 2], GATEWAY_MAC),
-        };
-        step(at, device, &frame)
+        if self.random.percent(4) {
+            let frame = sctp(&mut self.random, frame.source, frame.destination);
+            return addressed(at, device, frame);
+        }
+        addressed(at, device, frame.to_bytes())
+    }
+}
+
+/// The frame with the hardware addresses that belong to its hook.
+fn addressed(at: At, device: &'static str, mut frame: Vec<u8>) -> Step {
+    let (to, from) = match (at, device) {
+        (At::Device | At::EarlyDevice, "eth0") => (HOST_MAC, CLIENT_MAC),
+        _ => (GATEWAY_MAC, [2, 0, 0, 88, 0, 2]),
+    };
+    frame[..6].copy_from_slice(&to);
+    frame[6..12].copy_from_slice(&from);
+    Step {
+        at,
+        device,
+        segment: 0,
+        frame,
     }
 }
 

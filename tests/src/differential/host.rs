@@ -8,7 +8,7 @@ use portfwd_common::{maps, programs};
 use portfwd_model::{Device, Forward, Hook, Link, Protocol, Rules, World};
 
 use super::step::{At, Step};
-use crate::kernel::{self, Runner, clear_map, index_of, key_size, map_value};
+use crate::kernel::{self, Runner, array_values, clear_map, index_of, key_size};
 use crate::topology::{GATEWAY_MAC, HOST_MAC, Shape, Topology};
 
 /// Devices of the host at whose hooks packets are looked at.
@@ -227,7 +227,7 @@ impl Subject {
                 })
                 .collect(),
             reasons: open(maps::REASONS),
-            reason_values: vec![0; 8 * processors],
+            reason_values: vec![0; 8 * processors * REASONS],
             runner: Runner::default(),
         }
     }
@@ -268,12 +268,13 @@ impl Subject {
     /// # Panics
     /// When the table cannot be read.
     pub fn reasons(&mut self) -> [u64; REASONS] {
+        let count = u32::try_from(REASONS).expect("a small number");
+        array_values(&self.reasons, count, &mut self.reason_values).expect("read the reasons");
+        let one = self.reason_values.len() / REASONS;
         std::array::from_fn(|number| {
-            let key = u32::try_from(number).expect("a small number").to_ne_bytes();
-            map_value(&self.reasons, &key, &mut self.reason_values).expect("read the reasons");
-            self.reason_values
+            self.reason_values[number * one..][..one]
                 .chunks_exact(8)
-                .map(|one| u64::from_ne_bytes(one.try_into().expect("eight bytes")))
+                .map(|value| u64::from_ne_bytes(value.try_into().expect("eight bytes")))
                 .sum()
         })
     }

@@ -5,6 +5,7 @@
 //! (`BPF_PROG_TEST_RUN`). Packets are made up by [`generate`], damaged by [`mutate`], and given to both
 //! sides by [`campaign`]; [`shrink`] makes a disagreement small. The same seed gives the same packets.
 
+mod build;
 pub mod campaign;
 pub mod generate;
 pub mod host;

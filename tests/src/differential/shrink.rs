@@ -1,10 +1,19 @@
 //! Making a sequence small that shows a disagreement.
 
+use std::time::{Duration, Instant};
+
 use super::step::Step;
 use crate::layers::repaired;
 
+/// Longer than this takes nobody's time.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// Drops packets, then simplifies what is left, as long as `fails` says that the rest still fails.
+///
+/// Stops at some point: a fixture that is not quite as small is better than none.
 pub(super) fn shrunk(steps: &[Step], mut fails: impl FnMut(&[Step]) -> bool) -> Vec<Step> {
+    let end = Instant::now() + PATIENCE;
+    let mut fails = |steps: &[Step]| Instant::now() < end && fails(steps);
     let mut steps = steps.to_vec();
     let mut chunk = steps.len().div_ceil(2);
     while chunk > 0 {
