@@ -4,21 +4,20 @@
 use std::net::SocketAddr;
 
 use crate::flow::{Flow, Progress, Request, client_inside};
+use crate::fragment::Seen;
 use crate::model::{Model, into_container};
-use crate::outcome::{Input, Outcome, Reason, Verdict};
+use crate::outcome::{Input, Outcome, Reason};
 use crate::packet::{self, Fragment, Network, be16};
 use crate::reply::{key_of, out};
 use crate::translate::{Change, Quote, error_translated};
 use crate::world::Protocol;
 
-/// Numbers of ICMP in IPv4 and IPv6.
-pub(crate) const ICMP: [u8; 2] = [1, 58];
 /// Length of the header of an ICMP error (RFC 792; RFC 4443, section 3).
 const HEADER: usize = 8;
 
 /// Whether a packet is an ICMP error: destination unreachable, packet too big, time exceeded, parameter
 /// problem (RFC 792; RFC 4443, section 3).
-fn is_error(frame: &[u8], network: &Network) -> bool {
+pub(crate) fn is_error(frame: &[u8], network: &Network) -> bool {
     let kind = frame.get(network.transport).copied();
     match (network.source.is_ipv4(), network.protocol) {
         (true, 1) => matches!(kind, Some(3 | 11 | 12)),
@@ -29,15 +28,11 @@ fn is_error(frame: &[u8], network: &Network) -> bool {
 
 /// The packet that an ICMP error is about, if the error is whole, quotes both ports, and goes to whoever
 /// sent that packet.
-fn quote(input: &Input<'_>, network: &Network, model: &mut Model) -> Option<Quote> {
+fn quote(input: &Input<'_>, network: &Network) -> Option<Quote> {
     if network.fragment != Fragment::Whole || !is_error(input.frame, network) {
         return None;
     }
     let frame = &input.frame[..network.end];
-    if !model.world.rules.quotes_end_with_packet && network.end < input.frame.len() {
-        // What is written behind the packet's end, nobody can say.
-        model.is_lost = true;
-    }
     let quoted = packet::quoted(frame, network.transport + HEADER, network)?;
     let protocol = Protocol::from_number(quoted.protocol)?;
     let source = SocketAddr::new(quoted.source, be16(frame, quoted.transport)?);
@@ -56,7 +51,7 @@ impl Model {
         input: &Input<'_>,
         network: &Network,
     ) -> Option<Outcome> {
-        let quote = quote(input, network, self)?;
+        let quote = quote(input, network)?;
         self.about_reply(input, network, &quote, None)
     }
 
@@ -66,7 +61,7 @@ impl Model {
         network: &Network,
         link: u32,
     ) -> Option<Outcome> {
-        let quote = quote(input, network, self)?;
+        let quote = quote(input, network)?;
         self.about_request(input, network, &quote, Some(link))
             .or_else(|| self.about_reply(input, network, &quote, Some(link)))
     }
@@ -76,7 +71,7 @@ impl Model {
         input: &Input<'_>,
         network: &Network,
     ) -> Option<Outcome> {
-        let quote = quote(input, network, self)?;
+        let quote = quote(input, network)?;
         self.about_request(input, network, &quote, None)
     }
 
@@ -162,7 +157,7 @@ impl Model {
             hop: false,
         };
         let frame = error_translated(input.frame, network, &outer, quote, &inner);
-        let verdict = link.map_or(Verdict::Next, |link| out(flow, link));
+        let verdict = out(flow, link.map_or(Seen::Leaving, Seen::FromLink));
         Some(Outcome::rewritten(verdict, frame))
     }
 }

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use crate::flow::{Flow, Key, Side};
-use crate::fragment::{Datagram, Decision, LENGTHS, MOST_WAITING};
+use crate::fragment::{Datagram, Decision, LENGTHS, MOST_WAITING, PROTOCOLS, Seen};
 use crate::model::{Model, into_container};
 use crate::outcome::{Hook, Input, Outcome, Reason, Verdict};
 use crate::packet::{ETHERNET, Network};
@@ -11,20 +11,22 @@ use crate::reply::{out, to_client};
 use crate::translate::{Change, readdressed};
 
 impl Model {
-    pub(crate) fn decide(&mut self, network: &Network, device: u32, decision: Decision) {
-        let datagram = Datagram::of(network, device);
+    pub(crate) fn decide(&mut self, network: &Network, seen: Seen, decision: Decision) {
+        let datagram = Datagram::of(network, seen);
         self.datagrams.insert(datagram, decision);
     }
 
     /// A fragment from a device that is not the first.
-    pub(crate) fn later(&mut self, input: &Input<'_>, network: &Network, device: u32) -> Outcome {
-        if let Some(outcome) = self.follow(input, network, device) {
+    pub(crate) fn later(&mut self, input: &Input<'_>, network: &Network) -> Outcome {
+        if let Some(outcome) = self.follow(input, network, Seen::FromDevice) {
             return outcome;
         }
-        if !LENGTHS.contains(&input.frame.len()) {
+        let may_be_ours = PROTOCOLS.contains(&network.protocol)
+            && self.world.addresses.contains(&network.destination);
+        if !may_be_ours || !LENGTHS.contains(&input.frame.len()) {
             return Outcome::passed_for(Reason::Fragment);
         }
-        let datagram = Datagram::of(network, device);
+        let datagram = Datagram::of(network, Seen::FromDevice);
         let decision = self
             .datagrams
             .entry(datagram)
@@ -45,7 +47,7 @@ impl Model {
         network: &Network,
         device: u32,
     ) -> Option<Outcome> {
-        let datagram = Datagram::of(network, device);
+        let datagram = Datagram::of(network, Seen::FromDevice);
         let waiting = match self.datagrams.get(&datagram)? {
             Decision::Waiting(frames) => frames.clone(),
             Decision::Pass | Decision::Drop | Decision::Flow(..) => return None,
@@ -69,14 +71,14 @@ impl Model {
         &mut self,
         input: &Input<'_>,
         network: &Network,
-        device: u32,
+        seen: Seen,
     ) -> Option<Outcome> {
-        match self.datagrams.get(&Datagram::of(network, device))? {
+        match self.datagrams.get(&Datagram::of(network, seen))? {
             Decision::Waiting(_) => None,
             Decision::Pass => Some(Outcome::PASSED),
             Decision::Drop => Some(Outcome::dropped(Reason::Fragment)),
             Decision::Flow(side, key) => Some(match self.flows.get(key) {
-                Some(flow) => self.follow_flow(input, network, device, *side, key, flow),
+                Some(flow) => self.follow_flow(input, network, seen, *side, key, flow),
                 None => Outcome::passed_for(Reason::NoFlow),
             }),
         }
@@ -86,7 +88,7 @@ impl Model {
         &self,
         input: &Input<'_>,
         network: &Network,
-        device: u32,
+        seen: Seen,
         side: Side,
         key: &Key,
         flow: &Flow,
@@ -103,7 +105,7 @@ impl Model {
                 if too_big && !flow.hairpin {
                     return Outcome::passed_for(Reason::TooBig);
                 }
-                (out(flow, device), to_client(flow))
+                (out(flow, seen), to_client(flow))
             }
         };
         Outcome::rewritten(verdict, readdressed(input.frame, network, &change))

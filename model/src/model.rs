@@ -2,12 +2,13 @@
 
 use std::net::IpAddr;
 
+use crate::error::is_error;
 use crate::flow::{Flow, Key, Shifts, Table};
-use crate::fragment::{Datagrams, Decision};
+use crate::fragment::{Datagrams, Decision, Seen};
 use crate::outcome::{Hook, Input, Outcome, Reason, To, Verdict};
 use crate::packet::{self, Fragment, Network, Packet, Unread};
 use crate::request::Ingress;
-use crate::world::{Protocol, World};
+use crate::world::World;
 
 /// A host with portfwd: what it is, and what it remembers.
 #[derive(Debug, Clone)]
@@ -65,7 +66,7 @@ impl Model {
             Hook::Device(device) => self.device(input, device),
             Hook::EarlyDevice(device) => self.early_device(input, device),
             Hook::Link(link) => self.link(input, link),
-            Hook::Egress(device) => self.egress(input, device),
+            Hook::Egress(_) => self.egress(input),
         }
     }
 
@@ -83,7 +84,7 @@ impl Model {
             Err(problem) => return unread(problem),
         };
         match network.fragment {
-            Fragment::Later => return self.later(input, &network, device),
+            Fragment::Later => return self.later(input, &network),
             Fragment::First => {
                 if let Some(outcome) = self.released(input, &network, device) {
                     return outcome;
@@ -92,25 +93,21 @@ impl Model {
             Fragment::Whole => {}
         }
         let outcome = match self.published(input, network) {
-            Ok(packet) => self.for_host(input, &packet, device),
-            Err(outcome) if is_error(&network) => {
+            Ok(packet) => self.for_host(input, &packet),
+            Err(outcome) if is_error(input.frame, &network) => {
                 self.error_of_device(input, &network).unwrap_or(outcome)
             }
             Err(outcome) => outcome,
         };
-        let decided = self.world.rules.first_decides
-            || (Protocol::from_number(network.protocol).is_some()
-                && !outcome.reasons.contains(&Reason::Malformed));
-        let passed = outcome.frame.is_none()
-            || (outcome.verdict == Verdict::Next && !self.world.rules.stack_fragments);
-        if network.fragment == Fragment::First && passed && decided {
-            self.decide(&network, device, Decision::Pass);
+        let passed = outcome.frame.is_none() && !is_error(input.frame, &network);
+        if network.fragment == Fragment::First && passed {
+            self.decide(&network, Seen::FromDevice, Decision::Pass);
         }
         outcome
     }
 
-    fn for_host(&mut self, input: &Input<'_>, packet: &Packet, device: u32) -> Outcome {
-        let outcome = self.request(input, packet, Ingress::Device(device));
+    fn for_host(&mut self, input: &Input<'_>, packet: &Packet) -> Outcome {
+        let outcome = self.request(input, packet, Ingress::Device);
         if outcome.is_untouched() {
             return self.translated_before(packet).unwrap_or(outcome);
         }
@@ -122,7 +119,7 @@ impl Model {
         if !self.is_for(device, input.frame) {
             return self.foreign_early(input);
         }
-        let network = match packet::network(input, self.world.rules) {
+        let network = match packet::network(input) {
             Ok(network) => network,
             Err(problem) => return unread(problem),
         };
@@ -137,7 +134,7 @@ impl Model {
 
     fn foreign_early(&self, input: &Input<'_>) -> Outcome {
         let rules = self.world.rules;
-        let read = packet::network(input, rules).and_then(|network| {
+        let read = packet::network(input).and_then(|network| {
             let plain = network.fragment == Fragment::Whole && !network.extended;
             match plain {
                 true => packet::ports(input.frame, &network).map(|_| ()),
@@ -154,20 +151,18 @@ impl Model {
         if packet::is_tagged(input.frame) {
             return Outcome::dropped(Reason::ForeignSource);
         }
-        let header = match packet::network(input, self.world.rules) {
+        let header = match packet::network(input) {
             Ok(header) => header,
             Err(problem) => return unread(problem),
         };
         let own = self.may_send(link, &header);
         let network = match packet::walked(input.frame, header) {
             Ok(network) => network,
-            Err(_) if !own && self.world.rules.source_first => {
-                return Outcome::dropped(Reason::ForeignSource);
-            }
-            Err(_) => return Outcome::passed_for(Reason::Malformed),
+            Err(_) if own => return Outcome::PASSED,
+            Err(_) => return Outcome::dropped(Reason::ForeignSource),
         };
         if network.fragment == Fragment::Later {
-            if let Some(outcome) = self.follow(input, &network, link) {
+            if let Some(outcome) = self.follow(input, &network, Seen::FromLink(link)) {
                 return outcome;
             }
             return if own {
@@ -194,14 +189,14 @@ impl Model {
         }
     }
 
-    fn egress(&mut self, input: &Input<'_>, device: u32) -> Outcome {
+    fn egress(&mut self, input: &Input<'_>) -> Outcome {
         let network = match self.network(input) {
             Ok(network) => network,
             Err(problem) => return unread(problem),
         };
         if network.fragment == Fragment::Later {
             return self
-                .follow(input, &network, device)
+                .follow(input, &network, Seen::Leaving)
                 .unwrap_or(Outcome::PASSED);
         }
         let ports = match packet::ports(input.frame, &network) {
@@ -217,14 +212,13 @@ impl Model {
             return Outcome::PASSED;
         }
         match packet::transport(input.frame, network, ports) {
-            Ok(packet) => self.reply_through_stack(input, &packet, device),
+            Ok(packet) => self.reply_through_stack(input, &packet),
             Err(problem) => unread(problem),
         }
     }
 
     fn network(&self, input: &Input<'_>) -> Result<Network, Unread> {
-        packet::network(input, self.world.rules)
-            .and_then(|network| packet::walked(input.frame, network))
+        packet::network(input).and_then(|network| packet::walked(input.frame, network))
     }
 
     /// A packet whose destination port somebody publishes or listens on, or what becomes of another.
@@ -268,10 +262,6 @@ impl Model {
 /// Where requests go that were translated.
 pub(crate) fn into_container(link: Option<u32>) -> Verdict {
     link.map_or(Verdict::Next, |link| Verdict::Redirect(To::Container(link)))
-}
-
-fn is_error(network: &Network) -> bool {
-    crate::error::ICMP.contains(&network.protocol)
 }
 
 fn unread(problem: Unread) -> Outcome {

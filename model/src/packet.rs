@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use crate::outcome::Input;
-use crate::world::{Protocol, Rules};
+use crate::world::Protocol;
 
 /// Length of an Ethernet header.
 pub(crate) const ETHERNET: usize = 14;
@@ -138,9 +138,9 @@ pub(crate) fn is_tagged(frame: &[u8]) -> bool {
 }
 
 /// Reads the network header of a frame without its extensions.
-pub(crate) fn network(input: &Input<'_>, rules: Rules) -> Result<Network, Unread> {
+pub(crate) fn network(input: &Input<'_>) -> Result<Network, Unread> {
     // Packets that are going to be cut may be longer than the header can say; it then says 0 (BIG TCP).
-    let unsaid = input.segment != 0 || !rules.length_needed;
+    let unsaid = input.segment != 0;
     let read = match ether_type(input.frame) {
         Some(IPV4) => ipv4(input.frame, ETHERNET, unsaid),
         Some(IPV6) => ipv6(input.frame, ETHERNET, unsaid),
@@ -205,7 +205,7 @@ fn ipv6(frame: &[u8], start: usize, unsaid: bool) -> Option<Network> {
     } else {
         start + 40 + payload
     };
-    if header[0] >> 4 != 6 {
+    if header[0] >> 4 != 6 || (payload == 0 && !unsaid) {
         return None;
     }
     Some(Network {

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use crate::flow::{Flow, Key, Side};
-use crate::fragment::Decision;
+use crate::fragment::{Decision, Seen};
 use crate::model::Model;
 use crate::outcome::{Input, Outcome, Reason, To, Verdict};
 use crate::packet::{ETHERNET, Fragment, Packet};
@@ -32,18 +32,13 @@ impl Model {
         }
         flow.progress.advance(Side::Container, packet.segment);
         let frame = translated(input.frame, packet, &to_client(flow));
-        let verdict = out(flow, link);
-        self.decide_reply(packet, link, key);
+        let verdict = out(flow, Seen::FromLink(link));
+        self.decide_reply(packet, Seen::FromLink(link), key);
         Some(Outcome::rewritten(verdict, frame))
     }
 
     /// A packet that leaves by a device, if it belongs to a flow through the stack.
-    pub(crate) fn reply_through_stack(
-        &mut self,
-        input: &Input<'_>,
-        packet: &Packet,
-        device: u32,
-    ) -> Outcome {
+    pub(crate) fn reply_through_stack(&mut self, input: &Input<'_>, packet: &Packet) -> Outcome {
         let key = reply_key(packet);
         let flow = match self.flows.get_mut(&key) {
             Some(flow) if flow.link.is_none() => flow,
@@ -51,14 +46,14 @@ impl Model {
         };
         flow.progress.advance(Side::Container, packet.segment);
         let frame = translated(input.frame, packet, &to_client(flow));
-        self.decide_reply(packet, device, key);
+        self.decide_reply(packet, Seen::Leaving, key);
         Outcome::rewritten(Verdict::Next, frame)
     }
 
-    fn decide_reply(&mut self, packet: &Packet, device: u32, key: Key) {
+    fn decide_reply(&mut self, packet: &Packet, seen: Seen, key: Key) {
         if packet.network.fragment == Fragment::First {
             let decision = Decision::Flow(Side::Container, key);
-            self.decide(&packet.network, device, decision);
+            self.decide(&packet.network, seen, decision);
         }
     }
 }
@@ -72,13 +67,13 @@ pub(crate) fn to_client(flow: &Flow) -> Change {
     }
 }
 
-/// Where a reply of `flow` that came by `link` goes.
-pub(crate) fn out(flow: &Flow, link: u32) -> Verdict {
-    Verdict::Redirect(if flow.hairpin {
-        To::Container(link)
-    } else {
-        To::Client
-    })
+/// Where a reply of `flow` goes that was translated.
+pub(crate) fn out(flow: &Flow, seen: Seen) -> Verdict {
+    match seen {
+        Seen::FromLink(link) if flow.hairpin => Verdict::Redirect(To::Container(link)),
+        Seen::FromLink(_) => Verdict::Redirect(To::Client),
+        Seen::FromDevice | Seen::Leaving => Verdict::Next,
+    }
 }
 
 pub(crate) fn key_of(protocol: crate::Protocol, from: SocketAddr, to: SocketAddr) -> Key {

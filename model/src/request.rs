@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use crate::flow::{Flow, Key, Progress, Request, Settled, Side, client_inside};
-use crate::fragment::Decision;
+use crate::fragment::{Decision, Seen};
 use crate::model::{Model, into_container};
 use crate::outcome::{Input, Outcome, Reason, Verdict};
 use crate::packet::{Fragment, Packet};
@@ -16,14 +16,15 @@ const SYSTEM_PORTS: u16 = 1024;
 /// Where a request came in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Ingress {
-    Device(u32),
+    Device,
     Link(u32),
 }
 
 impl Ingress {
-    fn index(self) -> u32 {
+    fn seen(self) -> Seen {
         match self {
-            Self::Device(index) | Self::Link(index) => index,
+            Self::Device => Seen::FromDevice,
+            Self::Link(link) => Seen::FromLink(link),
         }
     }
 }
@@ -82,7 +83,7 @@ impl Model {
             Ok(key) => self.on_to_container(input, packet, ingress, &key),
             Err(outcome) => {
                 if outcome.verdict == Verdict::Drop && packet.network.fragment == Fragment::First {
-                    self.decide(&packet.network, ingress.index(), Decision::Drop);
+                    self.decide(&packet.network, ingress.seen(), Decision::Drop);
                 }
                 outcome
             }
@@ -98,7 +99,7 @@ impl Model {
     ) -> Outcome {
         if packet.network.fragment == Fragment::First {
             let decision = Decision::Flow(Side::Client, *key);
-            self.decide(&packet.network, ingress.index(), decision);
+            self.decide(&packet.network, ingress.seen(), decision);
         }
         let link = self.flows[key].link;
         let change = Change {
@@ -132,7 +133,7 @@ impl Model {
             hairpin: false,
             ..*flow
         };
-        let own = self.is_same(flow, &like);
+        let own = is_same(flow, &like);
         let (true, true, Some(optional)) = (plain, own, if_settled(flow)) else {
             return Outcome::PASSED;
         };
@@ -197,13 +198,13 @@ impl Model {
     fn find(&self, opening: &Flow, target: SocketAddr) -> Found {
         let key = self.key(opening, target, opening.request.client.port());
         let flow = self.flows.get(&key);
-        if flow.is_some_and(|flow| self.is_same(flow, opening)) {
+        if flow.is_some_and(|flow| is_same(flow, opening)) {
             return Found::Own(key);
         }
         if let Some(&port) = self.shifts.get(&opening.request) {
             let shifted = self.key(opening, target, port);
             let other = self.flows.get(&shifted);
-            if other.is_some_and(|flow| self.is_same(flow, opening)) {
+            if other.is_some_and(|flow| is_same(flow, opening)) {
                 return Found::Own(shifted);
             }
         }
@@ -211,17 +212,6 @@ impl Model {
             Some(_) => Found::Other,
             None => Found::Nothing,
         }
-    }
-
-    /// Whether a request like that of `opening` belongs to `flow`.
-    fn is_same(&self, flow: &Flow, opening: &Flow) -> bool {
-        let (a, b) = (&flow.request, &opening.request);
-        let same_client = if self.world.rules.own_addresses_apart {
-            a.client == b.client && flow.hairpin == opening.hairpin
-        } else {
-            a.client.port() == b.client.port()
-        };
-        flow.forward == opening.forward && a.host == b.host && same_client
     }
 
     /// The key with another client's port: any that is free, so the datapath's if it is.
@@ -257,7 +247,7 @@ impl Model {
             return Err(Reason::NotForHost);
         }
         let own = self.world.addresses.contains(&from.ip());
-        if own || world::is_never_a_source(from.ip(), self.world.rules) {
+        if own || world::is_never_a_source(from.ip()) {
             return Err(Reason::ImpossibleSource);
         }
         if self.world.sockets.contains(&(request.protocol, to, from)) {
@@ -265,6 +255,13 @@ impl Model {
         }
         Ok(())
     }
+}
+
+/// Whether a request like that of `opening` belongs to `flow`.
+fn is_same(flow: &Flow, opening: &Flow) -> bool {
+    flow.forward == opening.forward
+        && flow.request == opening.request
+        && flow.hairpin == opening.hairpin
 }
 
 fn request_of(packet: &Packet) -> Request {

@@ -69,24 +69,10 @@ pub struct Device {
 /// Rules that the datapath does not meet yet: false until it does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Rules {
-    /// A packet may leave its length out only if it is going to be cut into several.
-    pub length_needed: bool,
-    /// A link-local source stays on its link (RFC 4291, section 2.5.6).
-    pub link_local_stays: bool,
-    /// Connections of a container with itself from two addresses of its own are two.
-    pub own_addresses_apart: bool,
     /// Frames for other stations are not counted at XDP, whatever they hold.
     pub stations_first: bool,
-    /// Whatever becomes of a first fragment, the others of its datagram do not wait for it any more.
-    pub first_decides: bool,
-    /// Fragments follow a first that was translated and went on to the stack.
-    pub stack_fragments: bool,
     /// Later fragments of a reply find their way out themselves.
     pub fragments_find_way: bool,
-    /// A container's source is looked at before headers that cannot be walked past.
-    pub source_first: bool,
-    /// What an ICMP error quotes ends with the packet, not with the frame.
-    pub quotes_end_with_packet: bool,
 }
 
 /// The host.
@@ -161,7 +147,7 @@ pub(crate) fn is_never_a_destination(address: IpAddr) -> bool {
 
 /// Sources that no packet may be sent on from (RFC 1122, section 3.2.1.3; RFC 4291, section 2.5; RFC 4942,
 /// section 2.2 for IPv4 addresses in IPv6 form).
-pub(crate) fn is_never_a_source(address: IpAddr, rules: Rules) -> bool {
+pub(crate) fn is_never_a_source(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(v4) => {
             let [first, ..] = v4.octets();
@@ -169,7 +155,7 @@ pub(crate) fn is_never_a_source(address: IpAddr, rules: Rules) -> bool {
         }
         IpAddr::V6(v6) => {
             let link_local = v6.segments()[0] & 0xffc0 == 0xfe80;
-            is_no_v6_address(v6) || v6.is_multicast() || (link_local && rules.link_local_stays)
+            is_no_v6_address(v6) || v6.is_multicast() || link_local
         }
     }
 }

@@ -123,12 +123,10 @@ pub fn world(topology: &Topology) -> World {
         "192.0.2.10",
         "203.0.113.1",
         "10.88.0.1",
-        "127.0.0.1",
         "2001:db8:1::1",
         "2001:db8:1::10",
         "2001:db8:3::1",
         "fd88::1",
-        "::1",
     ];
     let [eth0, br0, veth1, veth2] = topology.host.run(|| DEVICES.map(index_of));
     let link = |container: usize| Link {
