@@ -95,24 +95,36 @@ impl<'a> Datapath<'a> {
     /// When the kernel refuses to.
     #[must_use]
     pub fn run(&self, program: Program, device: &str, frame: &[u8]) -> (Verdict, Vec<u8>) {
-        let run = self.topology.host.run(|| {
-            let index = index_of(device);
-            match program {
-                Program::Device => kernel::test_run(&self.device, frame, &skb_context(index)),
-                Program::Link => kernel::test_run(&self.link, frame, &skb_context(index)),
-                Program::Egress => {
-                    let mut context = skb_context(index);
-                    context[INGRESS_IFINDEX] = index_of("br0");
-                    kernel::test_run(&self.egress, frame, &context)
-                }
-                Program::EarlyDevice => {
-                    kernel::test_run(&self.early_device, frame, &xdp_context(index, frame))
-                }
+        self.topology
+            .host
+            .run(|| self.run_inside(program, device, frame))
+    }
+
+    /// The same on a thread that is inside the host's namespace.
+    fn run_inside(&self, program: Program, device: &str, frame: &[u8]) -> (Verdict, Vec<u8>) {
+        let index = index_of(device);
+        let run = match program {
+            Program::Device => kernel::test_run(&self.device, frame, &skb_context(index)),
+            Program::Link => kernel::test_run(&self.link, frame, &skb_context(index)),
+            Program::Egress => {
+                let mut context = skb_context(index);
+                context[INGRESS_IFINDEX] = index_of("br0");
+                kernel::test_run(&self.egress, frame, &context)
             }
-        });
+            Program::EarlyDevice => {
+                kernel::test_run(&self.early_device, frame, &xdp_context(index, frame))
+            }
+        };
         let TestRun { verdict, packet } =
             run.unwrap_or_else(|error| panic!("{program:?} on {device}: {error}: {frame:02x?}"));
         (program.verdict(verdict), packet)
+    }
+
+    /// What is wrong with each of the rows, in their order.
+    #[must_use]
+    pub fn faults(&self, rows: &[Row]) -> Vec<String> {
+        let faults = || rows.iter().filter_map(|row| self.fault(row)).collect();
+        self.topology.host.run(faults)
     }
 
     /// What is wrong with a program's verdict over a frame or with the bytes that come out; `None` if
@@ -120,9 +132,8 @@ impl<'a> Datapath<'a> {
     ///
     /// XDP may pass up untouched what TC can do, and never redirects yet: where TC redirects, it has
     /// to pass up the same bytes.
-    #[must_use]
-    pub fn fault(&self, row: &Row) -> Option<String> {
-        let (verdict, mut packet) = self.run(row.program, row.device, &row.input);
+    fn fault(&self, row: &Row) -> Option<String> {
+        let (verdict, mut packet) = self.run_inside(row.program, row.device, &row.input);
         if packet.len() >= 12 && row.output.len() >= 12 {
             packet[..12].copy_from_slice(&row.output[..12]);
         }

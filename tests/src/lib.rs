@@ -20,6 +20,7 @@ pub mod packet;
 pub mod ping;
 pub mod portfwd;
 pub mod ptrace;
+pub mod quote;
 pub mod servers;
 pub mod snapshot;
 pub mod table;

@@ -39,6 +39,15 @@ pub enum Transport {
     Udp,
     /// A UDP datagram whose checksum field is 0: none was computed (RFC 768).
     UdpWithoutChecksum,
+    /// An SCTP packet with one chunk of this type. Its checksum is none: whoever translates must leave it.
+    Sctp(u8),
+    /// An ICMP message of the packet's family, which quotes the payload. The ends' ports do not count.
+    Icmp {
+        /// Type and code.
+        kind: (u8, u8),
+        /// The four bytes behind the checksum.
+        rest: u32,
+    },
 }
 
 /// A frame to be built; its lengths and checksums follow from the rest.
@@ -86,6 +95,23 @@ impl Frame {
     #[must_use]
     pub fn udp(source: SocketAddr, destination: SocketAddr, payload: &[u8]) -> Self {
         Self::new(source, destination, Transport::Udp, payload.to_vec())
+    }
+
+    /// An SCTP packet that begins with a chunk of this type (RFC 9260, section 3.2).
+    #[must_use]
+    pub fn sctp(source: SocketAddr, destination: SocketAddr, chunk: u8) -> Self {
+        Self::new(source, destination, Transport::Sctp(chunk), Vec::new())
+    }
+
+    /// An ICMP message of this type, code 0, that quotes `quote`.
+    #[must_use]
+    pub fn icmp(source: IpAddr, destination: IpAddr, message: u8, quote: &[u8]) -> Self {
+        let transport = Transport::Icmp {
+            kind: (message, 0),
+            rest: 0,
+        };
+        let end = |address| SocketAddr::new(address, 0);
+        Self::new(end(source), end(destination), transport, quote.to_vec())
     }
 
     fn new(
@@ -146,9 +172,7 @@ impl Frame {
         let mut bytes = self.link_header();
         let mut segment = self.transport_header();
         segment.extend_from_slice(&self.payload);
-        if self.transport != Transport::UdpWithoutChecksum {
-            self.fill_checksum(&mut segment);
-        }
+        self.fill_checksum(&mut segment);
         match (self.source.ip(), self.destination.ip()) {
             (IpAddr::V4(source), IpAddr::V4(destination)) => {
                 let mut header = Ipv4Header {
@@ -197,6 +221,9 @@ impl Frame {
         match self.transport {
             Transport::Tcp { .. } => 6,
             Transport::Udp | Transport::UdpWithoutChecksum => 17,
+            Transport::Sctp(_) => 132,
+            Transport::Icmp { .. } if self.source.is_ipv4() => 1,
+            Transport::Icmp { .. } => 58,
         }
     }
 
@@ -262,17 +289,38 @@ impl Frame {
             }
             .to_bytes()
             .to_vec(),
+            Transport::Sctp(chunk) => {
+                let length = u16::try_from(4 + self.payload.len()).expect("a length that fits");
+                let mut bytes = [source.to_be_bytes(), destination.to_be_bytes()].concat();
+                bytes.extend_from_slice(&[1, 2, 3, 4, 5, 6, 7, 8]); // tag and checksum
+                bytes.extend_from_slice(&[*chunk, 0]);
+                bytes.extend_from_slice(&length.to_be_bytes());
+                bytes
+            }
+            Transport::Icmp { kind, rest } => {
+                let mut bytes = vec![kind.0, kind.1, 0, 0];
+                bytes.extend_from_slice(&rest.to_be_bytes());
+                bytes
+            }
         }
     }
 
     fn fill_checksum(&self, segment: &mut [u8]) {
-        let offset = if self.protocol() == 6 { 16 } else { 6 };
-        let start = pseudo_header(
-            self.source.ip(),
-            self.destination.ip(),
-            self.protocol(),
-            segment.len(),
-        );
+        let offset = match self.transport {
+            Transport::Tcp { .. } => 16,
+            Transport::Udp => 6,
+            Transport::Icmp { .. } => 2,
+            Transport::UdpWithoutChecksum | Transport::Sctp(_) => return,
+        };
+        let start = match self.protocol() {
+            1 => 0, // RFC 792 knows no pseudo header
+            protocol => pseudo_header(
+                self.source.ip(),
+                self.destination.ip(),
+                protocol,
+                segment.len(),
+            ),
+        };
         let mut checksum = !fold(start + sum(segment));
         if checksum == 0 && self.protocol() == 17 {
             checksum = 0xffff; // 0 would mean that there is none (RFC 768)

@@ -86,7 +86,7 @@ pub fn topology() -> Topology {
 /// When some do not, showing each.
 #[track_caller]
 pub fn play(datapath: &Datapath, rows: &[Row]) {
-    let faults: Vec<String> = rows.iter().filter_map(|row| datapath.fault(row)).collect();
+    let faults = datapath.faults(rows);
     assert!(
         faults.is_empty(),
         "{} of {} rows fail:\n{}",
