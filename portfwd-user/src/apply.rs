@@ -76,6 +76,9 @@ fn publish(
     {
         datapath.attach_egress(host, netns)?;
     }
+    if let Some(inside) = &plan.inside {
+        datapath.make_ready_for(&[inside])?;
+    }
     let Datapath { tables, layout } = datapath;
     let mut transaction = Transaction::begin(tables);
     let id = match plan.known {

@@ -7,8 +7,10 @@ use aya::{
     maps::{MapError, ProgramArray},
     programs::{Program, ProgramError, ProgramFd},
 };
-use portfwd_common::{Stage, maps};
+use portfwd_common::{Stage, maps, programs};
 use sha2::{Digest, Sha256};
+
+use crate::bpffs;
 
 /// The object, aligned as the ELF parser wants it.
 pub static BYTES: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/portfwd.o"));
@@ -47,6 +49,9 @@ pub enum LoadError {
     /// The table of stages.
     #[error("stages: {}", first_line(.0))]
     Stages(#[from] MapError),
+    /// The maps of an instance.
+    #[error("its maps: {0}")]
+    Maps(String),
     /// A pin.
     #[error("cannot pin {path}: {reason}")]
     Pin {
@@ -68,15 +73,65 @@ fn first_line(error: &dyn std::error::Error) -> String {
     text.lines().next().unwrap_or_default().to_owned()
 }
 
-/// Loads every map and program into the kernel. They vanish with the returned value unless pinned.
+/// What names of programs end with that are for devices without an Ethernet header.
+const L3: &str = "_l3";
+
+/// Loads every map, and every program but those for devices without an Ethernet header, into the kernel.
+/// They vanish with the returned value unless pinned.
 pub fn load(options: Options) -> Result<Ebpf, LoadError> {
-    let mut ebpf = EbpfLoader::new()
+    let mut ebpf = load_maps(options, None)?;
+    load_programs(&mut ebpf, |name| !name.ends_with(L3))?;
+    let stages = Stage::ALL.map(|stage| (stage.place(false), Some(stage.program())));
+    connect_stages(&mut ebpf, &stages)?;
+    Ok(ebpf)
+}
+
+/// Adds the programs for devices without an Ethernet header to an instance, if it has not got them: the
+/// kernel takes as long to verify them as all others, and most hosts have no such device.
+pub fn add_l3(options: Options, maps: &Path, programs: &Path) -> Result<(), LoadError> {
+    // The last to be pinned says that all of it is done.
+    if programs.join(programs::TC_DEVICE_L3).exists() {
+        return Ok(());
+    }
+    let mut ebpf = load_maps(options, Some(maps))?;
+    load_programs(&mut ebpf, |name| name.ends_with(L3))?;
+    let stages = Stage::ALL.map(|stage| (stage.place(true), stage.program_l3()));
+    connect_stages(&mut ebpf, &stages)?;
+    let mut loaded: Vec<_> = ebpf
+        .programs_mut()
+        .filter(|(name, _)| name.ends_with(L3))
+        .collect();
+    loaded.sort_by_key(|(name, _)| *name == programs::TC_DEVICE_L3);
+    for (name, program) in loaded {
+        let path = programs.join(name);
+        // What a command that was killed has left here is the same program.
+        if !path.exists() {
+            pin_program(program, &path)?;
+        }
+    }
+    Ok(())
+}
+
+/// The object with its maps: those that are pinned in `pins`, or new ones.
+fn load_maps(options: Options, pins: Option<&Path>) -> Result<Ebpf, LoadError> {
+    let names = pins.map_or_else(|| Ok(Vec::new()), bpffs::names);
+    let names = names.map_err(|error| LoadError::Maps(first_line(&error)))?;
+    let mut loader = EbpfLoader::new();
+    if let Some(pins) = pins {
+        for name in &names {
+            loader.map_pin_path(name, pins.join(name));
+        }
+    }
+    let ebpf = loader
         .verifier_log_level(VerifierLogLevel::STATS)
         .override_global("HOST_NETNS", &options.host_netns, true)
         .override_global(aya_log::LEVEL, &options.log_level, false)
-        .load(BYTES)
-        .map_err(Box::new)?;
-    for (name, program) in ebpf.programs_mut() {
+        .load(BYTES);
+    Ok(ebpf.map_err(Box::new)?)
+}
+
+fn load_programs(ebpf: &mut Ebpf, wanted: impl Fn(&str) -> bool) -> Result<(), LoadError> {
+    for (name, program) in ebpf.programs_mut().filter(|(name, _)| wanted(name)) {
         let loaded = match program {
             Program::SchedClassifier(program) => program.load(),
             Program::Xdp(program) => program.load(),
@@ -89,18 +144,17 @@ pub fn load(options: Options) -> Result<Ebpf, LoadError> {
             source: Box::new(source),
         })?;
     }
-    connect_stages(&mut ebpf)?;
-    Ok(ebpf)
+    Ok(())
 }
 
-/// Lets the programs of the hooks find those of the stages.
-fn connect_stages(ebpf: &mut Ebpf) -> Result<(), LoadError> {
-    let frames = Stage::ALL.map(|stage| (stage.place(false), Some(stage.program())));
-    let packets = Stage::ALL.map(|stage| (stage.place(true), stage.program_l3()));
-    let programs: Vec<(u32, ProgramFd)> = frames
-        .into_iter()
-        .chain(packets)
-        .filter_map(|(place, program)| Some((place, program?)))
+/// Lets the programs of the hooks find those of the stages, by their places.
+fn connect_stages(
+    ebpf: &mut Ebpf,
+    stages: &[(u32, Option<&'static str>)],
+) -> Result<(), LoadError> {
+    let programs: Vec<(u32, ProgramFd)> = stages
+        .iter()
+        .filter_map(|(place, program)| Some((*place, (*program)?)))
         .map(|(place, program)| Ok((place, program_fd(ebpf, program)?)))
         .collect::<Result<_, LoadError>>()?;
     let missing = || MapError::InvalidName {
@@ -127,7 +181,7 @@ fn program_fd(ebpf: &Ebpf, name: &str) -> Result<ProgramFd, LoadError> {
     fd.try_clone().map_err(|source| failed(source.into()))
 }
 
-/// Pins every map under `maps` and every program under `programs`, by name.
+/// Pins every map under `maps` and every program that is loaded under `programs`, by name.
 pub fn pin(ebpf: &mut Ebpf, maps: &Path, programs: &Path) -> Result<(), LoadError> {
     let failed = |path: &Path, reason: String| LoadError::Pin {
         path: path.display().to_string(),
@@ -142,11 +196,14 @@ pub fn pin(ebpf: &mut Ebpf, maps: &Path, programs: &Path) -> Result<(), LoadErro
         map.pin(&path)
             .map_err(|error| failed(&path, first_line(&error)))?;
     }
-    for (name, program) in ebpf.programs_mut() {
-        let path = programs.join(name);
-        program
-            .pin(&path)
-            .map_err(|error| failed(&path, first_line(&error)))?;
-    }
-    Ok(())
+    ebpf.programs_mut()
+        .filter(|(name, _)| !name.ends_with(L3))
+        .try_for_each(|(name, program)| pin_program(program, &programs.join(name)))
+}
+
+fn pin_program(program: &mut Program, path: &Path) -> Result<(), LoadError> {
+    program.pin(path).map_err(|error| LoadError::Pin {
+        path: path.display().to_string(),
+        reason: first_line(&error),
+    })
 }

@@ -24,12 +24,12 @@ mod bpf_command {
     pub(super) const OBJ_PIN: i64 = 6;
     pub(super) const OBJ_GET: i64 = 7;
     pub(super) const PROG_TEST_RUN: i64 = 10;
-    pub(super) const PROG_GET_FD_BY_ID: i64 = 13;
-    pub(super) const MAP_GET_FD_BY_ID: i64 = 14;
+    pub(super) const PROG_GET_NEXT_ID: i64 = 11;
+    pub(super) const MAP_GET_NEXT_ID: i64 = 12;
     pub(super) const PROG_QUERY: i64 = 16;
     pub(super) const MAP_LOOKUP_BATCH: i64 = 24;
     pub(super) const LINK_CREATE: i64 = 28;
-    pub(super) const LINK_GET_FD_BY_ID: i64 = 30;
+    pub(super) const LINK_GET_NEXT_ID: i64 = 31;
 }
 
 /// `enum bpf_attach_type`: the TCX hooks of a device.
@@ -55,22 +55,20 @@ pub enum Object {
 }
 
 impl Object {
-    /// Whether the kernel still has the object.
+    /// Whether the kernel still has the object. It is asked for the next one after the number before: a
+    /// descriptor of a table of programs that is just being given up would make the kernel clear it a
+    /// second time, and lose count of who holds it (`prog_array_map_clear`).
     #[must_use]
     pub fn lives(self) -> bool {
         let (command, id) = match self {
-            Self::Map(id) => (bpf_command::MAP_GET_FD_BY_ID, id),
-            Self::Program(id) => (bpf_command::PROG_GET_FD_BY_ID, id),
-            Self::Link(id) => (bpf_command::LINK_GET_FD_BY_ID, id),
+            Self::Map(id) => (bpf_command::MAP_GET_NEXT_ID, id),
+            Self::Program(id) => (bpf_command::PROG_GET_NEXT_ID, id),
+            Self::Link(id) => (bpf_command::LINK_GET_NEXT_ID, id),
         };
         let mut attributes = Attributes([0; WORDS]);
-        attributes.put(0, id);
+        attributes.put(0, id - 1);
         match bpf(command, &mut attributes) {
-            Ok(fd) => {
-                // SAFETY: the kernel has just made the descriptor for us.
-                drop(unsafe { OwnedFd::from_raw_fd(fd) });
-                true
-            }
+            Ok(_) => attributes.0[1] == id,
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => false,
             Err(error) => panic!("look for {self:?}: {error}"),
         }

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 
 use portfwd_tests::capture::{Capture, faults};
 use portfwd_tests::clients::{self, Answer, Closed, Protocol};
-use portfwd_tests::deadline::PATIENCE;
+use portfwd_tests::deadline::{PATIENCE, until};
 use portfwd_tests::namespace::Namespace;
 use portfwd_tests::portfwd::expect_error;
 use portfwd_tests::servers::Server;
@@ -24,7 +24,11 @@ struct Stand {
 
 impl Stand {
     fn new(shape: Shape) -> Self {
-        let topology = Topology::new(shape);
+        Self::join(Topology::new(shape))
+    }
+
+    /// Adds the device to a topology.
+    fn join(topology: Topology) -> Self {
         let remote = Namespace::new("remote");
         let wire = Tunnel::new(Kind::Tun, (&topology.host, "tun0"), (&remote, "tun0"));
         for (namespace, number) in [(&topology.host, 1), (&remote, 2)] {
@@ -124,6 +128,26 @@ fn a_client_behind_a_tun_device_reaches_a_published_port() {
             assert!(of_remote(ip("198.18.0.2")) > 0 && of_remote(ip("fd18::2")) > 0);
         }
     }
+}
+
+// Fails if the programs for such devices are loaded with the instance alone, or with maps of their own.
+#[test]
+fn a_tun_device_that_comes_later_is_served_after_up() {
+    let topology = Topology::new(Shape::default());
+    let _servers = topology.serve();
+    topology.attach("web", 0, &BOTH);
+    let stand = Stand::join(topology);
+    stand.topology.portfwd(&["up"]).expect_ok();
+    for protocol in PROTOCOLS {
+        for (address, own) in ways() {
+            assert_eq!(stand.ask(protocol, address, 8080).seen.ip(), own);
+        }
+    }
+    let objects = stand.topology.objects();
+    stand.topology.portfwd(&["down"]).expect_ok();
+    until("the instance's objects to go", PATIENCE, || {
+        objects.iter().all(|object| !object.lives()).then_some(())
+    });
 }
 
 #[test]

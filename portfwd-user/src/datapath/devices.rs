@@ -13,7 +13,7 @@ use crate::{
     cli::XdpMode,
     error::{Doing, Error, Missing},
     hooks::{self, Hook, xdp},
-    masquerade,
+    masquerade, object,
     observe::{
         addresses::Host,
         links::{Carries, Link},
@@ -27,6 +27,7 @@ impl Datapath {
     pub(super) fn follow(&mut self, host: &Host, netns: &Netns) -> Result<(), Error> {
         self.follow_addresses(host)?;
         let served = self.served(host)?;
+        self.make_ready_for(&served)?;
         self.detach_all_but(&served, Hook::Device, netns)?;
         for device in served {
             hooks::attach(&self.layout, Hook::Device, netns, device)?;
@@ -41,6 +42,25 @@ impl Datapath {
             self.refresh_masquerade(host, netns)?;
         }
         Ok(())
+    }
+
+    /// Loads what these devices need beside the programs that every instance has.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn make_ready_for(&self, devices: &[&Link]) -> Result<(), Error> {
+        let carries_packets = |device: &&Link| device.carries == Carries::Packets;
+        let Some(device) = devices.iter().copied().find(carries_packets) else {
+            return Ok(());
+        };
+        let journal = self.tables.journal.get(0);
+        let options = object::Options {
+            host_netns: journal.host_netns,
+            // It came from a number of eight bits.
+            log_level: journal.log_level as u8,
+        };
+        object::add_l3(options, &self.layout.maps(), &self.layout.programs())
+            .doing(|| format!("load the eBPF programs for {}", device.name))
     }
 
     fn detach_all_but(&self, devices: &[&Link], hook: Hook, netns: &Netns) -> Result<(), Error> {
@@ -119,6 +139,7 @@ impl Datapath {
             devices.retain(|device| !options.devices.is_empty() || has_frames(device));
             self.serve_xdp(netns, &devices, mode)?;
         }
+        self.make_ready_for(&devices)?;
         for device in devices {
             hooks::attach(&self.layout, Hook::Device, netns, device)?;
             if !self.serves_all() {
@@ -179,6 +200,7 @@ impl Datapath {
     /// # Errors
     /// When a device refuses.
     pub fn attach_egress(&self, host: &Host, netns: &Netns) -> Result<(), Error> {
+        self.make_ready_for(&host.devices.iter().collect::<Vec<_>>())?;
         for device in &host.devices {
             hooks::attach(&self.layout, Hook::Egress, netns, device)?;
         }
