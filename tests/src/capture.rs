@@ -3,13 +3,14 @@
 use std::io;
 use std::mem::{size_of, zeroed};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 
 use nix::libc;
 use nix::net::if_::if_nametoindex;
 
+use crate::deadline::{PATIENCE, until};
 use crate::layers::{Layers, checksum_faults};
 use crate::namespace::Namespace;
 
@@ -43,7 +44,8 @@ impl Captured {
 #[derive(Debug)]
 pub struct Capture {
     stop: Arc<AtomicBool>,
-    worker: Option<JoinHandle<io::Result<Vec<Captured>>>>,
+    frames: Arc<Mutex<Vec<Captured>>>,
+    worker: Option<JoinHandle<io::Result<()>>>,
 }
 
 impl Capture {
@@ -59,10 +61,23 @@ impl Capture {
             .unwrap_or_else(|error| panic!("capture on {device}: {error}"));
         let stop = Arc::new(AtomicBool::new(false));
         let seen = Arc::clone(&stop);
+        let frames = Arc::default();
+        let collected = Arc::clone(&frames);
         Self {
             stop,
-            worker: Some(thread::spawn(move || collect(&socket, &seen))),
+            frames,
+            worker: Some(thread::spawn(move || collect(&socket, &seen, &collected))),
         }
+    }
+
+    /// Waits until `found` gives something of what was captured so far.
+    ///
+    /// # Panics
+    /// When that takes too long, naming `what`.
+    pub fn wait_for<T>(&self, what: &str, found: impl Fn(&[Captured]) -> Option<T>) -> T {
+        until(what, PATIENCE, || {
+            found(&self.frames.lock().expect("no panic"))
+        })
     }
 
     /// Ends the capture and gives what it saw.
@@ -76,7 +91,8 @@ impl Capture {
         worker
             .join()
             .expect("the capturing thread does not panic")
-            .expect("capture")
+            .expect("capture");
+        std::mem::take(&mut self.frames.lock().expect("no panic"))
     }
 }
 
@@ -171,21 +187,20 @@ fn set<T>(socket: &OwnedFd, level: libc::c_int, option: libc::c_int, value: &T) 
     Ok(())
 }
 
-fn collect(socket: &OwnedFd, stop: &AtomicBool) -> io::Result<Vec<Captured>> {
-    let mut frames = Vec::new();
+fn collect(socket: &OwnedFd, stop: &AtomicBool, frames: &Mutex<Vec<Captured>>) -> io::Result<()> {
     let mut buffer = vec![0_u8; FRAME_LIMIT];
     loop {
         match receive(socket.as_raw_fd(), &mut buffer) {
-            Ok(frame) => frames.push(frame),
+            Ok(frame) => frames.lock().expect("no panic").push(frame),
             // Silence: only then may the capture end, so that what was queued is not lost.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 if stop.load(Ordering::Relaxed) {
-                    return Ok(frames);
+                    return Ok(());
                 }
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             // The device went away with its namespace.
-            Err(error) if error.raw_os_error() == Some(libc::ENETDOWN) => return Ok(frames),
+            Err(error) if error.raw_os_error() == Some(libc::ENETDOWN) => return Ok(()),
             Err(error) => return Err(error),
         }
     }
