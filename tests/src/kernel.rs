@@ -18,6 +18,7 @@ use nix::net::if_::if_nametoindex;
 mod bpf_command {
     pub(super) const MAP_CREATE: i64 = 0;
     pub(super) const MAP_LOOKUP_ELEM: i64 = 1;
+    pub(super) const MAP_UPDATE_ELEM: i64 = 2;
     pub(super) const MAP_DELETE_ELEM: i64 = 3;
     pub(super) const MAP_GET_NEXT_KEY: i64 = 4;
     pub(super) const PROG_LOAD: i64 = 5;
@@ -314,6 +315,29 @@ pub fn array_values(map: &OwnedFd, count: u32, values: &mut [u8]) -> io::Result<
     attributes.put(9, descriptor(map));
     // The end of the array is told by an error.
     found(bpf(bpf_command::MAP_LOOKUP_BATCH, &mut attributes)).map(|_| ())
+}
+
+/// Puts a value under `key` into a map, in place of what is there.
+///
+/// # Errors
+/// Those of `BPF_MAP_UPDATE_ELEM`.
+pub fn put_map_value(map: &OwnedFd, key: &[u8], value: &[u8]) -> io::Result<()> {
+    let mut attributes = Attributes([0; WORDS]);
+    attributes.put(0, descriptor(map));
+    attributes.put_address(2, key.as_ptr() as u64);
+    attributes.put_address(4, value.as_ptr() as u64);
+    bpf(bpf_command::MAP_UPDATE_ELEM, &mut attributes).map(|_| ())
+}
+
+/// Removes what is under `key`. Says whether anything was.
+///
+/// # Errors
+/// Those of `BPF_MAP_DELETE_ELEM`.
+pub fn remove_map_value(map: &OwnedFd, key: &[u8]) -> io::Result<bool> {
+    let mut attributes = Attributes([0; WORDS]);
+    attributes.put(0, descriptor(map));
+    attributes.put_address(2, key.as_ptr() as u64);
+    found(bpf(bpf_command::MAP_DELETE_ELEM, &mut attributes))
 }
 
 /// Removes every element of a hash table whose keys are `size` bytes long.

@@ -1,0 +1,214 @@
+//! The two halves of a masqueraded flow: what becomes of one that has lost the other.
+
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+
+use portfwd_common::maps;
+use portfwd_common::masquerade::{Direction, Half, Key};
+use portfwd_common::net::{Ip, NetPort};
+use portfwd_tests::datapath::{Datapath, Program, Verdict};
+use portfwd_tests::deadline::{PATIENCE, until};
+use portfwd_tests::kernel;
+use portfwd_tests::packet::Frame;
+use portfwd_tests::table::{at, families, inbound};
+use portfwd_tests::topology::{Shape, Topology};
+
+const UDP: u8 = 17;
+
+/// A host that masquerades, with a flow of each family.
+struct Stand {
+    topology: Topology,
+    /// The tables of young and of settled flows.
+    tables: [OwnedFd; 2],
+}
+
+/// A flow: the container's end, the host's, and the far one.
+#[derive(Clone, Copy)]
+struct Flow {
+    inside: SocketAddr,
+    outside: SocketAddr,
+    far: SocketAddr,
+}
+
+fn end(socket: SocketAddr) -> (Ip, NetPort) {
+    (Ip::from(socket.ip()), NetPort::new(socket.port()))
+}
+
+impl Flow {
+    fn keys(&self) -> [Key; 2] {
+        [
+            Key::new(Direction::Out, UDP, end(self.inside), end(self.far)),
+            Key::new(Direction::In, UDP, end(self.far), end(self.outside)),
+        ]
+    }
+}
+
+impl Stand {
+    fn new() -> Self {
+        let topology = Topology::new(Shape {
+            forwarding: true,
+            ..Shape::default()
+        });
+        for subnet in ["10.88.0.0/24", "fd88::/64"] {
+            topology.portfwd(&["masquerade", "add", subnet]).expect_ok();
+        }
+        let pins = kernel::pins(&topology.pins());
+        let tables = [maps::MASQUERADED_YOUNG, maps::MASQUERADED].map(|name| {
+            let path = pins
+                .iter()
+                .find(|path| path.ends_with(name))
+                .expect("a pin");
+            kernel::open_pin(path).expect("the table")
+        });
+        Self { topology, tables }
+    }
+
+    fn flows() -> [Flow; 2] {
+        families().map(|ends| {
+            let host = if ends.foreign.is_ipv4() {
+                "203.0.113.1"
+            } else {
+                "2001:db8:3::1"
+            };
+            Flow {
+                inside: at(ends.web, 5_000),
+                outside: at(host.parse().expect("an address"), 5_000),
+                far: at(ends.foreign, 53),
+            }
+        })
+    }
+
+    /// What becomes of a question: from where it leaves.
+    fn question(&self, flow: &Flow) -> SocketAddr {
+        let frame = Frame::udp(flow.inside, flow.far, b"question");
+        let datapath = Datapath::open(&self.topology);
+        let (verdict, bytes) = datapath.run(Program::Egress, "eth1", &frame.to_bytes());
+        assert_eq!(verdict, Verdict::Next);
+        let at = bytes.len() - b"question".len() - 8;
+        let port = u16::from_be_bytes([bytes[at], bytes[at + 1]]);
+        let outside = SocketAddr::new(flow.outside.ip(), port);
+        assert_eq!(bytes, frame.between(outside, flow.far).to_bytes());
+        outside
+    }
+
+    /// Whether an answer reaches the container.
+    fn answer(&self, flow: &Flow) -> bool {
+        let frame = inbound(Frame::udp(flow.far, flow.outside, b"answer"));
+        let datapath = Datapath::open(&self.topology);
+        let (_, bytes) = datapath.run(Program::Device, "eth0", &frame.to_bytes());
+        let translated = frame.clone().between(flow.far, flow.inside).to_bytes();
+        assert!(
+            bytes == translated || bytes == frame.to_bytes(),
+            "{bytes:02x?}"
+        );
+        bytes == translated
+    }
+
+    fn half(&self, key: &Key) -> Option<Half> {
+        let mut value = [0; size_of::<Half>()];
+        let mut has = |table: &&OwnedFd| {
+            kernel::map_value(table, bytemuck::bytes_of(key), &mut value).expect("a lookup")
+        };
+        let found = self.tables.iter().any(|table| has(&table));
+        found.then(|| bytemuck::pod_read_unaligned(&value))
+    }
+
+    fn remove(&self, key: &Key) {
+        let remove = |table: &OwnedFd| {
+            kernel::remove_map_value(table, bytemuck::bytes_of(key)).expect("a removal")
+        };
+        let removed = self.tables.each_ref().map(remove);
+        assert!(removed.contains(&true), "{key:?} was not there");
+    }
+
+    /// Writes a half of a young flow.
+    fn put(&self, key: &Key, half: &Half) {
+        let [young, _] = &self.tables;
+        kernel::put_map_value(young, bytemuck::bytes_of(key), bytemuck::bytes_of(half))
+            .expect("an update");
+    }
+}
+
+#[test]
+fn a_half_that_was_evicted_is_made_again_from_the_other() {
+    let stand = Stand::new();
+    for flow in Stand::flows() {
+        assert_eq!(stand.question(&flow), flow.outside);
+        let [out, back] = flow.keys();
+        let whole = stand.half(&out).expect("the out-half");
+        assert_eq!(stand.half(&back), Some(whole), "both say the same");
+
+        stand.remove(&back);
+        until("the in-half to come back", PATIENCE, || {
+            assert_eq!(stand.question(&flow), flow.outside, "the port stays");
+            stand.half(&back)
+        });
+        assert!(stand.answer(&flow));
+
+        stand.remove(&out);
+        until("the out-half to come back", PATIENCE, || {
+            assert!(stand.answer(&flow));
+            stand.half(&out)
+        });
+        assert_eq!(stand.question(&flow), flow.outside, "the flow goes on");
+        let claims = [&out, &back].map(|key| stand.half(key).expect("a half").claim);
+        assert_eq!(claims, [whole.claim; 2], "they are a pair still");
+    }
+}
+
+#[test]
+fn a_half_whose_port_another_flow_has_by_now_ends_and_leads_nowhere() {
+    let stand = Stand::new();
+    for (flow, ends) in Stand::flows().into_iter().zip(families()) {
+        assert_eq!(stand.question(&flow), flow.outside);
+        let [out, back] = flow.keys();
+        // As if the in-half had been evicted and the port claimed for the other container meanwhile.
+        let mut rival = stand.half(&back).expect("the in-half");
+        rival.container = Ip::from(ends.db);
+        rival.claim ^= 2;
+        stand.put(&back, &rival);
+        let next = until("the flow to notice", PATIENCE, || {
+            let outside = stand.question(&flow);
+            (outside != flow.outside).then_some(outside)
+        });
+        assert_eq!(
+            stand.half(&back),
+            Some(rival),
+            "the rival's claim is left alone"
+        );
+        let moved = Flow {
+            outside: next,
+            ..flow
+        };
+        assert!(stand.answer(&moved), "the new port works");
+        let own = stand.half(&out).expect("a flow");
+        assert_eq!(own.host_port.get(), next.port());
+    }
+}
+
+#[test]
+fn a_port_whose_time_is_over_is_claimed_anew() {
+    let stand = Stand::new();
+    for (flow, ends) in Stand::flows().into_iter().zip(families()) {
+        assert_eq!(stand.question(&flow), flow.outside);
+        for key in flow.keys() {
+            let mut half = stand.half(&key).expect("a half");
+            // Ten minutes ago; where the clock is younger, before it began, which is as long ago.
+            half.last_seen = half.last_seen.wrapping_sub(600);
+            half.last_seen = half.last_seen.min(half.created);
+            stand.put(&key, &half);
+        }
+        assert!(!stand.answer(&flow), "a flow whose time is over");
+        let other = Flow {
+            inside: at(ends.db, 5_000),
+            ..flow
+        };
+        assert_eq!(
+            stand.question(&other),
+            flow.outside,
+            "the neighbour may keep it"
+        );
+        assert!(stand.answer(&other));
+        assert_ne!(stand.question(&flow), flow.outside, "and has it now");
+    }
+}
