@@ -1,0 +1,283 @@
+//! What a flow goes through, as `flows --json` shows it.
+
+use std::net::SocketAddr;
+
+use portfwd_tests::datapath::{Datapath, Program, Verdict};
+use portfwd_tests::packet::{Frame, Transport, flag};
+use portfwd_tests::table::{Ends, at, families, inbound, topology};
+use portfwd_tests::topology::{GATEWAY_MAC, Topology};
+
+const SYN: u8 = flag::SYN;
+const ACK: u8 = flag::ACK;
+const FIN: u8 = flag::FIN | flag::ACK;
+const RST: u8 = flag::RST;
+const SYN_ACK: u8 = flag::SYN | flag::ACK;
+
+/// First sequence number of the container.
+const NUMBER: u32 = 0x8000_0000;
+
+/// Who sends a segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Side {
+    Client,
+    Container,
+}
+use Side::{Client, Container};
+
+/// The two ends of a connection to the port that `web` publishes.
+struct Connection<'a> {
+    topology: &'a Topology,
+    datapath: &'a Datapath<'a>,
+    client: SocketAddr,
+    host: SocketAddr,
+    web: SocketAddr,
+}
+
+impl Connection<'_> {
+    /// Sends a segment; the client's acknowledges the container's SYN if `knows`.
+    fn segment(&self, side: Side, flags: u8, data: &[u8], knows: bool) -> Verdict {
+        let (source, destination) = match side {
+            Client => (self.client, self.host),
+            Container => (self.web, self.client),
+        };
+        let mut frame = Frame::tcp(source, destination, flags).carrying(data);
+        frame.transport = Transport::Tcp {
+            flags,
+            sequence: if side == Client { 7 } else { NUMBER },
+            acknowledgment: if knows { NUMBER + 1 } else { NUMBER },
+            options: Vec::new(),
+        };
+        self.send(side, frame)
+    }
+    fn datagram(&self, side: Side) -> Verdict {
+        let (source, destination) = match side {
+            Client => (self.client, self.host),
+            Container => (self.web, self.client),
+        };
+        self.send(side, Frame::udp(source, destination, b"data"))
+    }
+    fn send(&self, side: Side, frame: Frame) -> Verdict {
+        let (program, device, frame) = match side {
+            Client => (Program::Device, "eth0", inbound(frame)),
+            Container => {
+                let frame = frame.on_link([2, 0, 0, 88, 0, 2], GATEWAY_MAC);
+                (Program::Link, "veth1", frame)
+            }
+        };
+        self.datapath.run(program, device, &frame.to_bytes()).0
+    }
+    /// The state of the flow; `None` if there is none.
+    fn state(&self) -> Option<String> {
+        let flows = self
+            .topology
+            .portfwd(&["--json", "flows"])
+            .expect_ok()
+            .json();
+        let flows = flows.as_array().expect("an array");
+        let client = self.client.to_string();
+        let mut own = flows
+            .iter()
+            .filter(|flow| flow["client"] == client.as_str());
+        let state = own
+            .next()
+            .map(|flow| flow["state"].as_str().expect("a state").to_owned());
+        assert!(own.next().is_none(), "one flow, not two");
+        state
+    }
+    /// Each segment is translated, and leaves the flow in the state beside it.
+    #[track_caller]
+    fn goes(&self, steps: &[(Side, u8, &str)]) {
+        for (place, (side, flags, expected)) in steps.iter().enumerate() {
+            let verdict = self.segment(*side, *flags, b"", true);
+            let step = format!("step {place}, {side:?} {flags:#04x}, {}", self.client);
+            assert_eq!(verdict, Verdict::Redirect, "{step}");
+            assert_eq!(self.state().as_deref(), Some(*expected), "{step}");
+        }
+    }
+}
+
+const OPEN: [(Side, u8, &str); 3] = [
+    (Client, SYN, "opening"),
+    (Container, SYN_ACK, "answered"),
+    (Client, ACK, "established"),
+];
+
+/// Plays with a connection of its own in each family.
+fn each(mut play: impl FnMut(&Connection)) {
+    let topology = topology();
+    let datapath = Datapath::open(&topology);
+    for ends in families() {
+        let Ends {
+            client, host, web, ..
+        } = ends;
+        play(&Connection {
+            topology: &topology,
+            datapath: &datapath,
+            client: at(client, 30_000),
+            host: at(host, 8080),
+            web: at(web, 80),
+        });
+    }
+}
+
+// Fails if one of the transitions is taken out (`State::after`), or if a flow is lost on its way from one
+// table to the other (`advance` in flow.rs).
+#[test]
+fn a_connection_is_opened_established_closed_and_opened_again() {
+    each(|connection| {
+        connection.goes(&OPEN);
+        connection.goes(&[
+            (Container, ACK, "established"),
+            (Client, FIN, "client-closed"),
+            (Container, ACK, "client-closed"),
+            (Container, FIN, "closed"),
+            (Client, ACK, "closed"),
+        ]);
+        // What a client does that takes the port again while the container is in TIME_WAIT.
+        connection.goes(&OPEN);
+        connection.goes(&[
+            (Container, FIN, "container-closed"),
+            (Client, ACK, "container-closed"),
+            (Client, FIN, "closed"),
+        ]);
+        connection.goes(&OPEN);
+    });
+}
+
+// Fails if a client is believed that cannot have seen the container's SYN (`proves` in parse.rs): a table
+// of settled flows would fill with what spoofers send.
+#[test]
+fn an_acknowledgment_of_a_number_that_was_never_sent_proves_nothing() {
+    each(|connection| {
+        connection.goes(&OPEN[..1]);
+        for data in [&b""[..], b"data"] {
+            connection.segment(Client, ACK, data, false);
+            assert_eq!(connection.state().as_deref(), Some("opening"));
+        }
+        connection.goes(&OPEN[1..2]);
+        for flags in [ACK, FIN] {
+            connection.segment(Client, flags, b"data", false);
+            assert_eq!(
+                connection.state().as_deref(),
+                Some("answered"),
+                "{flags:#x}"
+            );
+        }
+        // The container answers that with a bare segment, or resets.
+        connection.goes(&[(Container, ACK, "answered")]);
+        connection.goes(&OPEN[2..]);
+    });
+}
+
+// Fails if what a container sends to a client that it has accepted does not count (`has_data` in parse.rs):
+// the client's own acknowledgment may have been lost.
+#[test]
+fn a_container_that_sends_data_proves_its_client() {
+    each(|connection| {
+        connection.goes(&OPEN[..2]);
+        connection.segment(Container, ACK, b"220 hello", true);
+        assert_eq!(connection.state().as_deref(), Some("established"));
+    });
+}
+
+// Fails if a RST deletes the flow at once (RFC 7857, section 2.2), if the side that sent it cannot go on, or
+// if the other one can.
+#[test]
+fn a_reset_connection_goes_on_with_the_next_segment_of_the_side_that_reset_it() {
+    each(|connection| {
+        connection.goes(&OPEN);
+        connection.goes(&[
+            (Client, RST, "client-reset"),
+            (Container, ACK, "client-reset"),
+            (Client, ACK, "established"),
+            (Container, RST, "container-reset"),
+            (Client, ACK, "container-reset"),
+            (Container, ACK, "established"),
+            (Client, RST, "client-reset"),
+            (Container, RST, "reset"),
+            (Client, ACK, "reset"),
+            (Container, ACK, "reset"),
+        ]);
+        connection.goes(&OPEN);
+        connection.goes(&[(Container, RST, "container-reset")]);
+        connection.goes(&OPEN);
+    });
+}
+
+// Fails if a SYN that comes in the middle of a connection, which its receiver challenges (RFC 9293, section
+// 3.10.7.4), throws its state away.
+#[test]
+fn a_syn_within_a_connection_changes_nothing() {
+    each(|connection| {
+        connection.goes(&OPEN);
+        connection.goes(&[
+            (Client, SYN, "established"),
+            (Container, ACK, "established"),
+            (Client, FIN, "client-closed"),
+            (Client, SYN, "client-closed"),
+        ]);
+    });
+}
+
+// Fails if a container that refuses leaves something that a retry cannot replace.
+#[test]
+fn a_refused_connection_may_be_tried_again() {
+    each(|connection| {
+        connection.goes(&[
+            (Client, SYN, "opening"),
+            (Container, RST | ACK, "reset"),
+            (Client, SYN, "opening"),
+            (Client, SYN, "opening"),
+            (Container, SYN_ACK, "answered"),
+            (Container, SYN_ACK, "answered"),
+            (Client, ACK, "established"),
+        ]);
+    });
+}
+
+// Fails if a segment that opens nothing opens a flow (`admits` in forward.rs): the container would answer
+// it with a reset, and the client's connection to whoever it has one with is gone.
+#[test]
+fn segments_of_no_flow_go_on_to_the_host_and_are_counted() {
+    each(|connection| {
+        for (number, flags) in (1..).zip([ACK, FIN, RST, SYN_ACK, RST | ACK, 0]) {
+            let before = no_flow(connection.topology);
+            assert_eq!(
+                connection.segment(Client, flags, b"data", true),
+                Verdict::Next
+            );
+            assert_eq!(connection.state(), None, "{number}: {flags:#x}");
+            assert_eq!(no_flow(connection.topology), before + 1, "{flags:#x}");
+        }
+    });
+}
+
+/// Packets that were left alone because they have no flow.
+fn no_flow(topology: &Topology) -> u64 {
+    let status = topology.portfwd(&["--json", "status"]).expect_ok().json();
+    let reasons = status["datapath"]["reasons"].as_array().expect("an array");
+    let row = reasons.iter().find(|row| row["reason"] == "no-flow");
+    row.map_or(0, |row| row["packets"].as_u64().expect("a number"))
+}
+
+// Fails if an answer alone makes a stream (`after_datagram`): servers answer spoofed sources too.
+#[test]
+fn datagrams_are_a_stream_when_the_client_goes_on_after_an_answer() {
+    each(|connection| {
+        let is = |state: &str| assert_eq!(connection.state().as_deref(), Some(state));
+        assert_eq!(connection.datagram(Client), Verdict::Redirect);
+        is("unanswered");
+        assert_eq!(connection.datagram(Client), Verdict::Redirect);
+        is("unanswered");
+        assert_eq!(connection.datagram(Container), Verdict::Redirect);
+        is("answered");
+        assert_eq!(connection.datagram(Container), Verdict::Redirect);
+        is("answered");
+        portfwd_tests::deadline::until("a stream", portfwd_tests::deadline::PATIENCE, || {
+            assert_eq!(connection.datagram(Client), Verdict::Redirect);
+            let state = connection.state().expect("a flow");
+            assert!(["answered", "assured"].contains(&state.as_str()), "{state}");
+            (state == "assured").then_some(())
+        });
+    });
+}
