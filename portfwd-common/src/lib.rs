@@ -94,7 +94,7 @@ pub mod maps {
 #[repr(u32)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Stage {
-    /// From a device: opens flows, and knows fragments and extension headers.
+    /// From a device: opens flows, and knows extension headers.
     DeviceFirst = 0,
     /// From a container's link: replies, and what else it sends.
     LinkFirst = 1,
@@ -116,11 +116,13 @@ pub enum Stage {
     MasqueradeInError = 9,
     /// From a container's link: to a published port.
     LinkRequest = 10,
+    /// From a device: fragments, and extension headers. What is not to wait goes on to the first stage.
+    DeviceFragment = 11,
 }
 
 impl Stage {
     /// Every stage.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::DeviceFirst,
         Self::LinkFirst,
         Self::EgressFirst,
@@ -132,6 +134,7 @@ impl Stage {
         Self::MasqueradeOutError,
         Self::MasqueradeInError,
         Self::LinkRequest,
+        Self::DeviceFragment,
     ];
     /// Name of the program, which is also that of its pin.
     pub const fn program(self) -> &'static str {
@@ -147,12 +150,14 @@ impl Stage {
             Self::MasqueradeOutError => "tc_masquerade_out_error",
             Self::MasqueradeInError => "tc_masquerade_in_error",
             Self::LinkRequest => "tc_link_request",
+            Self::DeviceFragment => "tc_device_fragment",
         }
     }
     /// The same where packets have no Ethernet header; none for containers' links, which have frames.
     pub const fn program_l3(self) -> Option<&'static str> {
         match self {
             Self::DeviceFirst => Some("tc_device_first_l3"),
+            Self::DeviceFragment => Some("tc_device_fragment_l3"),
             Self::EgressFirst => Some("tc_egress_first_l3"),
             Self::DeviceError => Some("tc_device_error_l3"),
             Self::EgressError => Some("tc_egress_error_l3"),

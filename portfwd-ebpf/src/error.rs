@@ -112,12 +112,13 @@ impl<A: Family> Message<A> {
     #[inline(always)]
     pub fn read_any(hook: &Tc) -> Option<Self> {
         hook.pull_extended_headers();
-        let network = A::extended(hook).ok()?;
+        let network = A::extended(hook).ok()?.by_any_way()?;
         if network.protocol != A::ICMP || network.fragment != Fragment::Whole {
             return None;
         }
         let message: u8 = hook.load(network.transport_at(0))?;
-        let quoted = A::quoted(hook, network.transport_at(ICMP_HEADER), network.end)?;
+        let at = network.transport_at(ICMP_HEADER);
+        let quoted = A::quoted(hook, at, network.end)?.by_any_way()?;
         let is_echo = quoted.protocol == A::ICMP;
         let protocol = match quoted.protocol {
             6 => Protocol::Tcp,
@@ -191,7 +192,7 @@ impl<A: Family> Message<A> {
             quoted_destination: (client, key.client_port),
         };
         match self.translate(hook, &translation, hop) {
-            Ok(()) => way::delivered(hook, &live),
+            Ok(()) => way::delivered(hook, live.flow().link, live.flow().delivery),
             Err(reason) => Verdict::drop(reason, published.index),
         }
     }

@@ -33,11 +33,6 @@ impl PacketWay<Tc> for Device {
     fn go<A: Family>(self, hook: &Tc) -> Verdict {
         const ERROR: Verdict = Verdict::stage(Stage::DeviceError);
         let network: Network<A> = parsed!(parse::extended(hook), Verdict::NEXT, ERROR);
-        match network.fragment {
-            Fragment::Later => return later(hook, &network),
-            Fragment::First if fragment::release(hook, &network) => return Verdict::KEPT,
-            _ => {}
-        }
         let is_first = network.fragment == Fragment::First;
         let verdict = from_device(hook, network);
         if is_first && verdict.goes_on() {
@@ -59,19 +54,34 @@ fn let_pass<A: Family>(hook: &Tc) {
 #[inline(always)]
 fn from_device<A: Family>(hook: &Tc, network: Network<A>) -> Verdict {
     const ERROR: Verdict = Verdict::stage(Stage::DeviceError);
-    let ports = parsed!(parse::ports(hook, &network), Verdict::NEXT, ERROR);
-    let slot = forward::slot::<A>(ports.protocol, ports.destination);
+    let packet = parsed!(parse::packet(hook, network), Verdict::NEXT, ERROR);
+    let slot = forward::slot::<A>(packet.protocol, packet.destination_port);
     if slot.is_empty() {
         return Verdict::NEXT;
     }
-    let packet = parsed!(parse::transport(hook, network, ports), Verdict::NEXT, ERROR);
     let verdict = request(hook, &packet, slot, Ingress::Device(hook.device()));
     if !verdict.goes_on() || !slot.has(PortSlot::CONTAINER_SIDE) {
         return verdict;
     }
     match way::translated_before(&packet) {
-        Some(live) => way::delivered(hook, &live),
+        Some(live) => way::delivered(hook, live.flow().link, live.flow().delivery),
         None => verdict,
+    }
+}
+
+/// Between the TC ingress of a device and [`Device`]: fragments, and what is behind extension headers.
+pub struct DeviceFragment;
+
+impl PacketWay<Tc> for DeviceFragment {
+    #[inline(always)]
+    fn go<A: Family>(self, hook: &Tc) -> Verdict {
+        const NEXT: Verdict = Verdict::NEXT;
+        let network: Network<A> = parsed!(parse::extended(hook), NEXT, NEXT);
+        match network.fragment {
+            Fragment::Later => later(hook, &network),
+            Fragment::First if fragment::release(hook, &network) => Verdict::KEPT,
+            _ => Verdict::stage(Stage::DeviceFirst),
+        }
     }
 }
 
@@ -93,9 +103,7 @@ impl PacketWay<Tc> for Link {
             return follow(hook, &network, Seen::FromLink(hook.device()))
                 .unwrap_or_else(|| way::own(hook, &network, Verdict::NEXT));
         }
-        let parsed =
-            parse::ports(hook, &network).and_then(|ports| parse::transport(hook, network, ports));
-        let packet = match parsed {
+        let packet = match parse::packet(hook, network) {
             Ok(packet) => packet,
             Err(Unparsed::Error) => return ERROR,
             Err(_) => return way::own(hook, &network, Verdict::NEXT),
@@ -121,8 +129,7 @@ impl PacketWay<Tc> for LinkRequest {
     fn go<A: Family>(self, hook: &Tc) -> Verdict {
         const NEXT: Verdict = Verdict::NEXT;
         let network: Network<A> = parsed!(parse::extended(hook), NEXT, NEXT);
-        let ports = parsed!(parse::ports(hook, &network), NEXT, NEXT);
-        let packet = parsed!(parse::transport(hook, network, ports), NEXT, NEXT);
+        let packet = parsed!(parse::packet(hook, network), NEXT, NEXT);
         let slot = forward::slot::<A>(packet.protocol, packet.destination_port);
         request(hook, &packet, slot, Ingress::Link(hook.device()))
     }
@@ -139,8 +146,7 @@ impl PacketWay<Tc> for Egress {
         if network.fragment == Fragment::Later {
             return follow(hook, &network, Seen::Leaving).unwrap_or(Verdict::NEXT);
         }
-        let ports = parsed!(parse::ports(hook, &network), Verdict::NEXT, ERROR);
-        let packet = parsed!(parse::transport(hook, network, ports), Verdict::NEXT, ERROR);
+        let packet = parsed!(parse::packet(hook, network), Verdict::NEXT, ERROR);
         let key = way::reply_key(&packet);
         let of_stack = |live: &Live<A>| live.flow().delivery == Delivery::Stack as u32;
         match flow::of_reply(&key).filter(of_stack) {
@@ -196,7 +202,7 @@ fn follow_to_container<A: Family>(hook: &Tc, network: &Network<A>, key: &FlowKey
             false => Ok(()),
         });
     match translated {
-        Ok(()) => way::delivered(hook, &live),
+        Ok(()) => way::delivered(hook, flow.link, flow.delivery),
         Err(reason) => Verdict::drop(reason, flow.forward),
     }
 }
@@ -207,12 +213,15 @@ fn follow_to_client<A: Family>(hook: &Tc, network: &Network<A>, key: &FlowKey<A>
         return Verdict::next_for(Reason::NoFlow);
     };
     let flow = live.flow();
-    let (index, host, route) = (flow.forward, flow.host, flow.route);
     let hop = flow.delivery != Delivery::Stack as u32;
     if hop && network.hops <= 1 {
         return Verdict::next_for(Reason::Expired);
     }
     let hairpin = flow.delivery == Delivery::Hairpin as u32;
+    if hop && !hairpin {
+        deliver::refresh_route(hook, key, &live, way::routing_device);
+    }
+    let (index, host, route) = (flow.forward, flow.host, flow.route);
     let length = network.length(hook);
     if hop && !hairpin && length > route.mtu as u64 {
         return Verdict::next_for(Reason::TooBig);
@@ -320,6 +329,10 @@ fn request<A: Family>(hook: &Tc, packet: &Packet<A>, slot: PortSlot, ingress: In
             }
         }
     };
+    let flow = live.flow();
+    let Some([link, delivery]) = parse::forget([flow.link, flow.delivery]) else {
+        return Verdict::NEXT;
+    };
     let index = published.index;
     forward::count_packet(index, Way::ToContainer, packet.length);
     if packet.network.fragment == Fragment::First {
@@ -338,7 +351,7 @@ fn request<A: Family>(hook: &Tc, packet: &Packet<A>, slot: PortSlot, ingress: In
         },
     );
     match translated {
-        Ok(()) => way::delivered(hook, &live),
+        Ok(()) => way::delivered(hook, link, delivery),
         Err(reason) => Verdict::drop(reason, index),
     }
 }

@@ -3,7 +3,10 @@
 
 use aya_ebpf::{
     bindings::{BPF_F_INGRESS, BPF_F_RECOMPUTE_CSUM, BPF_NOEXIST},
-    helpers::{bpf_clone_redirect, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_store_bytes},
+    cty::c_void,
+    helpers::{
+        bpf_clone_redirect, bpf_loop, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_store_bytes,
+    },
 };
 use portfwd_common::{
     flow::FlowKey,
@@ -182,17 +185,45 @@ pub fn release<A: Family>(hook: &Tc, network: &Network<A>) -> bool {
     }
     let _ = DATAGRAMS.remove(&key);
     come_in_again(hook);
-    for place in 0..MAX_HELD_OF_DATAGRAM {
-        if place >= held {
-            break;
-        }
-        let key = HeldKey::new(key, place);
-        if become_held(hook, &key) {
-            come_in_again(hook);
-        }
-        let _ = HELD.remove(&key);
+    let places = if held < MAX_HELD_OF_DATAGRAM {
+        held
+    } else {
+        MAX_HELD_OF_DATAGRAM
+    };
+    let mut releasing = Releasing {
+        hook,
+        key: HeldKey::new(key, 0),
+    };
+    // Not a loop of the program's own: the verifier would follow each turn of it.
+    // SAFETY: the callback gets what it is declared for, which outlives the call.
+    unsafe {
+        let callback: unsafe extern "C" fn(u32, *mut Releasing) -> i64 = release_one;
+        bpf_loop(
+            places,
+            callback as *mut c_void,
+            (&raw mut releasing).cast(),
+            0,
+        );
     }
     true
+}
+
+/// What [`release_one`] goes by.
+struct Releasing<'a> {
+    hook: &'a Tc,
+    key: HeldKey,
+}
+
+/// Lets the fragment of this place come in again.
+unsafe extern "C" fn release_one(place: u32, releasing: *mut Releasing) -> i64 {
+    // SAFETY: see `release`.
+    let releasing = unsafe { &mut *releasing };
+    releasing.key.place = place;
+    if become_held(releasing.hook, &releasing.key) {
+        come_in_again(releasing.hook);
+    }
+    let _ = HELD.remove(&releasing.key);
+    0
 }
 
 #[inline(always)]

@@ -80,6 +80,13 @@ pub fn tc_device_first(context: TcContext) -> i32 {
     masquerade::coming_back(&hook, way::by_family(&hook, first::Device)).tc(&hook)
 }
 
+/// [`portfwd_common::Stage::DeviceFragment`].
+#[classifier]
+pub fn tc_device_fragment(context: TcContext) -> i32 {
+    let hook = Tc::new(&context);
+    masquerade::coming_back(&hook, way::by_family(&hook, first::DeviceFragment)).tc(&hook)
+}
+
 /// [`portfwd_common::Stage::LinkFirst`].
 #[classifier]
 pub fn tc_link_first(context: TcContext) -> i32 {
@@ -179,6 +186,10 @@ mod l3 {
     program!(tc_device_first_l3, |hook| masquerade::coming_back(
         &hook,
         way::by_family(&hook, first::Device)
+    ));
+    program!(tc_device_fragment_l3, |hook| masquerade::coming_back(
+        &hook,
+        way::by_family(&hook, first::DeviceFragment)
     ));
     program!(tc_egress_first_l3, |hook| masquerade::leaving(
         &hook,

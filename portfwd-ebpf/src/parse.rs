@@ -7,6 +7,7 @@ use portfwd_common::{
 
 use crate::{
     family::Family,
+    maps::SCRATCH,
     packet::{Hook, Tc},
 };
 
@@ -30,14 +31,27 @@ pub struct Network<A> {
 }
 
 /// Place of a packet in a datagram.
+#[repr(u8)]
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Fragment {
-    Whole,
-    First,
-    Later,
+    Whole = 0,
+    First = 1,
+    Later = 2,
 }
 
 impl<A> Network<A> {
+    /// The same header, as if nothing were known of it (see [`forget`]).
+    #[inline(always)]
+    pub fn by_any_way(mut self) -> Option<Self> {
+        let [transport, identification] = forget([self.transport as u32, self.identification])?;
+        let [fragment, protocol] = forget([self.fragment as u8, self.protocol])?;
+        self.transport = transport as usize & 0x1ff;
+        self.identification = identification;
+        self.protocol = protocol;
+        // SAFETY: a number that was a `Fragment`.
+        self.fragment = unsafe { core::mem::transmute::<u8, Fragment>(fragment) };
+        Some(self)
+    }
     /// Bytes from the IP header on.
     #[inline(always)]
     pub fn length(&self, hook: &Tc) -> u64 {
@@ -117,6 +131,45 @@ impl<A: Family> Packet<A> {
     }
 }
 
+impl<A> Packet<A> {
+    /// The same packet, as if nothing were known of it (see [`forget`]).
+    #[inline(always)]
+    pub fn by_any_way(mut self) -> Option<Self> {
+        let [protocol, flags] = forget([self.protocol as u8, self.flags.0])?;
+        let [sequence, acknowledgment, header] =
+            forget([self.sequence, self.acknowledgment, self.header])?;
+        // SAFETY: a number that was a `Protocol`.
+        self.protocol = unsafe { core::mem::transmute::<u8, Protocol>(protocol) };
+        self.flags = TcpFlags(flags);
+        self.sequence = sequence;
+        self.acknowledgment = acknowledgment;
+        self.header = header;
+        Some(self)
+    }
+}
+
+/// The same numbers, by way of a map. The verifier goes on separately from each way that a packet may
+/// have come, as long as it knows more of its numbers on the one than on the other; of what comes out
+/// of a map it knows nothing.
+#[inline(always)]
+pub fn forget<T: Copy>(numbers: T) -> Option<T> {
+    const { assert!(size_of::<T>() <= 16) };
+    let scratch = SCRATCH.get_ptr_mut(0)?.cast::<T>();
+    // SAFETY: this CPU's own element, which has room for them.
+    unsafe {
+        core::ptr::write_volatile(scratch, numbers);
+        Some(core::ptr::read_volatile(scratch))
+    }
+}
+
+/// The packet of any kind behind `network`.
+#[inline(always)]
+pub fn packet<A: Family>(hook: &Tc, network: Network<A>) -> Result<Packet<A>, Unparsed> {
+    let ports = ports(hook, &network)?;
+    let packet = transport(hook, network, ports)?;
+    packet.by_any_way().ok_or(Unparsed::Other)
+}
+
 /// What the headers of every transport protocol begin with.
 #[derive(Clone, Copy)]
 pub struct Ports {
@@ -128,6 +181,9 @@ pub struct Ports {
 /// The ports behind `network`: enough to know what is not ours.
 #[inline(always)]
 pub fn ports<H: Hook, A: Family>(hook: &H, network: &Network<A>) -> Result<Ports, Unparsed> {
+    if network.fragment == Fragment::Later {
+        return Err(Unparsed::Other);
+    }
     let protocol = match network.protocol {
         6 => Protocol::Tcp,
         17 => Protocol::Udp,
@@ -220,11 +276,12 @@ pub fn transport<H: Hook, A: Family>(
 /// transport header walked past.
 #[inline(always)]
 pub fn extended<A: Family>(hook: &Tc) -> Result<Network<A>, Unparsed> {
-    match A::network(hook) {
+    let network = match A::network(hook) {
         Err(Unparsed::Extended) => {
             hook.pull_extended_headers();
             A::extended(hook)
         }
         plain => plain,
-    }
+    };
+    network?.by_any_way().ok_or(Unparsed::Other)
 }

@@ -80,6 +80,7 @@ pub struct Device;
 
 impl Device {
     const FIRST: Verdict = Verdict::stage(Stage::DeviceFirst);
+    const FRAGMENT: Verdict = Verdict::stage(Stage::DeviceFragment);
     const ERROR: Verdict = Verdict::stage(Stage::DeviceError);
 }
 
@@ -90,7 +91,7 @@ impl PacketWay<Tc> for Device {
         if !hook.is_for_host() {
             return Verdict::NEXT;
         }
-        let network: Network<A> = parsed!(A::network(hook), Self::FIRST, Self::ERROR);
+        let network: Network<A> = parsed!(A::network(hook), Self::FRAGMENT, Self::ERROR);
         let ports = parsed!(parse::ports(hook, &network), Self::FIRST, Self::ERROR);
         let slot = forward::slot::<A>(ports.protocol, ports.destination);
         if slot.is_empty() {
@@ -102,7 +103,7 @@ impl PacketWay<Tc> for Device {
             Self::ERROR
         );
         match request(hook, &packet, slot, 0) {
-            Some(Ok(live)) => delivered(hook, &live),
+            Some(Ok(live)) => delivered(hook, live.flow().link, live.flow().delivery),
             Some(Err(verdict)) => verdict,
             None => Self::FIRST,
         }
@@ -166,7 +167,7 @@ impl PacketWay<Tc> for Link {
             return Verdict::drop(Reason::ForeignSource, 0);
         }
         match request(hook, &packet, slot, hook.device()) {
-            Some(Ok(live)) => delivered(hook, &live),
+            Some(Ok(live)) => delivered(hook, live.flow().link, live.flow().delivery),
             Some(Err(verdict)) => verdict,
             None => Self::REQUEST,
         }
@@ -308,14 +309,13 @@ fn reply<A: Family>(hook: &Tc, packet: &Packet<A>) -> Option<Verdict> {
     )
 }
 
-/// Hands a packet on to the container of its flow.
+/// Hands a packet on to the container behind `link`.
 #[inline(always)]
-pub fn delivered<A: Family>(hook: &Tc, live: &Live<A>) -> Verdict {
-    let flow = live.flow();
-    if flow.delivery == Delivery::Stack as u32 {
+pub fn delivered(hook: &Tc, link: u32, delivery: u32) -> Verdict {
+    if delivery == Delivery::Stack as u32 {
         Verdict::TRANSLATED
     } else {
-        deliver::to_container(hook, flow.link)
+        deliver::to_container(hook, link)
     }
 }
 
