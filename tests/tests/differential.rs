@@ -31,8 +31,12 @@ fn campaign(topology: &Topology) -> Campaign {
 
 /// Plays sequences until as many packets have gone through, or until the two sides disagree: then the
 /// fixture.
-fn play(topology: &Topology, seed: u64, packets: u64) -> Result<(), String> {
-    let mut campaign = campaign(topology);
+fn play(
+    topology: &Topology,
+    campaign: &mut Campaign,
+    seed: u64,
+    packets: u64,
+) -> Result<(), String> {
     topology.host.run(|| {
         let (mut done, mut number) = (0, 0);
         while done < packets {
@@ -56,10 +60,13 @@ fn random_packets_meet_the_same_in_the_datapath_and_in_the_model() {
     let packets = setting("PORTFWD_PACKETS").unwrap_or(PACKETS);
     let topology = published(topology());
     let start = Instant::now();
-    if let Err(fixture) = play(&topology, seed, packets) {
+    let mut campaign = campaign(&topology);
+    if let Err(fixture) = play(&topology, &mut campaign, seed, packets) {
         panic!("{fixture}");
     }
     let time = start.elapsed();
+    println!("{}", campaign.summary());
+    assert_eq!(campaign.missing(), Vec::<String>::new(), "nobody met these");
     println!(
         "seed {seed}: {packets} packets in {time:.1?}, {:.0} a second",
         packets as f64 / time.max(Duration::from_millis(1)).as_secs_f64()
@@ -94,7 +101,7 @@ fn every_mistake_in_the_datapath_is_noticed() {
     assert_eq!(names, ["checksum", "port", "reason"]);
     for (name, binary) in &mutants {
         let topology = published(topology().with_binary(binary.clone()));
-        match play(&topology, 1, ENOUGH) {
+        match play(&topology, &mut campaign(&topology), 1, ENOUGH) {
             Ok(()) => panic!("{name}: nobody has noticed in {ENOUGH} packets"),
             Err(fixture) => assert!(fixture.contains(name.as_str()), "{name}: {fixture}"),
         }

@@ -43,7 +43,7 @@ pub fn find() -> io::Result<Option<Cgroup>> {
 }
 
 /// Mount points of file systems of type cgroup2, in the format of proc_pid_mountinfo(5).
-fn mounts(mountinfo: &[u8]) -> impl Iterator<Item = PathBuf> {
+pub fn mounts(mountinfo: &[u8]) -> impl Iterator<Item = PathBuf> {
     mountinfo.split(|byte| *byte == b'\n').filter_map(|line| {
         let mut fields = line.split(|byte| *byte == b' ');
         let mount_point = fields.nth(4)?;

@@ -120,7 +120,9 @@ pub async fn lookup(session: &mut Session, address: IpAddr) -> Result<Lookup, Ne
     }
 }
 
-fn judge(route: &RouteMessage) -> Lookup {
+/// What a route means to a packet.
+#[must_use]
+pub fn judge(route: &RouteMessage) -> Lookup {
     match route.header.kind {
         RouteType::Local => Lookup::Local,
         RouteType::Broadcast | RouteType::Multicast | RouteType::Anycast => Lookup::Group,

@@ -121,7 +121,9 @@ pub fn listeners_here(protocols: &[Protocol]) -> Result<Vec<Listener>, SocketErr
     Ok(found)
 }
 
-fn listener(protocol: Protocol, socket: &InetResponse) -> Listener {
+/// What the kernel says of a socket.
+#[must_use]
+pub fn listener(protocol: Protocol, socket: &InetResponse) -> Listener {
     let id = &socket.header.socket_id;
     let address = SocketAddr::new(id.source_address.to_canonical(), id.source_port);
     let v6_only = socket.nlas.iter().any(|attribute| match attribute {

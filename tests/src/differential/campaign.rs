@@ -1,5 +1,6 @@
 //! Sequences of packets through both sides.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use portfwd_model::{Input, Model, Outcome, Verdict, World};
@@ -7,7 +8,7 @@ use portfwd_model::{Input, Model, Outcome, Verdict, World};
 use super::generate::Generator;
 use super::host::{Decision, Subject};
 use super::shrink::shrunk;
-use super::step::{Step, text};
+use super::step::{At, Step, text};
 use crate::layers::{Layers, checksum_faults, difference};
 
 /// Flows after which both sides forget all of them.
@@ -15,6 +16,26 @@ const MANY_FLOWS: usize = 4_096;
 
 /// Fragments that wait after which they do: the table of those is small.
 const MANY_WAITING: usize = 200;
+
+/// What packets can meet: the hook, the decision, whether they are translated.
+const EVERYTHING: [(At, Decision, bool); 13] = [
+    (At::Device, Decision::Redirect, false),
+    (At::Device, Decision::Next, false),
+    (At::Device, Decision::Next, true),
+    (At::Device, Decision::Redirect, true),
+    (At::Device, Decision::Kept, false),
+    (At::EarlyDevice, Decision::Next, false),
+    (At::EarlyDevice, Decision::Next, true),
+    (At::Link, Decision::Next, false),
+    (At::Link, Decision::Next, true),
+    (At::Link, Decision::Redirect, true),
+    (At::Link, Decision::Drop, false),
+    (At::Egress, Decision::Next, false),
+    (At::Egress, Decision::Next, true),
+];
+/// The reasons that they can meet where no table is full, no client's port is taken for good, and no host
+/// socket is in the way.
+const REASONS: [usize; 8] = [1, 32, 33, 34, 36, 37, 38, 39];
 
 /// Where the two sides disagree.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,6 +51,10 @@ pub struct Disagreement {
 pub struct Campaign {
     subject: Subject,
     model: Model,
+    /// How often packets met what: the hook, the decision, whether they were translated.
+    met: BTreeMap<(At, Decision, bool), u64>,
+    /// How often each reason was expected.
+    reasons: [u64; 64],
     /// What both have seen since they last forgot everything.
     history: Vec<Step>,
 }
@@ -41,8 +66,46 @@ impl Campaign {
         Self {
             subject,
             model: Model::new(world),
+            met: BTreeMap::new(),
+            reasons: [0; 64],
             history: Vec::new(),
         }
+    }
+
+    /// How often packets met what, a line each.
+    #[must_use]
+    pub fn summary(&self) -> String {
+        let mut text = String::new();
+        for ((at, decision, translated), count) in &self.met {
+            let how = if *translated {
+                "translated"
+            } else {
+                "as it came"
+            };
+            let _ = writeln!(text, "{count:>10}  {at:?} {decision:?} {how}");
+        }
+        for (number, count) in self
+            .reasons
+            .iter()
+            .enumerate()
+            .filter(|(_, count)| **count > 0)
+        {
+            let _ = writeln!(text, "{count:>10}  reason {number}");
+        }
+        text
+    }
+
+    /// What packets never met, of all that there is to meet: a run that leaves something out proves nothing
+    /// about it.
+    #[must_use]
+    pub fn missing(&self) -> Vec<String> {
+        let met = EVERYTHING
+            .iter()
+            .filter(|what| !self.met.contains_key(what))
+            .map(|(at, decision, _)| format!("{at:?} {decision:?}"));
+        let reasons = REASONS.iter().filter(|&&reason| self.reasons[reason] == 0);
+        met.chain(reasons.map(|reason| format!("reason {reason}")))
+            .collect()
     }
 
     /// Both sides forget all flows.
@@ -140,6 +203,11 @@ impl Campaign {
             segment: step.segment,
             port: ports.map(|(source, _)| source),
         });
+        let met = (step.at, decision, outcome.frame.is_some());
+        *self.met.entry(met).or_default() += 1;
+        for &reason in &outcome.reasons {
+            self.reasons[reason as usize] += 1;
+        }
         let fault = fault(step, &outcome, decision, bytes);
         (outcome, fault)
     }

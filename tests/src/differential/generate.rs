@@ -49,7 +49,7 @@ pub struct Generator {
     random: Random,
     families: [Ends; 2],
     conversations: Vec<Conversation>,
-    /// Fragments that are still to be sent.
+    /// Packets that are still to be sent: fragments mostly.
     pending: Vec<Step>,
     number: u32,
 }
@@ -104,6 +104,14 @@ impl Generator {
 
     /// Learns what became of a packet: whoever is translated talks on.
     pub fn learn(&mut self, step: &Step, after: &[u8]) {
+        if step.at == At::EarlyDevice && self.random.percent(70) {
+            // What XDP has translated comes to the hook behind it.
+            self.pending.push(Step {
+                at: At::Device,
+                frame: after.to_vec(),
+                ..step.clone()
+            });
+        }
         let (Some(before), Some(after)) = (ends(&step.frame), ends(after)) else {
             return;
         };
@@ -113,11 +121,34 @@ impl Generator {
         if self.conversations.len() == 8 {
             self.conversations.remove(0);
         }
-        self.conversations.push(Conversation {
+        let conversation = Conversation {
             request: step.clone(),
             inside: after,
             answer: self.random.next() as u32,
-        });
+        };
+        if self.random.percent(60) {
+            self.shake_hands(&conversation);
+        }
+        self.conversations.push(conversation);
+    }
+
+    /// The rest of a TCP handshake, so that the connection is one.
+    fn shake_hands(&mut self, conversation: &Conversation) {
+        let request = &conversation.request;
+        let (client, container) = conversation.inside;
+        let is_tcp = Layers::of(&request.frame).is_some_and(|layers| layers.protocol == 6);
+        let Some((from, to)) = ends(&request.frame).filter(|_| is_tcp) else {
+            return;
+        };
+        let mut answer = Frame::tcp(container, client, flag::SYN | flag::ACK);
+        self.number(&mut answer, Some(conversation.answer), 1_001);
+        let (at, device) = self.way_of(container.ip());
+        self.pending.push(addressed(at, device, answer.to_bytes()));
+        let mut ack = Frame::tcp(from, to, flag::ACK);
+        self.number(&mut ack, None, conversation.answer.wrapping_add(1));
+        let frame = ack.to_bytes();
+        self.pending
+            .push(addressed(request.at, request.device, frame));
     }
 
     /// A packet of a connection that was translated, either way.
@@ -137,7 +168,7 @@ impl Generator {
             let Step { at, device, .. } = conversation.request;
             let at = match at {
                 At::EarlyDevice if self.random.percent(50) => At::Device,
-                At::Device if device == "eth0" && self.random.percent(20) => At::EarlyDevice,
+                At::Device if device == "eth0" && self.random.percent(40) => At::EarlyDevice,
                 at => at,
             };
             return self.placed(at, device, frame);

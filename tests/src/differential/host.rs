@@ -63,7 +63,7 @@ pub struct Subject {
 
 /// What the datapath made of a packet: its verdict in the model's words, without where it redirects to,
 /// which cannot be seen.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Decision {
     /// On to the next program and the stack.
     Next,

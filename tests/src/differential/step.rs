@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 /// A hook by the name of its program.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum At {
     /// TC ingress of a device.
     Device,
