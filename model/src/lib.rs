@@ -6,7 +6,8 @@
 //! table of limited size.
 //!
 //! The rules, in the order of docs/nat-behaviour.md; [`Rules`] names those that the datapath does not
-//! meet yet.
+//! meet yet. "Goes on" means as it came, to the next program and the stack; a name in parentheses is the
+//! reason that is counted.
 //!
 //! # Which packets are translated
 //!
@@ -15,30 +16,39 @@
 //!    frame is dropped ([`Reason::ForeignSource`]), as nobody looks behind the tag.
 //! 3. A packet whose headers are cut or contradict each other goes on ([`Reason::Malformed`]): the IP header
 //!    is shorter than 20 bytes or longer than the packet, its version is not the EtherType's, the packet is
-//!    longer than the frame; the TCP header is shorter than 20 bytes or longer than the packet; a datagram
-//!    is shorter than its header or longer than the packet. The frame may be longer than the packet.
-//! 4. Other protocols than TCP and UDP go on, and so do later fragments.
+//!    longer than the frame, or says no length although it is not going to be cut into several; the TCP
+//!    header is shorter than 20 bytes or longer than the packet; a datagram is shorter than its header or
+//!    longer than the packet; an SCTP packet has no chunk. The frame may be longer than the packet.
+//! 4. IPv6 hop-by-hop options, destination options, routing and fragment headers are walked past, up to six
+//!    of them and 440 bytes. With segments left in a routing header the destination is not the last one:
+//!    the packet goes on, and so does one with more headers, or others.
 //! 5. By a device, packets to a port that nobody publishes, and that no container listens on behind a
 //!    published one, go on uncounted, whatever else is wrong with them. Ports are read where they would be.
 //! 6. By a container's link, only packets from the container's own addresses go on or are translated,
-//!    from link-local and unspecified ones too; others are dropped ([`Reason::ForeignSource`]). Replies of
-//!    a flow need no look at the source: it is the flow's.
-//! 7. A first fragment to a published port goes on ([`Reason::Fragment`]).
-//! 8. Unspecified, loopback, link-local, multicast and broadcast destinations are never translated
+//!    from link-local and unspecified ones too; others are dropped ([`Reason::ForeignSource`]), whatever
+//!    follows the IP header. Replies of a flow need no look at the source: it is the flow's.
+//! 7. Unspecified, loopback, link-local, multicast and broadcast destinations are never translated
 //!    ([`Reason::NotForHost`]). A packet addressed to the container itself goes on.
-//! 9. What would expire on the way goes on ([`Reason::Expired`]), for the stack to answer.
+//! 8. What would expire on the way goes on ([`Reason::Expired`]), for the stack to answer.
 //!
 //! # Flows
 //!
-//! 10. A flow is known by protocol, client and container, addresses and ports, as the container sees
-//!     them. A request belongs to it if it came to the same host address and port.
-//! 11. Only a SYN without ACK, RST and FIN, or a datagram, opens a flow; other segments go on
-//!     ([`Reason::NoFlow`]).
-//! 12. A flow is opened only to one of the host's addresses ([`Reason::NotForHost`]), from a source that can
-//!     exist and is not the host's ([`Reason::ImpossibleSource`]), and if no socket of the host has the
-//!     connection ([`Reason::HostSocket`]).
-//! 13. A request that would open a flow in place of another is dropped ([`Reason::TupleTaken`]), but a SYN
-//!     takes over a flow that was reset or closed from both ends.
+//! 9. A flow is known by protocol, client and container, addresses and ports, as the container sees
+//!    them. A request belongs to it if client and host address and ports are the ones that it was opened
+//!    with, and if both came from the container itself or neither did.
+//! 10. Only a SYN without ACK, RST and FIN, an INIT of SCTP, or a datagram, opens a flow; other segments go
+//!     on ([`Reason::NoFlow`]).
+//! 11. A flow is opened only to one of the host's addresses ([`Reason::NotForHost`]), from a source that can
+//!     exist, does not have to stay on its link, and is not the host's ([`Reason::ImpossibleSource`]), and if
+//!     no socket of the host has the connection ([`Reason::HostSocket`]).
+//! 12. A request that would open a flow in place of another gets another client's port toward the
+//!     container, of 1024 and above and free; replies go to the client's own. Which one, the datapath may
+//!     choose ([`Input::port`]). SCTP cannot, and drops it ([`Reason::TupleTaken`]). A SYN opens a new
+//!     connection in place of its own one that was closed from both ends or reset.
+//! 13. A TCP connection is established when the client acknowledges the container's SYN by number, or the
+//!     container sends data or FIN behind its SYN. It is over when both have sent FIN, or one RST; when the
+//!     one that sent the RST goes on, so does the connection. Established ones that are not over are
+//!     settled, and UDP flows that go on after an answer, which takes time ([`Outcome::optional`]).
 //!
 //! # Translation
 //!
@@ -47,17 +57,37 @@
 //!     for the client's.
 //! 15. Everything that is redirected loses one hop; what goes through the stack does not.
 //! 16. A checksum is right afterwards if it was before, and else wrong by as much as before. An absent
-//!     UDP checksum stays absent, a computed 0 is sent as ones.
+//!     UDP checksum stays absent, a computed 0 is sent as ones; that of SCTP covers nothing that changes.
 //! 17. A reply larger than the way out takes goes on ([`Reason::TooBig`]), unless it is going to be cut into
 //!     packets that are not.
 //!
+//! # ICMP errors
+//!
+//! 18. A destination unreachable, packet too big, time exceeded or parameter problem that is no fragment,
+//!     quotes both ports and goes to the source of what it quotes is translated with the quote. From a
+//!     device, if it quotes a reply of a flow: on to the container; of no flow: it goes on
+//!     ([`Reason::NoFlow`]). From a container's link, or leaving, if it quotes a request: back to the client.
+//! 19. Its source becomes the host's where it is the container's; a router behind the host keeps its own.
+//!     The quote's hops stay; every checksum that the quote reaches is corrected, as in 16.
+//! 20. It changes no flow.
+//!
+//! # Fragments
+//!
+//! 21. What became of the first fragment becomes of the others of its datagram: they go on, are dropped
+//!     ([`Reason::Fragment`]), or are translated and go where it went. In IPv4 the protocol tells datagrams
+//!     apart beside addresses and identification, in IPv6 it does not.
+//! 22. From a device, up to 64 fragments to one of the host's addresses that come before their first, of
+//!     up to 2,044 bytes each, wait for it, and come in again behind it. Others go on
+//!     ([`Reason::Fragment`]).
+//!
 //! # Hooks
 //!
-//! 18. A device's TC hook redirects requests into the container's link, a link's hook replies out by the
+//! 23. A device's TC hook redirects requests into the container's link, a link's hook replies out by the
 //!     route, or back if the container called itself. Without a link, requests go on translated, and
 //!     replies are translated at a device's egress.
-//! 19. XDP translates as TC does, and lets the packet go on; the TC hook behind it delivers unchanged what
-//!     has the ends of a flow as the container sees it.
+//! 24. XDP translates whole packets without extension headers that belong to settled flows and are no SYN,
+//!     FIN or RST, and lets everything go on; the TC hook behind it delivers unchanged what has the ends
+//!     of a settled flow as the container sees it.
 
 mod checksum;
 mod error;
