@@ -13,6 +13,8 @@ use crate::namespace::Namespace;
 pub enum Need {
     /// The hooks of TC that are no qdisc (Linux 6.6).
     Tcx,
+    /// No other hooks of TC than those of a qdisc (before Linux 6.6).
+    NoTcx,
     /// A kind of device, with what it asks for, as in `ip link add NAME type ...`.
     Device(&'static str),
     /// The same of a device that stands on another one.
@@ -31,6 +33,7 @@ pub enum Need {
 pub fn need(need: Need) {
     let is_there = match need {
         Need::Tcx => kernel::has_tcx(),
+        Need::NoTcx => !kernel::has_tcx(),
         Need::Device(kind) => makes("ip", &format!("link add tried type {kind}")),
         Need::Child(kind) => makes(
             "ip",
@@ -42,6 +45,7 @@ pub fn need(need: Need) {
     let name = match need {
         Need::Device(kind) | Need::Child(kind) => kind.split(' ').next().unwrap_or(kind),
         Need::Tcx => "TCX",
+        Need::NoTcx => "lack of TCX",
         Need::Netem => "netem",
         Need::Sctp => "SCTP",
     };

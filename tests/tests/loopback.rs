@@ -363,6 +363,19 @@ fn what_cannot_reach_a_loopback_listener_is_refused_before_anything_is_done() {
 }
 
 #[test]
+#[ignore = "needs a kernel without TCX: cargo xtask test --kernels"]
+fn without_tcx_the_kernel_is_named_and_nothing_is_left() {
+    need(Need::NoTcx);
+    let topology = Topology::new(Shape::default());
+    topology.attach("web", 0, &["8079:80"]);
+    let state = topology.state();
+    let outcome = attach(&topology, "db", 1, &["--loopback", "-p", "8080:6379"]);
+    expect_error(outcome, 5, "missing kernel feature: TCX (Linux 6.6)");
+    assert_eq!(topology.state(), state);
+    topology.take_down();
+}
+
+#[test]
 fn a_forward_that_exists_is_not_silently_left_with_the_other_listener() {
     need(Need::Tcx);
     let topology = Topology::new(Shape::default());

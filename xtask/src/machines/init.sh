@@ -18,7 +18,7 @@ ip link set lo up
 # The kernel asks for modules when they are needed, but does not wait where two tests need one at once. Not
 # every kernel has each of them.
 modprobe -a bridge veth sch_ingress cls_bpf nf_tables nf_conntrack nft_compat inet_diag tcp_diag udp_diag \
-    sctp sch_netem 8021q bonding dummy vrf ip_gre wireguard 2>/dev/null
+    sctp sch_netem 8021q bonding dummy vrf ip_gre wireguard tun 2>/dev/null
 
 # What is emulated is slow, and what moves much data proves no more by moving more.
 export PORTFWD_BIN=/bin/portfwd PORTFWD_PATIENCE=8 PORTFWD_BULK_MIB=64
