@@ -317,6 +317,19 @@ pub fn array_values(map: &OwnedFd, count: u32, values: &mut [u8]) -> io::Result<
     found(bpf(bpf_command::MAP_LOOKUP_BATCH, &mut attributes)).map(|_| ())
 }
 
+/// The value under `key` in a map, if it is there. `value` has to be as long as the map's, that of a
+/// per-CPU map being one element for each possible CPU.
+///
+/// # Errors
+/// Those of `BPF_MAP_LOOKUP_ELEM`.
+pub fn map_value(map: &OwnedFd, key: &[u8], value: &mut [u8]) -> io::Result<bool> {
+    let mut attributes = Attributes([0; WORDS]);
+    attributes.put(0, descriptor(map));
+    attributes.put_address(2, key.as_ptr() as u64);
+    attributes.put_address(4, value.as_mut_ptr() as u64);
+    found(bpf(bpf_command::MAP_LOOKUP_ELEM, &mut attributes))
+}
+
 /// Puts a value under `key` into a map, in place of what is there.
 ///
 /// # Errors
