@@ -46,17 +46,13 @@ fn quote(input: &Input<'_>, network: &Network) -> Option<Quote> {
 }
 
 impl Model {
-    pub(crate) fn error_of_device(
-        &mut self,
-        input: &Input<'_>,
-        network: &Network,
-    ) -> Option<Outcome> {
+    pub(crate) fn error_of_device(&self, input: &Input<'_>, network: &Network) -> Option<Outcome> {
         let quote = quote(input, network)?;
         self.about_reply(input, network, &quote, None)
     }
 
     pub(crate) fn error_of_link(
-        &mut self,
+        &self,
         input: &Input<'_>,
         network: &Network,
         link: u32,
@@ -66,11 +62,7 @@ impl Model {
             .or_else(|| self.about_reply(input, network, &quote, Some(link)))
     }
 
-    pub(crate) fn error_of_egress(
-        &mut self,
-        input: &Input<'_>,
-        network: &Network,
-    ) -> Option<Outcome> {
+    pub(crate) fn error_of_egress(&self, input: &Input<'_>, network: &Network) -> Option<Outcome> {
         let quote = quote(input, network)?;
         self.about_request(input, network, &quote, None)
     }
@@ -95,7 +87,6 @@ impl Model {
             request,
             link: forward.link,
             hairpin: link.is_some() && link == forward.link,
-            routed: false,
             progress: Progress::new(quote.protocol),
         };
         let Some(key) = self.own(&like, forward.target) else {
@@ -127,18 +118,17 @@ impl Model {
     /// About a request: on to the client that sent it. `link` is the link that it came by; without one it
     /// leaves by a device, through the stack.
     fn about_request(
-        &mut self,
+        &self,
         input: &Input<'_>,
         network: &Network,
         quote: &Quote,
         link: Option<u32>,
     ) -> Option<Outcome> {
         let key = key_of(quote.protocol, quote.destination, quote.source);
-        let flow = self.flows.get_mut(&key).filter(|flow| flow.link == link)?;
+        let flow = self.flows.get(&key).filter(|flow| flow.link == link)?;
         if link.is_some() && network.hops <= 1 {
             return Some(Outcome::passed_for(Reason::Expired));
         }
-        flow.routed = true;
         // What a router behind the host tells keeps the router's address.
         let of_container = link.is_some() || network.source == key.container.ip();
         let source = if of_container {

@@ -57,8 +57,6 @@ pub struct Flow {
     pub link: Option<u32>,
     /// Whether the container is its own client.
     pub hairpin: bool,
-    /// Whether a reply or an error has asked for the way out.
-    pub routed: bool,
     /// How far its connection has come.
     pub progress: Progress,
 }

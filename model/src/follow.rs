@@ -100,8 +100,7 @@ impl Model {
             Side::Client => (into_container(flow.link), to_container(key, flow)),
             Side::Container if flow.link.is_none() => (Verdict::Next, to_client(flow)),
             Side::Container => {
-                let no_way = !flow.routed && !self.world.rules.fragments_find_way;
-                let too_big = no_way || input.frame.len() - ETHERNET > self.world.mtu;
+                let too_big = input.frame.len() - ETHERNET > self.world.mtu;
                 if too_big && !flow.hairpin {
                     return Outcome::passed_for(Reason::TooBig);
                 }

@@ -23,7 +23,8 @@
 //!    of them and 440 bytes. With segments left in a routing header the destination is not the last one:
 //!    the packet goes on, and so does one with more headers, or others.
 //! 5. By a device, packets to a port that nobody publishes, and that no container listens on behind a
-//!    published one, go on uncounted, whatever else is wrong with them. Ports are read where they would be.
+//!    published one, go on uncounted; whatever else is wrong with them, unless they are fragments or have
+//!    extension headers. Ports are read where they would be.
 //! 6. By a container's link, only packets from the container's own addresses go on or are translated,
 //!    from link-local and unspecified ones too; others are dropped ([`Reason::ForeignSource`]), whatever
 //!    follows the IP header. Replies of a flow need no look at the source: it is the flow's.

@@ -116,6 +116,11 @@ impl Model {
 
     /// XDP translates what belongs to a settled flow, and lets everything go on to the device's TC hook.
     fn early_device(&mut self, input: &Input<'_>, device: u32) -> Outcome {
+        // No packet of that hook is going to be cut.
+        let input = &Input {
+            segment: 0,
+            ..*input
+        };
         if !self.is_for(device, input.frame) {
             return self.foreign_early(input);
         }
@@ -225,10 +230,14 @@ impl Model {
     fn published(&self, input: &Input<'_>, network: Network) -> Result<Packet, Outcome> {
         let ports = packet::ports(input.frame, &network).map_err(unread)?;
         let (protocol, to) = (ports.protocol, ports.destination);
-        if !self.world.has_host_port(protocol, to) && !self.world.has_container_port(protocol, to) {
+        let known =
+            self.world.has_host_port(protocol, to) || self.world.has_container_port(protocol, to);
+        let plain = network.fragment == Fragment::Whole && !network.extended;
+        if plain && !known {
             return Err(Outcome::PASSED);
         }
-        packet::transport(input.frame, network, ports).map_err(unread)
+        let packet = packet::transport(input.frame, network, ports).map_err(unread)?;
+        known.then_some(packet).ok_or(Outcome::PASSED)
     }
 
     /// A packet that XDP has translated: its ends are those of a settled flow as the container sees it.

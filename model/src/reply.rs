@@ -26,7 +26,6 @@ impl Model {
         if packet.network.hops <= 1 {
             return Some(Outcome::passed_for(Reason::Expired));
         }
-        flow.routed = true;
         if !flow.hairpin && !fits(input, packet, mtu) {
             return Some(Outcome::passed_for(Reason::TooBig));
         }

@@ -76,7 +76,6 @@ impl Model {
             request: request_of(packet),
             link,
             hairpin: link.is_some_and(|link| ingress == Ingress::Link(link)),
-            routed: false,
             progress: Progress::new(ports.protocol),
         };
         match self.find_or_open(opening, target, packet, input.port) {

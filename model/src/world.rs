@@ -71,8 +71,6 @@ pub struct Device {
 pub struct Rules {
     /// Frames for other stations are not counted at XDP, whatever they hold.
     pub stations_first: bool,
-    /// Later fragments of a reply find their way out themselves.
-    pub fragments_find_way: bool,
 }
 
 /// The host.
