@@ -404,7 +404,7 @@ fn two_hundred_transfers_at_once_arrive_intact() {
                 let container = &topology.containers[number % 2];
                 let address = if number % 4 < 2 { FOREIGN } else { FOREIGN6 };
                 let to = SocketAddr::new(address, 7000);
-                scope.spawn(move || clients::bulk(&container.namespace, to, 256 << 10))
+                scope.spawn(move || clients::bulk(&container.namespace, to, 32 << 10))
             })
             .collect();
         for transfer in transfers {
