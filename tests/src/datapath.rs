@@ -4,7 +4,7 @@
 
 use std::os::fd::OwnedFd;
 
-use crate::kernel::{self, TestRun, index_of};
+use crate::kernel::{self, Runner, TestRun, index_of};
 use crate::layers::difference;
 use crate::topology::Topology;
 
@@ -120,6 +120,18 @@ impl<'a> Datapath<'a> {
         (program.verdict(verdict), packet)
     }
 
+    /// For many frames that come in by `device` and by the link of a container. Use it inside the host's
+    /// namespace.
+    #[must_use]
+    pub fn burst(&self, device: &str, link: &str) -> Burst<'_> {
+        Burst {
+            datapath: self,
+            runner: Runner::default(),
+            device: skb_context(index_of(device)),
+            link: skb_context(index_of(link)),
+        }
+    }
+
     /// What is wrong with each of the rows, in their order.
     #[must_use]
     pub fn faults(&self, rows: &[Row]) -> Vec<String> {
@@ -139,13 +151,38 @@ impl<'a> Datapath<'a> {
         }
         let early = row.program == Program::EarlyDevice;
         let untouched = verdict == Verdict::Next && difference(&row.input, &packet).is_empty();
-        if untouched && (early || row.optional) {
+        if untouched && early {
             return None;
         }
         if early && row.verdict == Verdict::Redirect && verdict == Verdict::Next {
             return describe(row, verdict, Verdict::Next, &packet);
         }
         describe(row, verdict, row.verdict, &packet)
+    }
+}
+
+/// Many frames, one after the other.
+#[derive(Debug)]
+pub struct Burst<'a> {
+    datapath: &'a Datapath<'a>,
+    runner: Runner,
+    device: [u32; 48],
+    link: [u32; 48],
+}
+
+impl Burst<'_> {
+    /// Runs the TC program of the device or of the link over a frame, which it has to take.
+    ///
+    /// # Panics
+    /// When the kernel refuses to, or the frame is not translated.
+    pub fn run(&mut self, program: Program, frame: &[u8]) {
+        let (descriptor, context) = match program {
+            Program::Link => (&self.datapath.link, &self.link),
+            _ => (&self.datapath.device, &self.device),
+        };
+        let run = self.runner.run(descriptor, frame, context);
+        let (code, _) = run.unwrap_or_else(|error| panic!("{program:?}: {error}"));
+        assert_eq!(program.verdict(code), Verdict::Redirect, "{frame:02x?}");
     }
 }
 
@@ -178,8 +215,6 @@ pub struct Row {
     pub verdict: Verdict,
     /// The frame afterwards.
     pub output: Vec<u8>,
-    /// Whether it may go on untouched as well.
-    pub optional: bool,
 }
 
 impl Row {
@@ -193,7 +228,6 @@ impl Row {
             output: input.clone(),
             input,
             verdict: Verdict::Next,
-            optional: false,
         }
     }
 
@@ -213,16 +247,6 @@ impl Row {
             input,
             verdict: Verdict::Redirect,
             output,
-            optional: false,
-        }
-    }
-
-    /// The same row, whose frame may go on untouched as well.
-    #[must_use]
-    pub fn or_untouched(self) -> Self {
-        Self {
-            optional: true,
-            ..self
         }
     }
 

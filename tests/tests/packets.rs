@@ -2,9 +2,7 @@
 
 use portfwd_tests::datapath::{Datapath, Program, Row, Verdict};
 use portfwd_tests::packet::{Frame, Transport, flag};
-use portfwd_tests::table::{
-    at, families, hopped, inbound, is_extended, opening_frames, play, topology,
-};
+use portfwd_tests::table::{at, families, hopped, inbound, opening_frames, play, topology};
 use portfwd_tests::topology::{CLIENT, GATEWAY_MAC, HOST};
 
 #[test]
@@ -28,11 +26,7 @@ fn openings_are_translated_to_the_container() {
                         let name = format!("{name} to {destination}");
                         let input = frame.to_bytes();
                         let row = Row::translated(&name, program, "eth0", input, output);
-                        rows.push(if is_extended(&frame) {
-                            row.or_untouched()
-                        } else {
-                            row
-                        });
+                        rows.push(row);
                     }
                 }
             }
@@ -209,11 +203,7 @@ fn a_container_reaches_what_another_one_publishes() {
                 let name = format!("{name} to {host}");
                 let input = frame.to_bytes();
                 let row = Row::translated(&name, Program::Link, "veth1", input, output);
-                rows.push(if is_extended(&frame) {
-                    row.or_untouched()
-                } else {
-                    row
-                });
+                rows.push(row);
             }
         }
     }
