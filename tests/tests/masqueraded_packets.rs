@@ -188,6 +188,7 @@ fn absent_and_zero_udp_checksums_stay_what_they_mean() {
     play(&datapath, &rows);
 }
 
+/// Fails without the look at the destination (`owner::is_inside`).
 #[test]
 fn what_is_not_to_be_masqueraded_goes_on_untouched() {
     let topology = topology();

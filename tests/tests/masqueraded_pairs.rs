@@ -129,6 +129,7 @@ impl Stand {
     }
 }
 
+/// Edge case 30.
 #[test]
 fn a_half_that_was_evicted_is_made_again_from_the_other() {
     let stand = Stand::new();
@@ -156,6 +157,7 @@ fn a_half_that_was_evicted_is_made_again_from_the_other() {
     }
 }
 
+/// Edge case 30. Fails if the claims of two halves are not compared (`pair::advance`).
 #[test]
 fn a_half_whose_port_another_flow_has_by_now_ends_and_leads_nowhere() {
     let stand = Stand::new();

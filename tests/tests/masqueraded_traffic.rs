@@ -88,6 +88,7 @@ fn what_the_host_sends_and_what_goes_to_containers_keeps_its_address() {
     }
 }
 
+/// Fails if the identifier of a ping changes without its checksum (`rewrite_echo`).
 #[test]
 fn two_containers_with_one_source_port_are_told_apart() {
     let topology = forwarding(Shape::default());
@@ -232,6 +233,7 @@ fn strict_rules_and_conntrack_see_whole_connections() {
     }
 }
 
+/// Edge case 44.
 #[test]
 fn every_port_that_may_be_given_out_is_found_and_then_there_is_none() {
     let topology = forwarding(Shape::default());
@@ -266,6 +268,7 @@ fn every_port_that_may_be_given_out_is_found_and_then_there_is_none() {
     }
 }
 
+/// Edge case 45. Fails without the lookup of the host's sockets (`forward::host_has`).
 #[test]
 fn ports_that_somebody_else_uses_are_neither_kept_nor_given_out() {
     let topology = forwarding(Shape::default());
@@ -347,6 +350,7 @@ fn errors_about_what_a_container_has_been_sent_reach_the_sender() {
     }
 }
 
+/// Edge cases 18 and 19. Fails if the first fragment is not noted (`note_fragment`).
 #[test]
 fn large_datagrams_go_in_fragments_both_ways() {
     for conntrack in [false, true] {
@@ -414,6 +418,7 @@ fn two_hundred_transfers_at_once_arrive_intact() {
     });
 }
 
+/// Edge case 35. Fails if no port is held (`Half::held`).
 #[test]
 fn after_a_detach_no_packet_comes_back_and_the_port_is_not_given_out_again() {
     let topology = forwarding(Shape::default());
@@ -505,6 +510,7 @@ fn what_routers_on_the_way_tell_reaches_the_container() {
     }
 }
 
+/// Edge case 21. Fails as the one above.
 #[test]
 fn large_pings_go_in_fragments_both_ways() {
     let topology = forwarding(Shape::default());
