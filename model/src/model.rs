@@ -99,6 +99,8 @@ impl Model {
             }
             Err(outcome) => outcome,
         };
+        // Whether it was delivered is for time to tell, and the other fragments depend on it.
+        self.is_lost |= outcome.optional && network.fragment == Fragment::First;
         let passed = outcome.is_untouched() && !is_error(input.frame, &network);
         if network.fragment == Fragment::First && passed {
             self.decide(&network, Seen::FromDevice, Decision::Pass);
