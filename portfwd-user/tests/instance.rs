@@ -12,6 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::mount::{MntFlags, umount2};
+use portfwd_common::LAYOUT;
 use portfwd_user::bpffs::Bpffs;
 use portfwd_user::error::Error;
 use portfwd_user::instance::{self, Place, State};
@@ -260,7 +261,7 @@ fn leftovers_of_a_killed_command_are_not_seen_and_go_with_the_next_one() {
         .unwrap()
         .map(|entry| entry.unwrap().file_name())
         .collect();
-    assert_eq!(names, ["layout-1"]);
+    assert_eq!(names, [format!("layout-{LAYOUT}").as_str()]);
 }
 
 #[test]
@@ -291,7 +292,7 @@ fn what_is_in_the_way_is_named_and_left_alone() {
     assert!(web.lock(WAIT).is_err());
     fs::remove_file(&foreign).unwrap();
     fs::rename(
-        web.directory().join("layout-1"),
+        web.directory().join(format!("layout-{LAYOUT}")),
         web.directory().join("layout-7"),
     )
     .unwrap();
@@ -299,7 +300,7 @@ fn what_is_in_the_way_is_named_and_left_alone() {
     let text = web.find().unwrap_err().to_string();
     assert_eq!(
         text,
-        "instance \"web\" has layout 7, this portfwd has layout 1"
+        format!("instance \"web\" has layout 7, this portfwd has layout {LAYOUT}")
     );
     web.lock(WAIT).unwrap().unwrap().remove().unwrap();
     assert_eq!(left_in(&bpffs), 0);
@@ -312,7 +313,11 @@ fn directories_that_others_could_have_made_are_refused() {
     let web = place(&bpffs, "web");
     bring_up(&web).unwrap();
     let all = bpffs.root().join("portfwd");
-    for path in [&all, &web.directory(), &web.directory().join("layout-1")] {
+    for path in [
+        &all,
+        &web.directory(),
+        &web.directory().join(format!("layout-{LAYOUT}")),
+    ] {
         chown(path, Some(1000), None).unwrap();
         let text = web.state().unwrap_err().to_string();
         assert_eq!(

@@ -213,6 +213,13 @@ impl Topology {
         self.bpffs().join("portfwd").join(&self.instance)
     }
 
+    /// The directory of its pins by kind: links, maps and programs.
+    #[must_use]
+    pub fn layout(&self) -> PathBuf {
+        let version = portfwd_common::LAYOUT;
+        self.pins().join(format!("layout-{version}"))
+    }
+
     /// The command line of portfwd for this topology's host, with `arguments`.
     #[must_use]
     pub fn command(&self, arguments: &[&str]) -> Command {

@@ -111,8 +111,8 @@ fn an_identical_attach_lets_the_container_send_from_the_addresses_that_it_has_no
                 "dump",
                 "pinned",
                 &topology
-                    .pins()
-                    .join("layout-1/maps/link_sources")
+                    .layout()
+                    .join("maps/link_sources")
                     .display()
                     .to_string(),
             ],
@@ -252,7 +252,7 @@ fn an_instance_with_missing_pins_can_be_taken_down() {
     let topology = Topology::new(Shape::default());
     topology.attach("web", 0, &["8080:80"]);
     let objects = topology.objects();
-    std::fs::remove_file(topology.pins().join("layout-1/maps/forwards")).expect("remove a pin");
+    std::fs::remove_file(topology.layout().join("maps/forwards")).expect("remove a pin");
     expect_error(topology.portfwd(&["list"]), 1, "forwards");
     let down = topology.portfwd(&["down"]).expect_ok();
     let _ = down.expect_stderr("warning: cannot open");
