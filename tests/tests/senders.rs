@@ -7,8 +7,8 @@ use portfwd_tests::deadline::{PATIENCE, until};
 use portfwd_tests::table::at;
 use portfwd_tests::topology::{HOST, HOST6, Shape, Topology};
 
-// Fails if a flow of a forward that is gone is taken for one of the forward in its place (`is_of` in
-// flow.rs): the third owner is the first one again, so its key is there already.
+// Two things see to it, and one of them is enough: that detach removes the flows, and that a flow counts
+// only for the forward that opened it (`is_of` in flow.rs). Without the latter alone this still passes.
 #[test]
 fn datagrams_of_an_old_sender_reach_who_publishes_the_port_now() {
     let topology = Topology::new(Shape::default());
@@ -29,8 +29,8 @@ fn datagrams_of_an_old_sender_reach_who_publishes_the_port_now() {
     }
 }
 
-// Fails if `up` of an instance that is up takes its flows away, or if a segment without a flow does not
-// reach the host's stack, which resets the connection.
+// What holds for segments without a flow (`segments_of_no_flow_go_on_to_the_host_and_are_counted` in
+// state.rs) seen by a client: the host's stack resets the connection.
 #[test]
 fn connections_outlive_another_up_and_are_reset_after_a_down() {
     let topology = Topology::new(Shape::default());
