@@ -111,6 +111,7 @@ pub type Shift = FlowKey<V6>;
 
 const _: () = {
     assert!(size_of::<FlowKey<V4>>() == 16 && size_of::<FlowKey<V6>>() == 40);
+    assert!(size_of::<Lifetimes>() == 16);
     assert!(size_of::<Flow<V4>>() == 64 && size_of::<Flow<V6>>() == 88);
 };
 
@@ -248,6 +249,27 @@ impl Lifetimes {
         answered: 300,
         unanswered: 120,
     };
+    /// Names of the fields, as `up` takes them.
+    pub const NAMES: [&'static str; 4] = ["established", "transitory", "answered", "unanswered"];
+
+    /// The values, in the order of the names.
+    pub const fn values(&self) -> [u32; 4] {
+        [
+            self.established,
+            self.transitory,
+            self.answered,
+            self.unanswered,
+        ]
+    }
+    /// The other way.
+    pub const fn of_values([established, transitory, answered, unanswered]: [u32; 4]) -> Self {
+        Self {
+            established,
+            transitory,
+            answered,
+            unanswered,
+        }
+    }
 }
 
 /// Seconds after which a UDP flow that goes on counts as a stream.

@@ -14,11 +14,11 @@ pub use clap_complete::Shell;
 
 pub use args::{LogLevel, XdpMode};
 
-use portfwd_common::net::Protocol;
+use portfwd_common::{flow::Lifetimes, net::Protocol};
 
 use crate::error::{Error, Usage, shown};
 use crate::label::{InstanceName, Label};
-use crate::spec::{PortQuery, Spec, SpecError, check_list, host_address};
+use crate::spec::{HostPorts, PortQuery, Spec, SpecError, check_list, host_address};
 use crate::subnet::Subnet;
 use crate::target::Target;
 
@@ -155,6 +155,17 @@ pub struct Up {
     pub xdp: Option<XdpMode>,
     /// What the programs log.
     pub log_level: LogLevel,
+    /// How long flows live, where that was said.
+    pub lifetimes: Vec<Lifetime>,
+}
+
+/// How long flows of a kind live.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Lifetime {
+    /// Place of the kind in [`Lifetimes::NAMES`].
+    pub place: usize,
+    /// Seconds without a packet.
+    pub seconds: u32,
 }
 
 /// Reads the arguments, the first of which is the name of the program.
@@ -246,6 +257,11 @@ fn command(command: args::Command, environment: &Environment) -> Result<Command,
                 devices: up.device,
                 xdp: up.xdp,
                 log_level: up.log_level,
+                lifetimes: up
+                    .lifetime
+                    .iter()
+                    .map(|text| lifetime(text))
+                    .collect::<Result<_, _>>()?,
             })
         }
         args::Command::Down => Command::Down,
@@ -262,6 +278,7 @@ fn typed_attach(attach: args::Attach, environment: &Environment) -> Result<Attac
         (None, None, None) => None,
     };
     let specs = specs(&attach.publish, environment)?;
+    check_sctp(&specs)?;
     if attach.loopback {
         check_loopback(target.as_ref(), &specs)?;
     }
@@ -273,6 +290,21 @@ fn typed_attach(attach: args::Attach, environment: &Environment) -> Result<Attac
         masquerade: attach.masquerade,
         dry_run: attach.dry_run,
     })
+}
+
+/// The checksum of SCTP covers its ports (RFC 9260, section 6.8), and whoever changes one has to compute it
+/// over the whole packet: so they stay.
+fn check_sctp(specs: &[Spec]) -> Result<(), Usage> {
+    let changes = |spec: &&Spec| {
+        spec.protocol == Protocol::Sctp && spec.ports != HostPorts::Fixed(spec.container)
+    };
+    match specs.iter().find(changes) {
+        None => Ok(()),
+        Some(spec) => Err(Usage {
+            message: format!("SPEC {spec} would change the port, which SCTP does not allow"),
+            hint: Some(format!("publish {0}:{0}/sctp", spec.container)),
+        }),
+    }
 }
 
 /// A listener on a loopback address can be given the connections of TCP, and that inside its namespace.
@@ -323,6 +355,36 @@ fn not_empty(option: &str, path: PathBuf) -> Result<PathBuf, Usage> {
         });
     }
     Ok(path)
+}
+
+/// Longest time that flows can be given: longer than any connection is idle, and far from what the clock
+/// of 32 bits can tell apart.
+const LONGEST_LIFETIME: u32 = 30 * 24 * 3_600;
+
+fn lifetime(text: &str) -> Result<Lifetime, Usage> {
+    let bad = |what: String| Usage {
+        message: format!("--lifetime {}: {what}", shown(text)),
+        hint: Some(format!(
+            "give STATE=SECONDS, STATE being {}",
+            Lifetimes::NAMES.join(", ")
+        )),
+    };
+    let (name, seconds) = text
+        .split_once('=')
+        .ok_or_else(|| bad("there is no =".to_owned()))?;
+    let place = Lifetimes::NAMES
+        .iter()
+        .position(|known| *known == name)
+        .ok_or_else(|| bad(format!("unknown state {}", shown(name))))?;
+    let digits = !seconds.is_empty() && seconds.bytes().all(|byte| byte.is_ascii_digit());
+    let number = seconds.parse().ok().filter(|_| digits);
+    match number {
+        Some(seconds @ 1..=LONGEST_LIFETIME) => Ok(Lifetime { place, seconds }),
+        _ => Err(bad(format!(
+            "{} is no number of seconds from 1 to {LONGEST_LIFETIME}",
+            shown(seconds)
+        ))),
+    }
 }
 
 /// As the kernel's `dev_valid_name` (net/core/dev.c) has it.

@@ -32,6 +32,7 @@ pub fn run(cli: &Cli) -> Result<(), Error> {
                 devices: up.devices.clone(),
                 xdp: up.xdp,
                 log_level: up.log_level,
+                lifetimes: up.lifetimes.clone(),
             };
             bring_up(cli, &options)
         }
@@ -53,6 +54,7 @@ fn bring_up(cli: &Cli, options: &Options) -> Result<(), Error> {
     if !fresh {
         let host = writable.host.clone();
         writable.datapath.serve(&host, &site.host, options)?;
+        writable.datapath.set_lifetimes(&options.lifetimes);
         eprintln!("instance \"{}\" was up already", site.name());
     }
     Ok(())

@@ -3,16 +3,18 @@
 mod devices;
 
 use std::{
+    mem::offset_of,
     path::Path,
+    sync::atomic::Ordering,
     thread,
     time::{Duration, Instant},
 };
 
-use portfwd_common::flow::Lifetimes;
+use portfwd_common::{flow::Lifetimes, forward::Journal};
 
 use crate::{
     bpffs::Bpffs,
-    cli::{self, Cli, LogLevel},
+    cli::{self, Cli, Lifetime, LogLevel},
     error::{Doing, Error, InstanceError, Lacking},
     hooks::{self, sockets::Reach},
     instance::{self, Layout, Locked, Place, State, WAIT},
@@ -40,6 +42,8 @@ pub struct Options {
     pub xdp: Option<cli::XdpMode>,
     /// What the programs log.
     pub log_level: LogLevel,
+    /// How long flows live, where it is not as it was.
+    pub lifetimes: Vec<Lifetime>,
 }
 
 impl Default for Options {
@@ -48,6 +52,7 @@ impl Default for Options {
             devices: Vec::new(),
             xdp: None,
             log_level: LogLevel::Off,
+            lifetimes: Vec::new(),
         }
     }
 }
@@ -251,6 +256,7 @@ impl Site {
         }
         datapath.follow(host, &self.host)?;
         datapath.serve(host, &self.host, options)?;
+        datapath.set_lifetimes(&options.lifetimes);
         Ok(datapath.tables)
     }
 
@@ -353,6 +359,24 @@ impl Site {
         locked.remove()?;
         self.bpffs.release()?;
         Ok(state != State::Absent)
+    }
+}
+
+impl Datapath {
+    /// Changes how long flows live, of those that are there as well. The programs read each number at once.
+    pub fn set_lifetimes(&mut self, lifetimes: &[Lifetime]) {
+        let mut values = self.tables.journal.get(0).lifetimes.values();
+        for lifetime in lifetimes {
+            values[lifetime.place] = lifetime.seconds;
+        }
+        let at = offset_of!(Journal, lifetimes);
+        let pairs: [u64; 2] = bytemuck::cast(Lifetimes::of_values(values));
+        for (offset, pair) in [at, at + 8].into_iter().zip(pairs) {
+            self.tables
+                .journal
+                .word(0, offset)
+                .store(pair, Ordering::Relaxed);
+        }
     }
 }
 

@@ -238,6 +238,11 @@ pub(super) struct Up {
     /// What the programs log; below off it costs time on every packet
     #[arg(long, value_enum, value_name = "LEVEL", default_value_t = LogLevel::Off)]
     pub(super) log_level: LogLevel,
+
+    /// How long flows without a packet live: established or transitory (TCP), answered or unanswered
+    /// (UDP); repeat it for more [default: 7440, 240, 300, 120, or as it is]
+    #[arg(long, value_name = "STATE=SECONDS")]
+    pub(super) lifetime: Vec<String>,
 }
 
 /// Whether and how the XDP program runs on a device.

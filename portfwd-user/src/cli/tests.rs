@@ -90,6 +90,7 @@ fn the_other_commands_are_what_they_say() {
         (
             &["up"],
             Command::Up(Up {
+                lifetimes: Vec::new(),
                 devices: vec![],
                 xdp: None,
                 log_level: LogLevel::Off,
@@ -105,8 +106,14 @@ fn the_other_commands_are_what_they_say() {
                 "--xdp",
                 "auto",
                 "--log-level=trace",
+                "--lifetime",
+                "transitory=60",
             ],
             Command::Up(Up {
+                lifetimes: vec![Lifetime {
+                    place: 1,
+                    seconds: 60,
+                }],
                 devices: vec!["eth0".to_owned(), "br0".to_owned()],
                 xdp: Some(XdpMode::Auto),
                 log_level: LogLevel::Trace,
@@ -251,6 +258,31 @@ fn what_makes_no_command_is_one_line_and_a_hint() {
         (
             &["up", "--device", "a/b"],
             "error: \"a/b\" cannot be the name of a device\nhint: ip link shows every device\n",
+        ),
+        (
+            &["up", "--lifetime", "tcp=5"],
+            "error: --lifetime \"tcp=5\": unknown state \"tcp\"\n\
+             hint: give STATE=SECONDS, STATE being established, transitory, answered, unanswered\n",
+        ),
+        (
+            &["up", "--lifetime", "answered"],
+            "error: --lifetime \"answered\": there is no =\n\
+             hint: give STATE=SECONDS, STATE being established, transitory, answered, unanswered\n",
+        ),
+        (
+            &["up", "--lifetime", "answered=0"],
+            "error: --lifetime \"answered=0\": \"0\" is no number of seconds from 1 to 2592000\n\
+             hint: give STATE=SECONDS, STATE being established, transitory, answered, unanswered\n",
+        ),
+        (
+            &["attach", "web", "-p", "8080:80/sctp"],
+            "error: SPEC 8080:80/sctp would change the port, which SCTP does not allow\n\
+             hint: publish 80:80/sctp\n",
+        ),
+        (
+            &["attach", "web", "-p", "80/sctp"],
+            "error: SPEC 80/sctp would change the port, which SCTP does not allow\n\
+             hint: publish 80:80/sctp\n",
         ),
         (
             &["a\nhint: b\n\nc"],

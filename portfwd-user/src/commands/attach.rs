@@ -13,7 +13,7 @@ use crate::{
     cli::{Attach, Cli},
     collision::{CollisionError, Listener, Occupied, PortSet, Resolved},
     datapath::{self, Datapath, Options, Site, Writable},
-    error::{ContainerError, Doing, Error, Lacking, Missing},
+    error::{ContainerError, Doing, Error, Missing},
     hooks::{self, Hook},
     label::Label,
     observe::{
@@ -29,7 +29,6 @@ use crate::{
 };
 
 pub(super) fn run(cli: &Cli, attach: &Attach) -> Result<(), Error> {
-    refuse_protocols(&attach.specs)?;
     let target = attach.target.as_ref();
     // Everything that can be wrong with what was typed is found before anything is made.
     let container = target.map(open_container).transpose()?.flatten();
@@ -150,18 +149,6 @@ fn reserved_ports() -> Result<PortSet, Error> {
     const PATH: &str = "/proc/sys/net/ipv4/ip_local_reserved_ports";
     let text = std::fs::read_to_string(PATH).doing(|| format!("read {PATH}"))?;
     PortSet::from_kernel_list(&text).doing(|| format!("read {PATH}"))
-}
-
-fn refuse_protocols(specs: &[Spec]) -> Result<(), Error> {
-    let sctp = specs.iter().find(|spec| spec.protocol == Protocol::Sctp);
-    match sctp {
-        Some(spec) => Err(Lacking::Protocol {
-            protocol: spec.protocol,
-            spec: spec.to_string(),
-        }
-        .into()),
-        None => Ok(()),
-    }
 }
 
 fn open_container(target: &Target) -> Result<Option<Netns>, Error> {

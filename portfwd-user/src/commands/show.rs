@@ -262,6 +262,7 @@ fn describe(
         containers: state.containers.len() as u64,
         forwards: shown as u64,
         flows: flows as u64,
+        lifetimes: tables.journal.get(0).lifetimes,
         reasons: reasons(tables)?,
     })
 }

@@ -4,8 +4,6 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use portfwd_common::net::Protocol;
-
 use super::{shown, shown_path};
 use crate::label::{InstanceName, Label};
 use crate::spec::{PortQuery, Spec};
@@ -108,14 +106,6 @@ pub enum Lacking {
         /// What to do about it.
         hint: Option<String>,
     },
-    /// A protocol that this version does not publish.
-    #[error("{} cannot be published: SPEC {}", protocol.name(), shown(spec))]
-    Protocol {
-        /// The protocol.
-        protocol: Protocol,
-        /// The SPEC that asks for it.
-        spec: String,
-    },
 }
 
 impl Lacking {
@@ -126,7 +116,6 @@ impl Lacking {
                 capabilities.join(" and ")
             )),
             Self::KernelFeature { hint, .. } => hint.clone(),
-            Self::Protocol { .. } => Some("this version publishes tcp and udp".to_owned()),
         }
     }
 }

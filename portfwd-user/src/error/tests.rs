@@ -1,7 +1,5 @@
 use std::path::PathBuf;
 
-use portfwd_common::net::Protocol;
-
 use super::*;
 
 /// One of each, with its exit code and everything it says.
@@ -94,16 +92,6 @@ fn every_error() -> Vec<(Error, u8, &'static str)> {
             .into(),
             5,
             "error: missing kernel feature: BPF type format (CONFIG_DEBUG_INFO_BTF)\n",
-        ),
-        (
-            Lacking::Protocol {
-                protocol: Protocol::Sctp,
-                spec: "80:80/sctp".to_owned(),
-            }
-            .into(),
-            5,
-            "error: sctp cannot be published: SPEC \"80:80/sctp\"\n\
-             hint: this version publishes tcp and udp\n",
         ),
         (
             Missing::Subnet("10.88.0.0/16".parse().unwrap()).into(),

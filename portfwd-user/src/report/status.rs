@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use portfwd_common::verdict::Reason;
+use portfwd_common::{flow::Lifetimes, verdict::Reason};
 use serde::ser::SerializeStruct;
 use serde::{Serialize, Serializer};
 
@@ -36,8 +36,16 @@ pub struct Datapath {
     pub forwards: u64,
     /// How many connections are translated.
     pub flows: u64,
+    /// How long flows without a packet live, in seconds.
+    #[serde(serialize_with = "lifetimes")]
+    pub lifetimes: Lifetimes,
     /// Packets that were dropped or left alone although their port is published, by reason.
     pub reasons: Vec<ReasonRow>,
+}
+
+/// `{"established":7440,...}`.
+fn lifetimes<S: Serializer>(lifetimes: &Lifetimes, to: S) -> Result<S::Ok, S::Error> {
+    to.collect_map(Lifetimes::NAMES.iter().zip(lifetimes.values()))
 }
 
 /// A device of the host.
@@ -89,6 +97,11 @@ pub fn write_status(out: &mut impl Write, status: &Status) -> io::Result<()> {
     writeln!(out, "containers  {}", datapath.containers)?;
     writeln!(out, "forwards    {}", datapath.forwards)?;
     writeln!(out, "flows       {}", datapath.flows)?;
+    let named = Lifetimes::NAMES.iter().zip(datapath.lifetimes.values());
+    let named: Vec<String> = named
+        .map(|(name, seconds)| format!("{name} {seconds} s"))
+        .collect();
+    writeln!(out, "lifetimes   {}", named.join(", "))?;
     for device in &datapath.devices {
         writeln!(
             out,

@@ -249,6 +249,7 @@ fn status() -> Status {
     Status {
         instance: "default".parse().unwrap(),
         datapath: Some(Datapath {
+            lifetimes: portfwd_common::flow::Lifetimes::DEFAULT,
             layout: 1,
             object_sha256: "c0ffee".to_owned(),
             host_namespace: "net:[4026531840]".to_owned(),
@@ -282,6 +283,7 @@ object      sha256 c0ffee
 containers  1
 forwards    2
 flows       3
+lifetimes   established 7440 s, transitory 240 s, answered 300 s, unanswered 120 s
 device      eth0: tcx ingress, tcx egress
 dropped     foreign-source: 4
 passed      fragment: 5
@@ -297,6 +299,9 @@ passed      fragment: 5
             "containers": 1,
             "forwards": 2,
             "flows": 3,
+            "lifetimes": {
+                "established": 7440, "transitory": 240, "answered": 300, "unanswered": 120,
+            },
             "reasons": [
                 {"reason": "foreign-source", "dropped": true, "packets": 4},
                 {"reason": "flow-table-full", "dropped": true, "packets": 0},
