@@ -243,8 +243,10 @@ const FRAGMENT: u8 = 44;
 pub const DESTINATION_OPTIONS: u8 = 60;
 /// RFC 8200, section 4.1, has each at most once, destination options twice.
 const MAX_EXTENSION_HEADERS: u32 = 6;
-/// Where a transport header may begin at most.
-const MAX_TRANSPORT: usize = 440;
+/// Where a transport header may begin at most. As far behind a multiple of 8 as the headers of a frame are
+/// (14): newer verifiers know that the offsets are, but apply it to the end of a field and not to its
+/// beginning, so that another limit lets them refuse a field that they have just seen checked.
+const MAX_TRANSPORT: usize = 438;
 
 #[inline(always)]
 fn is_extension(protocol: u8) -> bool {
