@@ -74,3 +74,29 @@ pub(crate) fn store(bytes: &mut [u8], field: usize, cover: Cover, error: u16) {
     let sum = if sum == 0xffff { 0 } else { sum };
     bytes[field..field + 2].copy_from_slice(&sum.to_be_bytes());
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The example of RFC 1071, section 3, with a field of two bytes in front.
+    const EXAMPLE: [u8; 10] = [0, 0, 0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7];
+
+    #[test]
+    fn the_sum_is_that_of_the_rfcs_example() {
+        assert_eq!(right(&EXAMPLE, 0, Cover::Bytes), !0xddf2);
+    }
+
+    #[test]
+    fn a_wrong_checksum_stays_as_wrong_when_the_bytes_change() {
+        for wrong_by in [0, 1, 0x1234, 0xfffe] {
+            let mut bytes = EXAMPLE;
+            store(&mut bytes, 0, Cover::Bytes, wrong_by);
+            let error = error(&bytes, 0, Cover::Bytes);
+            assert_eq!(error, wrong_by);
+            bytes[5] = 0x77;
+            store(&mut bytes, 0, Cover::Bytes, error);
+            assert_eq!(super::error(&bytes, 0, Cover::Bytes), wrong_by);
+        }
+    }
+}
