@@ -15,8 +15,6 @@ use crate::{
     parse::Packet,
 };
 
-/// Ports that are tried, at random, before a client's port counts as taken.
-const TRIES: u32 = 8;
 /// Clients send from ports above these (RFC 6056, section 3.2).
 const SYSTEM_PORTS: u32 = 1024;
 
@@ -77,21 +75,25 @@ pub fn open<A: Family>(
         return Err(Reason::TupleTaken);
     }
     let shift = key_of(&Request::of(packet), packet.network.protocol);
-    for _ in 0..TRIES {
+    // Ports that are tried, at random, before a client's port counts as taken; one that another CPU takes
+    // meanwhile is left to the client's next SYN. Written out, not a loop: Linux 6.1 refuses one whose end lies right before its beginning, as LLVM
+    // would place it (`visit_insn`: only a jump may lead back).
+    let mut attempt = || {
         // SAFETY: takes and touches nothing.
         let random = unsafe { bpf_get_prandom_u32() } & 0xffff;
         let port = NetPort::new((random | SYSTEM_PORTS) as u16);
         key.client_port = port;
-        if flow::of_key(key).is_some() {
-            continue;
-        }
-        if let Ok(live) = flow::open(key, packet, published, target, ingress, Place::Free) {
-            let wire = port.wire() as u32;
-            return match SHIFTS.insert(&shift, &wire, 0) {
-                Ok(()) => Ok(live),
-                Err(_) => Err(Reason::FlowTableFull),
-            };
-        }
+        flow::of_key(key).is_none().then_some(port)
+    };
+    let free = attempt()
+        .or_else(&mut attempt)
+        .or_else(&mut attempt)
+        .or_else(&mut attempt);
+    let port = free.ok_or(Reason::TupleTaken)?;
+    let live = flow::open(key, packet, published, target, ingress, Place::Free)?;
+    let wire = port.wire() as u32;
+    match SHIFTS.insert(&shift, &wire, 0) {
+        Ok(()) => Ok(live),
+        Err(_) => Err(Reason::FlowTableFull),
     }
-    Err(Reason::TupleTaken)
 }
