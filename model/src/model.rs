@@ -99,8 +99,6 @@ impl Model {
             }
             Err(outcome) => outcome,
         };
-        // Whether it was delivered is for time to tell, and the other fragments depend on it.
-        self.is_lost |= outcome.optional && network.fragment == Fragment::First;
         let passed = outcome.is_untouched() && !is_error(input.frame, &network);
         if network.fragment == Fragment::First && passed {
             self.decide(&network, Seen::FromDevice, Decision::Pass);
@@ -251,7 +249,7 @@ impl Model {
         };
         let flow = self.flows.get(&key)?;
         let plain = packet.network.fragment == Fragment::Whole && !packet.network.extended;
-        if self.world.rules.only_after_xdp && (flow.hairpin || !plain) {
+        if flow.hairpin || !plain {
             return None;
         }
         let optional = crate::request::if_settled(flow)?;

@@ -71,9 +71,6 @@ pub struct Device {
 pub struct Rules {
     /// Frames for other stations are not counted at XDP, whatever they hold.
     pub stations_first: bool,
-    /// The hook behind XDP delivers only what XDP may have translated: whole packets without extension
-    /// headers, and none of a container's connection with itself.
-    pub only_after_xdp: bool,
 }
 
 /// The host.

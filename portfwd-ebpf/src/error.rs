@@ -127,7 +127,13 @@ impl<A: Family> Message<A> {
             _ if is_echo => Protocol::Udp,
             _ => return None,
         };
-        if quoted.transport as u64 + 4 > network.end {
+        // The ports, or the identifier of an echo.
+        let told = if is_echo {
+            ECHO_IDENTIFIER as u64 + 2
+        } else {
+            4
+        };
+        if quoted.transport as u64 + told > network.end {
             return None;
         }
         let ports: [u16; 2] = match is_echo {

@@ -60,7 +60,8 @@ fn from_device<A: Family>(hook: &Tc, network: Network<A>) -> Verdict {
         return Verdict::NEXT;
     }
     let verdict = request(hook, &packet, slot, Ingress::Device(hook.device()));
-    if !verdict.goes_on() || !slot.has(PortSlot::CONTAINER_SIDE) {
+    // Only plain packets are what XDP may have translated.
+    if !verdict.goes_on() || !slot.has(PortSlot::CONTAINER_SIDE) || A::network(hook).is_err() {
         return verdict;
     }
     match way::translated_before(&packet) {

@@ -280,7 +280,8 @@ pub fn translated_before<A: Family>(packet: &Packet<A>) -> Option<Live<A>> {
         packet.destination_port,
         network.protocol,
     ))
-    .filter(Live::is_published)
+    // XDP leaves a container's connection with itself to TC, and nobody else may claim to be in one.
+    .filter(|live| live.flow().delivery != Delivery::Hairpin as u32 && live.is_published())
 }
 
 /// From the container back to the client, if the packet belongs to a settled flow of this link whose
