@@ -102,7 +102,7 @@ pub fn visible(index: u32, generation: u32) -> Option<Published> {
 #[inline(always)]
 pub fn admits<H: Hook, A: Family>(hook: &H, packet: &Packet<A>) -> Result<(), Reason> {
     let destination = packet.network.destination;
-    if packet.protocol == Protocol::Tcp && !packet.flags.opens() {
+    if packet.protocol != Protocol::Udp && !packet.flags.opens() {
         return Err(Reason::NoFlow);
     }
     if !is_host_address(destination) {
@@ -136,6 +136,10 @@ pub fn is_host_address<A: Address>(address: A) -> bool {
 /// its port is published.
 #[inline(always)]
 pub fn host_owns<H: Hook, A: Family>(hook: &H, packet: &Packet<A>) -> bool {
+    // The kernel has no lookup of SCTP sockets for programs.
+    if packet.protocol == Protocol::Sctp {
+        return false;
+    }
     let mut tuple = socket_tuple(
         (packet.network.source, packet.source_port),
         (packet.network.destination, packet.destination_port),
