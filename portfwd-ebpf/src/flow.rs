@@ -59,8 +59,8 @@ impl<A: Family> Live<A> {
     }
     /// The entry.
     #[inline(always)]
-    pub fn flow(&self) -> &mut Flow<A> {
-        // SAFETY: an entry of a map, whose fields are plain numbers.
+    pub fn flow(&self) -> &'static mut Flow<A> {
+        // SAFETY: an entry of a map, whose fields are plain numbers. Maps live as long as the programs.
         unsafe { &mut *self.entry }
     }
     /// Whether this is the connection that its client has through `published`.

@@ -64,7 +64,7 @@ impl<A> Network<A> {
         let mut start = self.transport;
         // SAFETY: changes nothing, as the start is below 512.
         unsafe {
-            core::arch::asm!("{0} &= 0x1ff", inout(reg) start, options(pure, nomem, nostack))
+            core::arch::asm!("{0} &= 0x1ff", inout(reg) start, options(pure, nomem, nostack));
         };
         start + offset
     }
