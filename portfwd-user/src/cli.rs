@@ -102,6 +102,8 @@ pub enum Command {
     Down,
     /// Print what the programs log, as it comes.
     Log,
+    /// Check what there is to work with.
+    Doctor,
     /// Print a completion script.
     Completions(Shell),
 }
@@ -266,6 +268,7 @@ fn command(command: args::Command, environment: &Environment) -> Result<Command,
         }
         args::Command::Down => Command::Down,
         args::Command::Log => Command::Log,
+        args::Command::Doctor => Command::Doctor,
         args::Command::Completions { shell } => Command::Completions(shell),
     })
 }

@@ -2,6 +2,7 @@
 
 mod attach;
 mod detach;
+mod doctor;
 mod follow_log;
 mod masquerade;
 mod show;
@@ -38,6 +39,7 @@ pub fn run(cli: &Cli) -> Result<(), Error> {
         }
         Command::Down => down(cli),
         Command::Log => follow_log::run(cli),
+        Command::Doctor => doctor::run(cli),
         Command::Completions(shell) => {
             let script = crate::cli::completions(*shell);
             report::to_stdout(|out| std::io::Write::write_all(out, &script))

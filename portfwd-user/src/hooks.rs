@@ -172,6 +172,14 @@ pub fn detach_all(layout: &Layout, host: &Netns) -> Result<(), Error> {
     Ok(())
 }
 
+/// Whether the kernel takes programs as filters of a `clsact` qdisc, for want of TCX.
+///
+/// # Errors
+/// When it cannot be tried: that takes `CAP_SYS_ADMIN`.
+pub fn takes_clsact() -> io::Result<bool> {
+    clsact::is_known()
+}
+
 /// The devices on which `hook` is attached, or was when they were there.
 ///
 /// # Errors

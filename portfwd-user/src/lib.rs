@@ -8,6 +8,7 @@ pub mod collision;
 pub mod commands;
 pub mod coverage;
 pub mod datapath;
+pub mod doctor;
 pub mod error;
 pub mod hooks;
 pub mod instance;

@@ -1,5 +1,6 @@
 //! What goes to standard output: lines for people, or one JSON document. Pure but for the writer.
 
+mod doctor;
 mod flows;
 mod forwards;
 mod masquerade;
@@ -12,6 +13,7 @@ use std::io::{self, BufWriter, Write};
 
 use serde::Serialize;
 
+pub use doctor::write_checks;
 pub use flows::{FlowRow, write_flows};
 pub use forwards::{ForwardRow, Published, answering, sort, write_forwards, write_ports};
 pub use masquerade::{MasqueradeRow, write_masqueraded};

@@ -102,6 +102,12 @@ impl Subnet {
     pub fn of(address: IpAddr) -> Self {
         Self(address.into())
     }
+    /// Whether of IPv6.
+    #[must_use]
+    pub fn is_v6(self) -> bool {
+        self.0.addr().is_ipv6()
+    }
+
     /// Key of the trie, in which IPv4 stands mapped into IPv6.
     #[must_use]
     pub fn key(self) -> Key<[u8; 16]> {

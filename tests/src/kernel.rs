@@ -215,7 +215,12 @@ pub fn cgroup_programs() -> BTreeSet<u32> {
     found
 }
 
-fn cgroup_root() -> PathBuf {
+/// Where the version 2 control group hierarchy is mounted.
+///
+/// # Panics
+/// When it is not.
+#[must_use]
+pub fn cgroup_root() -> PathBuf {
     let mounts = fs::read_to_string("/proc/self/mounts").expect("read the mounts");
     mounts
         .lines()

@@ -174,7 +174,7 @@ fn version_help_and_completions_go_to_standard_output() {
         "{version}"
     );
     for command in [
-        "attach", "detach", "list", "port", "flows", "status", "up", "down",
+        "attach", "detach", "list", "port", "flows", "status", "up", "down", "doctor",
     ] {
         assert!(run(&["--help"]).stdout.contains(command));
         assert!(run(&[command, "--help"]).stdout.contains("Usage: portfwd"));

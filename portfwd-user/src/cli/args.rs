@@ -116,6 +116,11 @@ pub(super) enum Command {
     Down,
     /// Print what the programs log, as it comes (see up --log-level)
     Log,
+    /// Check what portfwd needs, one line each
+    #[command(
+        after_help = "A line is ok, unseen (for want of a privilege), warn or fail. The exit code is 5 if a line is fail."
+    )]
+    Doctor,
     /// Print a completion script
     Completions {
         /// The shell that is to read it

@@ -86,6 +86,7 @@ fn the_other_commands_are_what_they_say() {
         (&["status"], Command::Status),
         (&["down"], Command::Down),
         (&["log"], Command::Log),
+        (&["doctor"], Command::Doctor),
         (&["completions", "bash"], Command::Completions(Shell::Bash)),
         (
             &["up"],

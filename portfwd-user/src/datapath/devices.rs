@@ -224,7 +224,10 @@ impl Datapath {
 
     /// The devices of the host that this instance serves: all, or those that `up --device` named. They
     /// are known by name, so that one that goes and comes again is served again.
-    fn served<'a>(&self, host: &'a Host) -> Result<Vec<&'a Link>, Error> {
+    ///
+    /// # Errors
+    /// When their names cannot be listed.
+    pub fn served<'a>(&self, host: &'a Host) -> Result<Vec<&'a Link>, Error> {
         let mut devices: Vec<&Link> = host.devices.iter().collect();
         if !self.serves_all() {
             let named = bpffs::names(&self.some_devices())?;

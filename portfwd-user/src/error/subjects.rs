@@ -98,6 +98,9 @@ pub enum Lacking {
         /// Such as `CAP_BPF`.
         capabilities: Vec<&'static str>,
     },
+    /// What the doctor found to be missing, by the names of its checks.
+    #[error("something necessary is missing: {}", .0.join(", "))]
+    Checks(Vec<&'static str>),
     /// Something that the kernel does not have.
     #[error("missing kernel feature: {feature}")]
     KernelFeature {
@@ -115,6 +118,7 @@ impl Lacking {
                 "run it as root, or with {}",
                 capabilities.join(" and ")
             )),
+            Self::Checks(_) => None,
             Self::KernelFeature { hint, .. } => hint.clone(),
         }
     }

@@ -94,6 +94,11 @@ fn every_error() -> Vec<(Error, u8, &'static str)> {
             "error: missing kernel feature: BPF type format (CONFIG_DEBUG_INFO_BTF)\n",
         ),
         (
+            Lacking::Checks(vec!["bpf", "tc"]).into(),
+            5,
+            "error: something necessary is missing: bpf, tc\n",
+        ),
+        (
             Missing::Subnet("10.88.0.0/16".parse().unwrap()).into(),
             4,
             "error: subnet 10.88.0.0/16 is not masqueraded\n\

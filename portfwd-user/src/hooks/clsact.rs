@@ -17,7 +17,10 @@ use netlink_packet_route::{
     RouteNetlinkMessage,
     tc::{TcAttribute, TcFilterBpfOption, TcHandle, TcHeader, TcMessage, TcOption},
 };
-use nix::errno::Errno;
+use nix::{
+    errno::Errno,
+    sched::{CloneFlags, unshare},
+};
 
 use super::{AttachError, Hook, names, remove};
 use crate::{
@@ -339,6 +342,32 @@ async fn qdisc_kind(session: &mut Session, index: u32) -> Result<Option<String>,
         _ => None,
     }))
 }
+
+/// Whether the kernel takes a `clsact` qdisc: tried on the loopback device of a new namespace, which goes
+/// with its only thread.
+pub(super) fn is_known() -> io::Result<bool> {
+    let in_thread = || {
+        unshare(CloneFlags::CLONE_NEWNET)?;
+        let added = netlink::converse_here(async |session: &mut Session| {
+            let message = RouteNetlinkMessage::NewQueueDiscipline(qdisc(LOOPBACK));
+            let flags = NLM_F_CREATE | NLM_F_EXCL;
+            session.order("add a clsact qdisc", message, flags).await
+        });
+        match added {
+            Ok(()) => Ok(true),
+            // How the kernel says that it knows no such kind (`qdisc_create`).
+            Err(error) if error.errno() == Some(Errno::ENOENT) => Ok(false),
+            Err(error) => Err(io::Error::other(error)),
+        }
+    };
+    let spawned = std::thread::Builder::new().spawn(in_thread)?;
+    spawned
+        .join()
+        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+/// `LOOPBACK_IFINDEX` of linux/netdevice.h: the same in every namespace.
+const LOOPBACK: u32 = 1;
 
 fn qdisc(index: u32) -> TcMessage {
     let mut message = TcMessage::with_index(index.cast_signed());

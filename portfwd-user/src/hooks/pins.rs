@@ -30,7 +30,7 @@ struct Request {
     zero: u64,
 }
 
-/// The start of `struct bpf_link_info`, of TCX and XDP links alike.
+/// The start of `struct bpf_link_info`, of TCX, XDP and control group links alike.
 #[repr(C)]
 #[derive(Default)]
 struct LinkInfo {
@@ -101,6 +101,19 @@ pub(super) fn remove(path: &Path) -> io::Result<()> {
 
 /// The index of the device that a pinned link is attached to; 0 if it has gone.
 fn device_of(path: &Path) -> io::Result<u32> {
+    info_of(path).map(|info| info.device)
+}
+
+/// The ID of the control group that a pinned link is attached to.
+///
+/// # Errors
+/// When there is no such pin.
+pub(super) fn cgroup_of(path: &Path) -> io::Result<u64> {
+    // The ID lies where those of devices have their index, and is twice as long.
+    info_of(path).map(|info| u64::from(info.device) | u64::from(info.rest[0]) << 32)
+}
+
+fn info_of(path: &Path) -> io::Result<LinkInfo> {
     let link = open(path)?;
     let mut info = LinkInfo::default();
     let length = size_of::<LinkInfo>() as u64;
@@ -111,7 +124,7 @@ fn device_of(path: &Path) -> io::Result<u32> {
     };
     // SAFETY: the kernel writes at most `length` bytes to `info`, which is plain numbers.
     unsafe { bpf(OBJECT_INFO, &mut request) }?;
-    Ok(info.device)
+    Ok(info)
 }
 
 fn open(path: &Path) -> io::Result<OwnedFd> {

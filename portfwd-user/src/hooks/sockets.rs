@@ -5,7 +5,7 @@ use std::{fs::File, io, path::PathBuf};
 use aya::programs::{CgroupAttachMode, Program, ProgramError, links::FdLink};
 use portfwd_common::programs;
 
-use super::AttachError;
+use super::{AttachError, pins};
 use crate::{
     error::{Doing, Error},
     instance::Layout,
@@ -43,14 +43,29 @@ pub fn attach(ebpf: &mut aya::Ebpf, layout: &Layout) -> Result<Reach, Error> {
             .ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))
             .doing(doing)?;
         let link = attach_one(program, &directory).doing(doing)?;
-        link.pin(layout.links().join(format!("socket-{name}")))
-            .doing(doing)?;
+        link.pin(pin(layout, name)).doing(doing)?;
     }
     Ok(if root.is_root {
         Reach::All
     } else {
         Reach::Below(root.path)
     })
+}
+
+/// The ID of the control group that the programs are attached to; None if they are attached to none.
+///
+/// # Errors
+/// When their pins cannot be looked at.
+pub fn attached(layout: &Layout) -> io::Result<Option<u64>> {
+    match pins::cgroup_of(&pin(layout, programs::SOCKET_RELEASE)) {
+        Ok(cgroup) => Ok(Some(cgroup)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn pin(layout: &Layout, name: &str) -> PathBuf {
+    layout.links().join(format!("socket-{name}"))
 }
 
 fn attach_one(program: &mut Program, cgroup: &File) -> Result<FdLink, AttachError> {

@@ -7,8 +7,8 @@ use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
-/// The root directory's inode number: kernfs gives its root the ID 1 (`kernfs_create_root`).
-const ROOT_INODE: u64 = 1;
+/// The root directory's inode number, which is also its ID: kernfs gives its root the ID 1 (`kernfs_create_root`).
+pub const ROOT_INODE: u64 = 1;
 
 /// The best mount of the cgroup v2 hierarchy.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -10,10 +10,12 @@
 pub mod addresses;
 pub mod cgroup;
 pub mod container;
+pub mod kernel;
 pub mod links;
 pub mod netlink;
 pub mod netns;
 pub mod privilege;
 pub mod processes;
 pub mod routes;
+pub mod settings;
 pub mod sockets;

@@ -24,6 +24,15 @@ pub enum Capability {
 }
 
 impl Capability {
+    /// Each of them.
+    pub const ALL: [Self; 5] = [
+        Self::Bpf,
+        Self::NetAdmin,
+        Self::Perfmon,
+        Self::SysAdmin,
+        Self::SysPtrace,
+    ];
+
     /// As capabilities(7) writes it.
     pub const fn name(self) -> &'static str {
         match self {

@@ -121,6 +121,38 @@ pub fn listeners_here(protocols: &[Protocol]) -> Result<Vec<Listener>, SocketErr
     Ok(found)
 }
 
+/// A UDP socket that is connected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Connected {
+    /// Where it sends to.
+    pub peer: SocketAddr,
+    /// Inode of its file.
+    pub inode: u32,
+}
+
+/// Every UDP socket of the namespace that is connected.
+///
+/// # Errors
+/// When the namespace cannot be entered, or the kernel does not answer.
+pub fn connected_datagrams(host: &Netns) -> Result<Vec<Connected>, SocketError> {
+    host.run_in(|| {
+        let diagnosis = Diagnosis::open()?;
+        let mut found = Vec::new();
+        for family in [AF_INET, AF_INET6] {
+            let sockets = diagnosis.dump(Protocol::Udp, family, &StateFlags::ESTABLISHED, 0)?;
+            found.extend(sockets.iter().map(|socket| {
+                let id = &socket.header.socket_id;
+                let address = id.destination_address.to_canonical();
+                Connected {
+                    peer: SocketAddr::new(address, id.destination_port),
+                    inode: socket.header.inode,
+                }
+            }));
+        }
+        Ok(found)
+    })?
+}
+
 /// What the kernel says of a socket.
 #[must_use]
 pub fn listener(protocol: Protocol, socket: &InetResponse) -> Listener {

@@ -20,13 +20,14 @@ const SCRIPTS: [(&str, &str); 3] = [
     ("tests/smoke", include_str!("smoke.sh")),
 ];
 /// Busybox has applets of some of these names, which can do less.
-const PROGRAMS: [&str; 10] = [
+const PROGRAMS: [&str; 11] = [
     "bpftool",
     "ethtool",
     "ip",
     "ip6tables",
     "iptables",
     "nft",
+    "setpriv",
     "socat",
     "tc",
     "unshare",

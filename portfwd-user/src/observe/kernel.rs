@@ -1,0 +1,150 @@
+//! What the kernel does with BPF programs, found by trying.
+
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::libc;
+
+// Commands of bpf(2).
+const PROG_LOAD: libc::c_int = 5;
+const PROG_TEST_RUN: libc::c_int = 10;
+const OBJ_GET_INFO_BY_FD: libc::c_int = 15;
+const PROG_QUERY: libc::c_int = 16;
+
+/// `BPF_PROG_TYPE_SCHED_CLS`.
+const SCHED_CLS: u32 = 3;
+/// `BPF_TCX_INGRESS`.
+const TCX_INGRESS: u32 = 46;
+/// `LOOPBACK_IFINDEX` of linux/netdevice.h: the same in every namespace.
+const LOOPBACK: u32 = 1;
+
+/// The start of `union bpf_attr`, as the kernel sees it in eight-byte words.
+type Attributes = [u64; 12];
+
+/// Two words of four bytes as they lie in [`Attributes`].
+fn pair(first: u32, second: u32) -> u64 {
+    bytemuck::cast([first, second])
+}
+
+/// An instruction: operation, destination and source register, offset, immediate value.
+const fn instruction(operation: u8, registers: u8, offset: i16, value: i32) -> [u8; 8] {
+    let [a, b] = offset.to_ne_bytes();
+    let [c, d, e, f] = value.to_ne_bytes();
+    [operation, registers, a, b, c, d, e, f]
+}
+
+/// `BPF_EXIT`.
+const EXIT: [u8; 8] = instruction(0x95, 0, 0, 0);
+/// `r0 = 0`.
+const NOTHING: [u8; 8] = instruction(0xb7, 0, 0, 0);
+
+/// A program that does nothing: whether it becomes machine code.
+///
+/// # Errors
+/// When the kernel refuses it.
+pub fn compiles_programs() -> io::Result<bool> {
+    let program = load(&[NOTHING, EXIT])?;
+    // `struct bpf_prog_info`: type, ID, tag, then the length of the machine code.
+    let mut info = [0u32; 8];
+    let mut attributes = Attributes::default();
+    attributes[0] = pair(descriptor(&program), size_of_val(&info) as u32);
+    attributes[1] = info.as_mut_ptr() as u64;
+    // SAFETY: the kernel writes at most the length that is passed to `info`, which is plain numbers.
+    unsafe { bpf(OBJ_GET_INFO_BY_FD, &mut attributes) }?;
+    Ok(info[4] != 0)
+}
+
+/// Whether the kernel has TCX, which is TC with links.
+///
+/// # Errors
+/// When it cannot be asked.
+pub fn has_tcx() -> io::Result<bool> {
+    let mut attributes = Attributes::default();
+    attributes[0] = pair(LOOPBACK, TCX_INGRESS);
+    // SAFETY: no address is passed.
+    match unsafe { bpf(PROG_QUERY, &mut attributes) } {
+        Ok(_) => Ok(true),
+        // A kernel that does not know the hook takes the call for one with bad arguments.
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether `bpf_fib_lookup` tells source addresses.
+///
+/// # Errors
+/// When it cannot be tried.
+pub fn knows_route_source() -> io::Result<bool> {
+    let program = load(&asks_for_source())?;
+    let frame = [0u8; 64];
+    let mut attributes = Attributes::default();
+    attributes[0] = pair(descriptor(&program), 0);
+    attributes[1] = pair(frame.len() as u32, 0);
+    attributes[2] = frame.as_ptr() as u64;
+    // SAFETY: the kernel reads as much of `frame` as is said, and writes to the attributes alone.
+    unsafe { bpf(PROG_TEST_RUN, &mut attributes) }?;
+    let [_, answer]: [u32; 2] = bytemuck::cast(attributes[0]);
+    // Flags are looked at before the device, which does not exist.
+    Ok(answer.cast_signed() != -libc::EINVAL)
+}
+
+/// A program that asks for a route by no device, with the flags of the datapath, and returns the answer.
+fn asks_for_source() -> Vec<[u8; 8]> {
+    const LENGTH: i16 = 64;
+    // `BPF_FIB_LOOKUP_SKIP_NEIGH` and `BPF_FIB_LOOKUP_SRC`.
+    const FLAGS: i32 = 4 | 16;
+    const FIB_LOOKUP: i32 = 69;
+    let clear = |word: i16| instruction(0x7a, 10, word * 8 - LENGTH, 0);
+    let mut code: Vec<[u8; 8]> = (0..LENGTH / 8).map(clear).collect();
+    code.extend([
+        // The first byte is the family.
+        instruction(0x72, 10, -LENGTH, libc::AF_INET),
+        // r2 = r10 - LENGTH, r3 = LENGTH, r4 = FLAGS.
+        instruction(0xbf, 0xa2, 0, 0),
+        instruction(0x07, 2, 0, -i32::from(LENGTH)),
+        instruction(0xb7, 3, 0, i32::from(LENGTH)),
+        instruction(0xb7, 4, 0, FLAGS),
+        instruction(0x85, 0, 0, FIB_LOOKUP),
+        EXIT,
+    ]);
+    code
+}
+
+/// Whether the kernel describes its types.
+#[must_use]
+pub fn has_btf() -> bool {
+    Path::new("/sys/kernel/btf/vmlinux").exists()
+}
+
+fn load(code: &[[u8; 8]]) -> io::Result<OwnedFd> {
+    let mut attributes = Attributes::default();
+    attributes[0] = pair(SCHED_CLS, code.len() as u32);
+    attributes[1] = code.as_ptr() as u64;
+    attributes[2] = c"GPL".as_ptr() as u64;
+    // SAFETY: the kernel reads as many instructions as are said, and a string with an end.
+    let program = unsafe { bpf(PROG_LOAD, &mut attributes) }?;
+    // SAFETY: the kernel has just made the descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(program) })
+}
+
+fn descriptor(of: &OwnedFd) -> u32 {
+    of.as_raw_fd().unsigned_abs()
+}
+
+/// # Safety
+/// The addresses in `attributes` must be what the command takes them for.
+unsafe fn bpf(command: libc::c_int, attributes: &mut Attributes) -> io::Result<libc::c_int> {
+    // SAFETY: the attributes are as long as is said; their addresses are the caller's promise.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            command,
+            attributes.as_mut_ptr(),
+            size_of::<Attributes>(),
+        )
+    };
+    // Descriptors and 0 fit.
+    Ok(Errno::result(result)? as libc::c_int)
+}
