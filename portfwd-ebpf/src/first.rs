@@ -14,7 +14,7 @@ use crate::{
     deliver,
     family::Family,
     flow::{self, Found, Live, Place, Request, Target},
-    forward::{self, Way},
+    forward::{self, Published, Way},
     fragment::{self, Seen},
     log,
     packet::{Hook, Tc},
@@ -34,20 +34,12 @@ impl PacketWay<Tc> for Device {
         const ERROR: Verdict = Verdict::stage(Stage::DeviceError);
         let network: Network<A> = parsed!(parse::extended(hook), Verdict::NEXT, ERROR);
         let is_first = network.fragment == Fragment::First;
+        fragment::remember(&network);
         let verdict = from_device(hook, network);
         if is_first && verdict.goes_on() {
-            let_pass::<A>(hook);
+            fragment::let_pass();
         }
         verdict
-    }
-}
-
-/// Notes of a first fragment that it is not ours, so that the others do not wait. It is parsed once more:
-/// to keep its header meanwhile would take more stack than there is.
-#[inline(always)]
-fn let_pass<A: Family>(hook: &Tc) {
-    if let Ok(network) = A::extended(hook) {
-        fragment::decide(&network, Seen::FromDevice, Decision::Pass, None);
     }
 }
 
@@ -181,21 +173,43 @@ fn follow<A: Family>(hook: &Tc, network: &Network<A>, seen: Seen) -> Option<Verd
         Decision::Waiting => None,
         Decision::Pass => Some(Verdict::NEXT),
         Decision::Drop => Some(Verdict::drop(Reason::Fragment, 0)),
-        Decision::ToContainer => Some(follow_to_container(hook, network, &key)),
-        Decision::ToClient => Some(follow_to_client(hook, network, &key)),
+        Decision::ToContainer | Decision::ToClient => {
+            Some(follow_flow(hook, network, &key, decision))
+        }
+    }
+}
+
+/// Sends a fragment the way of its flow.
+#[inline(always)]
+fn follow_flow<A: Family>(
+    hook: &Tc,
+    network: &Network<A>,
+    key: &FlowKey<A>,
+    decision: Decision,
+) -> Verdict {
+    let Some(live) = flow::of_reply(key) else {
+        return Verdict::next_for(Reason::NoFlow);
+    };
+    let hop = live.flow().delivery != Delivery::Stack as u32;
+    if hop && network.hops <= 1 {
+        return Verdict::next_for(Reason::Expired);
+    }
+    if decision == Decision::ToContainer {
+        follow_to_container(hook, network, key, &live, hop)
+    } else {
+        follow_to_client(hook, network, key, &live, hop)
     }
 }
 
 #[inline(always)]
-fn follow_to_container<A: Family>(hook: &Tc, network: &Network<A>, key: &FlowKey<A>) -> Verdict {
-    let Some(live) = flow::of_reply(key) else {
-        return Verdict::next_for(Reason::NoFlow);
-    };
+fn follow_to_container<A: Family>(
+    hook: &Tc,
+    network: &Network<A>,
+    key: &FlowKey<A>,
+    live: &Live<A>,
+    hop: bool,
+) -> Verdict {
     let flow = live.flow();
-    let hop = flow.delivery != Delivery::Stack as u32;
-    if hop && network.hops <= 1 {
-        return Verdict::next_for(Reason::Expired);
-    }
     forward::count_packet(flow.forward, Way::ToContainer, network.length(hook));
     let translated = translate::readdress(hook, network, End::Destination, key.container, hop)
         .and_then(|()| match flow.delivery == Delivery::Hairpin as u32 {
@@ -209,18 +223,17 @@ fn follow_to_container<A: Family>(hook: &Tc, network: &Network<A>, key: &FlowKey
 }
 
 #[inline(always)]
-fn follow_to_client<A: Family>(hook: &Tc, network: &Network<A>, key: &FlowKey<A>) -> Verdict {
-    let Some(live) = flow::of_reply(key) else {
-        return Verdict::next_for(Reason::NoFlow);
-    };
+fn follow_to_client<A: Family>(
+    hook: &Tc,
+    network: &Network<A>,
+    key: &FlowKey<A>,
+    live: &Live<A>,
+    hop: bool,
+) -> Verdict {
     let flow = live.flow();
-    let hop = flow.delivery != Delivery::Stack as u32;
-    if hop && network.hops <= 1 {
-        return Verdict::next_for(Reason::Expired);
-    }
     let hairpin = flow.delivery == Delivery::Hairpin as u32;
     if hop && !hairpin {
-        deliver::refresh_route(hook, key, &live, way::routing_device);
+        deliver::refresh_route(hook, key, live, way::routing_device);
     }
     let (index, host, route) = (flow.forward, flow.host, flow.route);
     let length = network.length(hook);
@@ -312,23 +325,10 @@ fn request<A: Family>(hook: &Tc, packet: &Packet<A>, slot: PortSlot, ingress: In
             flow::advance(&live, &key, Side::Client, packet);
             live
         }
-        found => {
-            if let Err(reason) = forward::admits(hook, packet) {
-                return Verdict::next_for(reason);
-            }
-            let device = ingress.device();
-            let opened = match found {
-                Found::Other => shift::open(&mut key, packet, &published, way_in, device),
-                _ => flow::open(&key, packet, &published, way_in, device, Place::Any),
-            };
-            match opened {
-                Ok(live) => {
-                    log::opened(hook, packet, published.index, target_port.get());
-                    live
-                }
-                Err(reason) => return dropped(packet, ingress, reason, published.index),
-            }
-        }
+        found => match open(hook, packet, &mut key, &published, found, way_in, ingress) {
+            Ok(live) => live,
+            Err(verdict) => return verdict,
+        },
     };
     let flow = live.flow();
     let Some([link, delivery]) = parse::forget([flow.link, flow.delivery]) else {
@@ -355,6 +355,30 @@ fn request<A: Family>(hook: &Tc, packet: &Packet<A>, slot: PortSlot, ingress: In
         Ok(()) => way::delivered(hook, link, delivery),
         Err(reason) => Verdict::drop(reason, index),
     }
+}
+
+/// Opens a flow for a request that found none of its own under `key`, or what becomes of the packet. The key
+/// has another client's port afterwards if that was taken.
+#[inline(always)]
+fn open<A: Family>(
+    hook: &Tc,
+    packet: &Packet<A>,
+    key: &mut FlowKey<A>,
+    published: &Published,
+    found: Found<A>,
+    way_in: Target,
+    ingress: Ingress,
+) -> Result<Live<A>, Verdict> {
+    forward::admits(hook, packet).map_err(Verdict::next_for)?;
+    let device = ingress.device();
+    let opened = match found {
+        Found::Other => shift::open(key, packet, published, way_in, device),
+        _ => flow::open(key, packet, published, way_in, device, Place::Any),
+    };
+    if opened.is_ok() {
+        log::opened(hook, packet, published.index, key.container_port.get());
+    }
+    opened.map_err(|reason| dropped(packet, ingress, reason, published.index))
 }
 
 /// A drop, of the datagram's other fragments as well.

@@ -21,7 +21,7 @@ use crate::{
     clock,
     family::{DESTINATION_OPTIONS, Family},
     forward,
-    maps::{DATAGRAMS, HELD, HELD_SCRATCH},
+    maps::{DATAGRAMS, FIRST_FRAGMENT, HELD, HELD_SCRATCH},
     packet::{Hook, Tc},
     parse::Network,
 };
@@ -100,6 +100,24 @@ pub fn decide<A: Family>(
         datagram.container = flow.container.ip();
     }
     let _ = DATAGRAMS.insert(&key_of(network, seen), &datagram, 0);
+}
+
+/// Keeps the key of what may be a first fragment, from a device, for [`let_pass`]: on the stack there is no room for it.
+#[inline(always)]
+pub fn remember<A: Family>(network: &Network<A>) {
+    if let Some(first) = FIRST_FRAGMENT.get_ptr_mut(0) {
+        // SAFETY: this CPU's own element.
+        unsafe { *first = key_of(network, Seen::FromDevice) };
+    }
+}
+
+/// Notes of the fragment that was remembered that it is not ours, so that the others do not wait.
+#[inline(always)]
+pub fn let_pass() {
+    if let Some(first) = FIRST_FRAGMENT.get_ptr(0) {
+        // SAFETY: as above.
+        let _ = DATAGRAMS.insert(unsafe { &*first }, &undecided(Decision::Pass, 0), 0);
+    }
 }
 
 #[inline(always)]

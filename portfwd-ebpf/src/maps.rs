@@ -70,6 +70,9 @@ pub static HELD: LruHashMap<HeldKey, Held> = LruHashMap::with_max_entries(MAX_HE
 /// Where a fragment that is going to wait is copied to.
 #[map(name = "held_scratch")]
 pub static HELD_SCRATCH: PerCpuArray<Held> = PerCpuArray::with_max_entries(1, 0);
+/// Key of the first fragment that this CPU is at.
+#[map(name = "first_fragment")]
+pub static FIRST_FRAGMENT: PerCpuArray<DatagramKey> = PerCpuArray::with_max_entries(1, 0);
 #[map(name = "stages")]
 pub static STAGES: ProgramArray = ProgramArray::with_max_entries(MAX_STAGES, 0);
 #[map(name = "counters")]

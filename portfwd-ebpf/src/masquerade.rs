@@ -271,7 +271,7 @@ fn expect_answer(work: &mut Work) {
     let end = (container, port);
     work.half = Half::new(end, end, id, clock::now());
     work.half.state = State::UdpUnanswered as u32;
-    work.other = work.key;
+    pair::copy(&work.key, &mut work.other);
     work.key = work.half.counterpart(&work.other);
     // If there is no room, or the container has asked from this port, then the answer is masqueraded.
     pair::open_as_it_is(work);
@@ -310,7 +310,7 @@ fn follow<A: Family>(hook: &Tc, work: &mut Work, network: &Network<A>) -> Verdic
     if clock::now().wrapping_sub(followed.since) >= DATAGRAM_LIFETIME {
         return Verdict::NEXT;
     }
-    work.key = followed.key;
+    pair::copy(&followed.key, &mut work.key);
     Verdict::READ
 }
 
@@ -423,20 +423,10 @@ pub struct ErrorOut;
 impl PacketWay<Tc> for ErrorOut {
     #[inline(always)]
     fn go<A: Family>(self, hook: &Tc) -> Verdict {
-        let (Some(work), Some(message)) = (pair::work(), Message::<A>::read_any(hook)) else {
+        let Some((message, half)) = error_about::<A>(hook, Direction::Out) else {
             return Verdict::NEXT;
         };
         let quoted = &message.quoted;
-        work.key = Key::new(
-            Direction::Out,
-            quoted.protocol,
-            (quoted.destination.ip(), message.destination_port),
-            (quoted.source.ip(), message.source_port),
-        );
-        let Some(live) = pair::of_key(&work.key) else {
-            return Verdict::NEXT;
-        };
-        let half = live.half();
         let host = A::from_ip(half.host);
         // What the host itself or a router tells keeps its address, unless nobody out there knows it.
         let is_inside = owner::of_source(&message.network.source.ip()).is_some();
@@ -460,20 +450,10 @@ pub struct ErrorBack;
 impl PacketWay<Tc> for ErrorBack {
     #[inline(always)]
     fn go<A: Family>(self, hook: &Tc) -> Verdict {
-        let (Some(work), Some(message)) = (pair::work(), Message::<A>::read_any(hook)) else {
+        let Some((message, half)) = error_about::<A>(hook, Direction::In) else {
             return Verdict::NEXT;
         };
         let quoted = &message.quoted;
-        work.key = Key::new(
-            Direction::In,
-            quoted.protocol,
-            (quoted.destination.ip(), message.destination_port),
-            (quoted.source.ip(), message.source_port),
-        );
-        let Some(live) = pair::of_key(&work.key) else {
-            return Verdict::NEXT;
-        };
-        let half = live.half();
         let container = A::from_ip(half.container);
         let translation = Translation {
             source: message.network.source,
@@ -483,6 +463,22 @@ impl PacketWay<Tc> for ErrorBack {
         };
         translated(hook, &message, &translation)
     }
+}
+
+/// An ICMP error, and the half of the flow whose packets go in its direction: those of the quoted one go in
+/// the other.
+#[inline(always)]
+fn error_about<A: Family>(hook: &Tc, direction: Direction) -> Option<(Message<A>, &'static Half)> {
+    let (work, message) = (pair::work()?, Message::<A>::read_any(hook)?);
+    let quoted = &message.quoted;
+    work.key = Key::new(
+        direction,
+        quoted.protocol,
+        (quoted.destination.ip(), message.destination_port),
+        (quoted.source.ip(), message.source_port),
+    );
+    let live = pair::of_key(&work.key)?;
+    Some((message, live.half()))
 }
 
 #[inline(always)]

@@ -100,7 +100,7 @@ pub(crate) fn build() -> anyhow::Result<PathBuf> {
     let object = directory.join("portfwd.o");
     workspace::write_if_changed(&object, &object::strip(&linked)?)?;
     object::refuse_panics(&object)?;
-    object::report_copies(&object)?;
+    object::refuse_copies(&object)?;
     Ok(object)
 }
 

@@ -56,8 +56,9 @@ pub(super) fn refuse_panics(object: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Says how often the programs call the byte-wise memory routines, which are slow and long to verify.
-pub(super) fn report_copies(object: &Path) -> anyhow::Result<()> {
+/// Fails if the programs call the byte-wise memory routines: the verifier follows their loop turn by turn,
+/// and one call may cost more than all the rest of its program.
+pub(super) fn refuse_copies(object: &Path) -> anyhow::Result<()> {
     let listing = process::output(
         toolchain::llvm("llvm-objdump")
             .args(["--disassemble", "--reloc", "--no-show-raw-insn"])
@@ -75,12 +76,12 @@ pub(super) fn report_copies(object: &Path) -> anyhow::Result<()> {
         .iter()
         .map(|((function, routine), count)| format!("{routine} in {function} ({count})"))
         .collect();
-    eprintln!(
-        "warning: {} calls of byte-wise memory routines: {}",
+    bail!(
+        "{} calls of byte-wise memory routines: {}\n\
+         hint: LLVM does not know that two places do not overlap, or clears more than it writes out",
         calls.len(),
         counts.join(", ")
     );
-    Ok(())
 }
 
 /// The calls of memory routines in a listing: caller and routine.
