@@ -147,14 +147,14 @@ pub fn tc_masquerade_in(context: TcContext) -> i32 {
 #[classifier]
 pub fn tc_masquerade_out_error(context: TcContext) -> i32 {
     let hook = Tc::new(&context);
-    way::by_family(&hook, masquerade::ErrorOut).tc(&hook)
+    way::by_family(&hook, masquerade::error::Out).tc(&hook)
 }
 
 /// [`portfwd_common::Stage::MasqueradeInError`].
 #[classifier]
 pub fn tc_masquerade_in_error(context: TcContext) -> i32 {
     let hook = Tc::new(&context);
-    way::by_family(&hook, masquerade::ErrorBack).tc(&hook)
+    way::by_family(&hook, masquerade::error::Back).tc(&hook)
 }
 
 /// The same at devices that carry IP packets without an Ethernet header.
@@ -206,11 +206,11 @@ mod l3 {
     program!(tc_masquerade_in_l3, |hook| masquerade::back(&hook));
     program!(tc_masquerade_out_error_l3, |hook| way::by_family(
         &hook,
-        masquerade::ErrorOut
+        masquerade::error::Out
     ));
     program!(tc_masquerade_in_error_l3, |hook| way::by_family(
         &hook,
-        masquerade::ErrorBack
+        masquerade::error::Back
     ));
 }
 
