@@ -15,6 +15,7 @@ use std::{
 use anyhow::{Context as _, bail};
 use sha2::{Digest as _, Sha256};
 
+pub(crate) use self::mutant::{Mutant, sources};
 use crate::{process, toolchain, workspace};
 
 /// The package of the programs, which is built for their target alone.
@@ -104,9 +105,9 @@ pub(crate) fn build() -> anyhow::Result<PathBuf> {
     Ok(object)
 }
 
-/// The objects of all mutants, built below `directory`, by name.
-pub(crate) fn mutants(directory: &Path) -> anyhow::Result<Vec<(&'static str, PathBuf)>> {
-    mutant::build(directory)
+/// The object with a mistake in it, built below `directory`.
+pub(crate) fn mutant(mutant: &Mutant, directory: &Path) -> anyhow::Result<PathBuf> {
+    mutant::build(mutant, directory)
 }
 
 /// Lints the programs with their target's core, warnings being errors.

@@ -50,7 +50,7 @@ enum Task {
         options: Vec<OsString>,
     },
     /// Build the command with mistakes in its eBPF programs, which the tests have to notice
-    Mutants,
+    Mutants(mutants::Args),
     /// Show the whole thing, with curl and nginx, in network namespaces of its own
     Demo,
     /// Run all checks of CI: format, lints, licences, advisories, the committed object, tests
@@ -97,7 +97,7 @@ fn run(task: Task, inner: &[OsString]) -> anyhow::Result<()> {
         } => ebpf::check(elsewhere),
         Task::Test { machines, .. } if machines.are_given() => machines::run(machines, inner),
         Task::Test { options, .. } => test::run(&options, inner),
-        Task::Mutants => mutants::run(),
+        Task::Mutants(args) => mutants::run(&args),
         Task::Demo => demo::run(),
         Task::Check => check::run(),
         Task::Bench(args) => bench::run(args),

@@ -9,12 +9,9 @@ use crate::workspace;
 /// What becomes of a source file, given its path within the workspace.
 pub(super) type Edit<'a> = &'a dyn Fn(&Path, String) -> anyhow::Result<String>;
 
-/// Copies what cargo needs of the workspace to `copy`, which is emptied before, `edit` changing each source
-/// file on the way.
+/// Copies what cargo needs of the workspace to `copy`, `edit` changing each source file on the way. What is
+/// there already and the same keeps its time, so that cargo does not build it again.
 pub(super) fn make(copy: &Path, edit: Edit<'_>) -> anyhow::Result<()> {
-    if copy.exists() {
-        fs::remove_dir_all(copy).with_context(|| format!("remove {}", copy.display()))?;
-    }
     let root = workspace::root();
     for file in ["Cargo.toml", "Cargo.lock"] {
         copy_file(&root, copy, Path::new(file), edit)?;
@@ -40,15 +37,18 @@ fn copy_tree(root: &Path, copy: &Path, path: &Path, edit: Edit<'_>) -> anyhow::R
 
 fn copy_file(root: &Path, copy: &Path, path: &Path, edit: Edit<'_>) -> anyhow::Result<()> {
     let (from, to) = (root.join(path), copy.join(path));
-    if let Some(parent) = to.parent() {
-        fs::create_dir_all(parent).with_context(|| format!("create {}", parent.display()))?;
-    }
-    if path.extension().is_none_or(|extension| extension != "rs") {
-        fs::copy(&from, &to).with_context(|| format!("copy {}", from.display()))?;
-        return Ok(());
-    }
-    let text = fs::read_to_string(&from).with_context(|| format!("read {}", from.display()))?;
-    fs::write(&to, edit(path, text)?).with_context(|| format!("write {}", to.display()))
+    let bytes = fs::read(&from).with_context(|| format!("read {}", from.display()))?;
+    let is_source = path.extension().is_some_and(|extension| extension == "rs");
+    let bytes = match is_source {
+        true => {
+            let text =
+                String::from_utf8(bytes).with_context(|| format!("read {}", from.display()))?;
+            edit(path, text)?.into_bytes()
+        }
+        false => bytes,
+    };
+    workspace::write_if_changed(&to, &bytes)?;
+    Ok(())
 }
 
 fn entries(directory: &Path) -> anyhow::Result<Vec<std::ffi::OsString>> {

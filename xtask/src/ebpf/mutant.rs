@@ -2,77 +2,104 @@
 
 use std::{
     fs,
+    ops::Range,
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail};
 
 use super::{compile, copy, object};
 use crate::workspace;
 
-/// A mistake: in one source file, something else in place of what is right.
-struct Mutant {
-    name: &'static str,
-    file: &'static str,
-    right: &'static str,
-    wrong: &'static str,
+/// A mistake: in one source file of the programs, something else in place of what is right.
+pub(crate) struct Mutant {
+    pub(crate) name: &'static str,
+    /// The test that has to notice, as `file::function` of `tests/tests`.
+    pub(crate) test: &'static str,
+    /// As `ebpf/flow.rs`, which is `portfwd-ebpf/src/flow.rs`.
+    pub(crate) file: &'static str,
+    /// Stands in the file exactly once; how it is broken into lines does not matter.
+    pub(crate) right: &'static str,
+    pub(crate) wrong: &'static str,
 }
 
-/// One for each thing that tests of packets have to notice whatever else they do.
-const MUTANTS: [Mutant; 3] = [
-    Mutant {
-        name: "checksum",
-        file: "portfwd-common/src/checksum.rs",
-        right: "(!fold(old)) as u32 + fold(new) as u32",
-        wrong: "(!fold(old)) as u32 + fold(new) as u32 + 1",
-    },
-    Mutant {
-        name: "port",
-        file: "portfwd-ebpf/src/translate.rs",
-        right: "network.transport_at(port_at)",
-        wrong: "network.transport_at(2 - port_at)",
-    },
-    Mutant {
-        name: "reason",
-        file: "portfwd-common/src/verdict.rs",
-        right: "ForeignSource = 1,",
-        wrong: "ForeignSource = 31,",
-    },
-];
+/// Where [`build`] leaves the sources of the last mutant.
+pub(crate) fn sources(directory: &Path) -> PathBuf {
+    directory.join("workspace")
+}
 
-/// Builds every mutant below `directory`, and gives their names and objects.
-pub(super) fn build(directory: &Path) -> anyhow::Result<Vec<(&'static str, PathBuf)>> {
+/// Builds the object of `mutant` below `directory`, and gives its path.
+pub(super) fn build(mutant: &Mutant, directory: &Path) -> anyhow::Result<PathBuf> {
     let _lock = workspace::lock(&directory.join(".xtask-lock"))?;
-    MUTANTS
-        .iter()
-        .map(|mutant| mutant.build(directory))
-        .collect()
+    // The same place for all, so that what they share is compiled once.
+    let source = sources(directory);
+    copy::make(&source, &|path, text| mutant.edited(path, text))?;
+    let linked = compile::link(&source, &directory.join("target"))?;
+    let place = directory.join(mutant.name);
+    fs::create_dir_all(&place).with_context(|| format!("create {}", place.display()))?;
+    let object = place.join("portfwd.o");
+    workspace::write_if_changed(&object, &object::strip(&linked)?)?;
+    Ok(object)
 }
 
 impl Mutant {
-    fn build(&self, directory: &Path) -> anyhow::Result<(&'static str, PathBuf)> {
-        // The same place for all, so that what they share is compiled once.
-        let source = directory.join("workspace");
-        copy::make(&source, &|path, text| self.edited(path, text))?;
-        let linked = compile::link(&source, &directory.join("target"))?;
-        let place = directory.join(self.name);
-        fs::create_dir_all(&place).with_context(|| format!("create {}", place.display()))?;
-        let object = place.join("portfwd.o");
-        workspace::write_if_changed(&object, &object::strip(&linked)?)?;
-        Ok((self.name, object))
+    /// The file that the mistake is in, within the workspace.
+    pub(crate) fn path(&self) -> PathBuf {
+        let (package, file) = self.file.split_once('/').unwrap_or(("", self.file));
+        PathBuf::from(format!("portfwd-{package}/src/{file}"))
     }
 
-    fn edited(&self, path: &Path, text: String) -> anyhow::Result<String> {
-        if path != Path::new(self.file) {
+    /// A source file as the mutant has it.
+    pub(crate) fn edited(&self, path: &Path, mut text: String) -> anyhow::Result<String> {
+        if path != self.path() {
             return Ok(text);
         }
-        ensure!(
-            text.matches(self.right).count() == 1,
-            "the mutant {} cannot be made: {} does not have {:?} exactly once",
-            self.name,
-            self.file,
-            self.right
-        );
-        Ok(text.replace(self.right, self.wrong))
+        let mut places = places(&text, self.right);
+        let (Some(place), None) = (places.next(), places.next()) else {
+            bail!(
+                "the mutant {} cannot be made: {} does not have {:?} exactly once",
+                self.name,
+                path.display(),
+                self.right
+            );
+        };
+        drop(places);
+        text.replace_range(place, self.wrong);
+        Ok(text)
+    }
+}
+
+/// Where `wanted` stands in `text`, any space being like any other.
+fn places(text: &str, wanted: &str) -> impl Iterator<Item = Range<usize>> {
+    text.char_indices()
+        .filter_map(move |(start, _)| Some(start..start + length(&text[start..], wanted)?))
+}
+
+/// The bytes that `wanted` takes at the beginning of `text`.
+fn length(text: &str, wanted: &str) -> Option<usize> {
+    let mut rest = text;
+    for (number, word) in wanted.split_whitespace().enumerate() {
+        if number > 0 {
+            let trimmed = rest.trim_start();
+            if trimmed.len() == rest.len() {
+                return None;
+            }
+            rest = trimmed;
+        }
+        rest = rest.strip_prefix(word)?;
+    }
+    Some(text.len() - rest.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_right_is_found_however_it_is_broken_into_lines() {
+        let text = "if a\n    && b\n{ a && b }";
+        assert_eq!(places(text, "a && b").collect::<Vec<_>>(), [3..13, 16..22]);
+        assert_eq!(places(text, "a &&b").count(), 0);
+        assert_eq!(places(text, "b }").collect::<Vec<_>>(), [21..24]);
     }
 }

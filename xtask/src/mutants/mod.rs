@@ -1,0 +1,95 @@
+//! The command with mistakes in its programs, for the tests of the tests.
+
+mod list;
+mod play;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::Context as _;
+
+use crate::{
+    ebpf::{self, Mutant},
+    process, test, workspace,
+};
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Build each of the listed mistakes instead, or those that are named, and run the test that has to
+    /// notice it
+    #[arg(long)]
+    run: bool,
+    /// Names of mistakes
+    #[arg(requires = "run")]
+    names: Vec<String>,
+}
+
+/// `cargo xtask mutants`: builds those that the differential test runs by itself, or runs the others; and
+/// then builds the command as it should be, in whose place they were.
+pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    let outcome = match args.run {
+        true => play::all(&args.names),
+        false => build(),
+    };
+    process::run(test::cargo("build", &ebpf::build()?).args(["--package", "portfwd-user"]))?;
+    outcome
+}
+
+/// Builds those of the differential test, each into a directory of its own with a binary `portfwd`. The
+/// last one is left as the command that tests run, so build that again afterwards.
+pub(crate) fn build() -> anyhow::Result<()> {
+    for mutant in &list::OF_ALL_PACKETS {
+        make(
+            mutant,
+            &workspace::target().join("mutants"),
+            &workspace::root(),
+        )?;
+    }
+    Ok(())
+}
+
+/// Builds the command of one mutant below `directory`, its loader from `loader`, and gives its path.
+fn make(mutant: &Mutant, directory: &Path, loader: &Path) -> anyhow::Result<PathBuf> {
+    let object = ebpf::mutant(mutant, directory)?;
+    let mut cargo = test::cargo("build", &object);
+    cargo
+        .current_dir(loader)
+        .env("CARGO_TARGET_DIR", workspace::target());
+    process::run(cargo.args(["--package", "portfwd-user"]))?;
+    let binary = directory.join(mutant.name).join("portfwd");
+    // Beside it first: a test may be running the old one.
+    let new = binary.with_extension("new");
+    fs::copy(workspace::target().join("debug/portfwd"), &new)
+        .and_then(|_| fs::rename(&new, &binary))
+        .with_context(|| format!("write {}", binary.display()))?;
+    Ok(binary)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn every_mutant_can_be_made_has_a_name_of_its_own_and_a_test_that_exists() {
+        let mut names = BTreeSet::new();
+        for mutant in list::OF_ALL_PACKETS.iter().chain(list::OF_ONE_TEST) {
+            assert!(names.insert(mutant.name), "{} is there twice", mutant.name);
+            let path = mutant.path();
+            let text = fs::read_to_string(workspace::root().join(&path)).expect("a source file");
+            mutant.edited(&path, text).expect("it can be made");
+            let (file, function) = mutant.test.split_once("::").expect("file::function");
+            let file = workspace::root().join(format!("tests/tests/{file}.rs"));
+            let tests = fs::read_to_string(&file).expect("a file of tests");
+            assert!(
+                tests.contains(&format!("fn {function}()")),
+                "{} is not in {}",
+                mutant.test,
+                file.display()
+            );
+        }
+    }
+}
