@@ -97,17 +97,24 @@ impl<'a> Datapath<'a> {
     pub fn run(&self, program: Program, device: &str, frame: &[u8]) -> (Verdict, Vec<u8>) {
         self.topology
             .host
-            .run(|| self.run_inside(program, device, frame))
+            .run(|| self.run_inside(program, device, 0, frame))
     }
 
     /// The same on a thread that is inside the host's namespace.
-    fn run_inside(&self, program: Program, device: &str, frame: &[u8]) -> (Verdict, Vec<u8>) {
+    fn run_inside(
+        &self,
+        program: Program,
+        device: &str,
+        segment: u32,
+        frame: &[u8],
+    ) -> (Verdict, Vec<u8>) {
         let index = index_of(device);
+        let mut context = skb_context(index);
+        context[GSO_SIZE] = segment;
         let run = match program {
-            Program::Device => kernel::test_run(&self.device, frame, &skb_context(index)),
-            Program::Link => kernel::test_run(&self.link, frame, &skb_context(index)),
+            Program::Device => kernel::test_run(&self.device, frame, &context),
+            Program::Link => kernel::test_run(&self.link, frame, &context),
             Program::Egress => {
-                let mut context = skb_context(index);
                 context[INGRESS_IFINDEX] = index_of("br0");
                 kernel::test_run(&self.egress, frame, &context)
             }
@@ -145,7 +152,8 @@ impl<'a> Datapath<'a> {
     /// XDP may pass up untouched what TC can do, and never redirects yet: where TC redirects, it has
     /// to pass up the same bytes.
     fn fault(&self, row: &Row) -> Option<String> {
-        let (verdict, mut packet) = self.run_inside(row.program, row.device, &row.input);
+        let (verdict, mut packet) =
+            self.run_inside(row.program, row.device, row.segment, &row.input);
         if packet.len() >= 12 && row.output.len() >= 12 {
             packet[..12].copy_from_slice(&row.output[..12]);
         }
@@ -209,6 +217,8 @@ pub struct Row {
     pub program: Program,
     /// By which device of the host it comes in.
     pub device: &'static str,
+    /// Bytes of payload of each packet that it is going to be cut into; 0 if it stays whole.
+    pub segment: u32,
     /// The frame.
     pub input: Vec<u8>,
     /// What must become of it.
@@ -225,6 +235,7 @@ impl Row {
             name: name.to_owned(),
             program,
             device,
+            segment: 0,
             output: input.clone(),
             input,
             verdict: Verdict::Next,
@@ -241,12 +252,9 @@ impl Row {
         output: Vec<u8>,
     ) -> Self {
         Self {
-            name: name.to_owned(),
-            program,
-            device,
-            input,
             verdict: Verdict::Redirect,
             output,
+            ..Self::untouched(name, program, device, input)
         }
     }
 
@@ -260,8 +268,9 @@ impl Row {
     }
 }
 
-/// Place of the device by which the packet came in, in `struct __sk_buff`.
+/// Places in `struct __sk_buff`: the device by which the packet came in, and the size of segments.
 const INGRESS_IFINDEX: usize = 9;
+const GSO_SIZE: usize = 44;
 
 /// `struct __sk_buff` with the index of the device.
 fn skb_context(index: u32) -> [u32; 48] {

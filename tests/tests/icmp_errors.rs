@@ -10,7 +10,7 @@ use portfwd_tests::quote::{Flow, Kind, quote};
 use portfwd_tests::table::{Ends, at, families, play};
 use portfwd_tests::topology::{CLIENT_MAC, GATEWAY_MAC, HOST_MAC, Shape, Topology};
 
-const KINDS: [Kind; 3] = [Kind::Tcp, Kind::Udp, Kind::BareUdp];
+const KINDS: [Kind; 4] = [Kind::Tcp, Kind::Udp, Kind::BareUdp, Kind::Sctp];
 /// Bytes of the transport header that are quoted: the ports alone, the 8 of RFC 792, up to, into and past
 /// each checksum, everything.
 const CUTS: [usize; 11] = [4, 6, 7, 8, 9, 12, 16, 17, 18, 20, usize::MAX];
@@ -30,15 +30,27 @@ fn types(address: IpAddr) -> ([u8; 4], [u8; 5]) {
 
 fn published() -> Topology {
     let topology = Topology::new(Shape::default());
-    topology.attach("web", 0, &["8080:80", "8080:80/udp"]);
-    topology.attach("db", 1, &["8090:80", "8090:80/udp"]);
+    topology.attach("web", 0, &["8080:80", "8080:80/udp", "9000:9000/sctp"]);
+    topology.attach("db", 1, &["8090:80", "8090:80/udp", "9010:9010/sctp"]);
     topology
+}
+
+/// The host's port and the container's: of SCTP they are the same.
+fn ports(kind: Kind, published: u16) -> (u16, u16) {
+    match kind {
+        Kind::Sctp => (published + 920, published + 920),
+        _ => (published, 80),
+    }
 }
 
 /// A flow of the client to `web`.
 fn of_client(ends: &Ends, kind: Kind, port: u16) -> Flow {
-    debug_assert_ne!(kind, Kind::Sctp);
-    Flow::new(at(ends.client, port), at(ends.host, 8080), at(ends.web, 80))
+    let (published, own) = ports(kind, 8080);
+    Flow::new(
+        at(ends.client, port),
+        at(ends.host, published),
+        at(ends.web, own),
+    )
 }
 
 /// A program, and a device that it sees.
@@ -249,20 +261,15 @@ fn errors_follow_containers_that_are_clients_of_published_ports() {
     let topology = published();
     let datapath = Datapath::open(&topology);
     for ends in families() {
-        for (number, kind) in (0..).zip(kinds_of(ends.client).filter(|kind| *kind != Kind::Sctp)) {
+        for (number, kind) in (0..).zip(kinds_of(ends.client)) {
+            let client = at(ends.web, 22_000 + number);
+            let (published, target) = ports(kind, 8080);
             let own = Flow {
                 seen: at(ends.host, 22_000 + number),
-                ..Flow::new(
-                    at(ends.web, 22_000 + number),
-                    at(ends.host, 8080),
-                    at(ends.web, 80),
-                )
+                ..Flow::new(client, at(ends.host, published), at(ends.web, target))
             };
-            let others = Flow::new(
-                at(ends.web, 22_000 + number),
-                at(ends.gateway, 8090),
-                at(ends.db, 80),
-            );
+            let (published, target) = ports(kind, 8090);
+            let others = Flow::new(client, at(ends.gateway, published), at(ends.db, target));
             let mut rows = Vec::new();
             for (flow, server) in [(own, 0), (others, 1)] {
                 open(&datapath, kind, &flow, WEB);
@@ -407,6 +414,44 @@ fn padding_behind_an_error_is_no_part_of_its_quote() {
     }
 }
 
+// Fails if the length that a message tells of its quote is believed (RFC 4884, section 5.5; `read_any` in
+// error.rs): not everybody who writes a number there means that.
+#[test]
+fn the_length_that_an_error_tells_of_its_quote_does_not_count() {
+    let topology = published();
+    let datapath = Datapath::open(&topology);
+    let mut rows = Vec::new();
+    for ends in families() {
+        let flow = of_client(&ends, Kind::Udp, 25_500);
+        open(&datapath, Kind::Udp, &flow, OUTSIDE);
+        let error = Error {
+            kind: Kind::Udp,
+            message: types(ends.client).0[2],
+            cut: usize::MAX,
+            extended: Extended::No,
+        };
+        for told in [1, 6, 7, 32, 255] {
+            // In 32-bit words from the sixth byte on in ICMP, in 64-bit words from the fifth in ICMPv6.
+            let rest = told << if ends.client.is_ipv4() { 16 } else { 24 };
+            let telling = |source, destination, quoted: &[u8]| {
+                let mut frame = error.frame(source, destination, quoted);
+                let kind = (error.message, 0);
+                frame.transport = Transport::Icmp { kind, rest };
+                frame
+            };
+            let quoted = error.quoted((flow.seen, flow.container));
+            let input = telling(ends.web, ends.client, &quoted).on_link(ON_LINK[0].0, GATEWAY_MAC);
+            let requoted = error.quoted((flow.client, flow.host));
+            let mut output = telling(ends.host, ends.client, &requoted);
+            output.hops -= 1;
+            let (input, output) = (input.to_bytes(), output.to_bytes());
+            let name = format!("{told} words, it says");
+            rows.push(Row::translated(&name, WEB.0, WEB.1, input, output));
+        }
+    }
+    play(&datapath, &rows);
+}
+
 // Fails if the header of a quote is not looked at: a fragment that is not the first has no ports, and
 // what stands there are somebody's data.
 #[test]
@@ -517,6 +562,8 @@ fn errors_about_flows_through_the_stack_are_translated_on_their_way_through_it()
         "8080:80",
         "-p",
         "8080:80/udp",
+        "-p",
+        "9000:9000/sctp",
     ];
     topology.portfwd(&arguments).expect_ok();
     let datapath = Datapath::open(&topology);
@@ -524,10 +571,11 @@ fn errors_about_flows_through_the_stack_are_translated_on_their_way_through_it()
     for (ends, far) in families().into_iter().zip(FAR) {
         let far: IpAddr = far.parse().expect("an address");
         for (number, kind) in (0..).zip(kinds_of(far)) {
+            let (published, target) = ports(kind, 8080);
             let flow = Flow::new(
                 at(ends.client, 29_000 + number),
-                at(ends.host, 8080),
-                at(far, 80),
+                at(ends.host, published),
+                at(far, target),
             );
             let frame = kind.opening(flow.client, flow.host);
             let frame = frame.on_link(CLIENT_MAC, HOST_MAC).to_bytes();

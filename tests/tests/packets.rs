@@ -1,6 +1,9 @@
 //! Packet tables: what is translated, through TC and through XDP.
 
+use std::net::SocketAddr;
+
 use portfwd_tests::datapath::{Datapath, Program, Row, Verdict};
+use portfwd_tests::deadline::{PATIENCE, until};
 use portfwd_tests::packet::{Frame, Transport, flag};
 use portfwd_tests::table::{at, families, hopped, inbound, opening_frames, play, topology};
 use portfwd_tests::topology::{CLIENT, GATEWAY_MAC, HOST};
@@ -107,6 +110,7 @@ fn datagrams_are_translated_both_ways() {
     play(&datapath, &rows);
 }
 
+// Fails if the helper is not told that a checksum of 0 is none (`BPF_F_MARK_MANGLED_0` in packet.rs).
 #[test]
 fn an_absent_udp_checksum_stays_absent_and_a_computed_zero_is_sent_as_ones() {
     let topology = topology();
@@ -124,11 +128,7 @@ fn an_absent_udp_checksum_stays_absent_and_a_computed_zero_is_sent_as_ones() {
                 let input = bare.to_bytes();
                 rows.push(Row::translated(name, program, "eth0", input, output));
             }
-            let zero = (0..=u16::MAX)
-                .map(|word| Frame::udp(client, host, &word.to_be_bytes()))
-                .map(inbound)
-                .find(|frame| udp_checksum(&hopped(frame, client, web)) == 0xffff)
-                .expect("one of all words makes the sum");
+            let zero = zero(client, host, web);
             let output = hopped(&zero, client, web);
             let name = "a datagram whose checksum comes to zero";
             let input = zero.to_bytes();
@@ -136,6 +136,54 @@ fn an_absent_udp_checksum_stays_absent_and_a_computed_zero_is_sent_as_ones() {
         }
     }
     play(&datapath, &rows);
+}
+
+// XDP translates settled flows alone. Fails if an absent checksum is taken for one, or if a computed zero
+// is not sent as ones (`update_checksum` of `Xdp` in packet.rs).
+#[test]
+fn a_stream_behind_xdp_keeps_its_absent_checksums_and_computed_zeros() {
+    let topology = topology();
+    let datapath = Datapath::open(&topology);
+    for ends in families() {
+        let client = at(ends.client, 35_100);
+        let (host, web) = (at(ends.host, 8080), at(ends.web, 80));
+        let early = |frame: &Frame| {
+            let (verdict, bytes) = datapath.run(Program::EarlyDevice, "eth0", &frame.to_bytes());
+            assert_eq!(verdict, Verdict::Next);
+            bytes
+        };
+        let question = inbound(Frame::udp(client, host, b"question"));
+        let reply = Frame::udp(web, client, b"answer").on_link([2, 0, 0, 88, 0, 2], GATEWAY_MAC);
+        until("the stream to be settled", PATIENCE, || {
+            for (program, device, frame) in [
+                (Program::Device, "eth0", &question),
+                (Program::Link, "veth1", &reply),
+            ] {
+                let (verdict, _) = datapath.run(program, device, &frame.to_bytes());
+                assert_eq!(verdict, Verdict::Redirect);
+            }
+            (early(&question) != question.to_bytes()).then_some(())
+        });
+        let mut frames = vec![question.clone()];
+        if ends.client.is_ipv4() {
+            let mut bare = question;
+            bare.transport = Transport::UdpWithoutChecksum;
+            frames.push(bare);
+        }
+        frames.push(zero(client, host, web));
+        for frame in &frames {
+            assert_eq!(early(frame), hopped(frame, client, web));
+        }
+    }
+}
+
+/// A datagram of the client whose checksum comes to zero on its way to `web`.
+fn zero(client: SocketAddr, host: SocketAddr, web: SocketAddr) -> Frame {
+    (0..=u16::MAX)
+        .map(|word| Frame::udp(client, host, &word.to_be_bytes()))
+        .map(inbound)
+        .find(|frame| udp_checksum(&hopped(frame, client, web)) == 0xffff)
+        .expect("one of all words makes the sum")
 }
 
 /// The checksum field of a frame that ends with a UDP header and two bytes.
@@ -248,4 +296,61 @@ fn flows_of_a_withdrawn_forward_do_not_exist() {
         output,
     );
     play(&datapath, &[new]);
+}
+
+/// A frame whose IP header does not tell its length.
+fn without_length(mut frame: Vec<u8>) -> Vec<u8> {
+    if frame[12] == 8 {
+        frame[16..18].fill(0);
+        frame[24..26].fill(0);
+        let words = frame[14..34].chunks(2);
+        let sum: u32 = words
+            .map(|word| u32::from(word[0]) << 8 | u32::from(word[1]))
+            .sum();
+        let sum = (sum & 0xffff) + (sum >> 16);
+        let sum = u16::try_from((sum & 0xffff) + (sum >> 16)).expect("folded");
+        frame[24..26].copy_from_slice(&(!sum).to_be_bytes());
+    } else {
+        frame[18..20].fill(0);
+    }
+    frame
+}
+
+// Fails if a length of 0 is not that of a packet which is going to be cut (`length` in family.rs).
+#[test]
+fn packets_too_large_to_tell_their_length_are_translated_both_ways() {
+    let topology = topology();
+    let datapath = Datapath::open(&topology);
+    for ends in families() {
+        let client = at(ends.client, 36_000);
+        let (host, web) = (at(ends.host, 8080), at(ends.web, 80));
+        // The kernel may put a hop-by-hop header there for the time being, which tells the length.
+        let jumbo = vec![(0, vec![0, 0, 0xc2, 4, 0, 0, 12, 0])];
+        let mut rows = vec![];
+        for (flags, payload) in [(flag::SYN, &b""[..]), (flag::ACK, &[7; 3_000])] {
+            for extensions in [vec![], jumbo.clone()] {
+                for segment in [1_400, 0] {
+                    let mut asked = inbound(Frame::tcp(client, host, flags).carrying(payload));
+                    asked.ipv6_extensions.clone_from(&extensions);
+                    let mut answered = Frame::tcp(web, client, flags | flag::ACK)
+                        .carrying(payload)
+                        .on_link([2, 0, 0, 88, 0, 2], GATEWAY_MAC);
+                    answered.ipv6_extensions.clone_from(&extensions);
+                    for (program, device, frame, to) in [
+                        (Program::Device, "eth0", asked, (client, web)),
+                        (Program::Link, "veth1", answered, (host, client)),
+                    ] {
+                        let input = without_length(frame.to_bytes());
+                        let output = without_length(hopped(&frame, to.0, to.1));
+                        let row = match segment {
+                            0 => Row::untouched("whole", program, device, input),
+                            _ => Row::translated("to be cut", program, device, input, output),
+                        };
+                        rows.push(Row { segment, ..row });
+                    }
+                }
+            }
+        }
+        play(&datapath, &rows);
+    }
 }

@@ -18,11 +18,12 @@ const MANY_FLOWS: usize = 4_096;
 const MANY_WAITING: usize = 200;
 
 /// What packets can meet: the hook, the decision, whether they are translated.
-const EVERYTHING: [(At, Decision, bool); 13] = [
+const EVERYTHING: [(At, Decision, bool); 14] = [
     (At::Device, Decision::Redirect, false),
     (At::Device, Decision::Next, false),
     (At::Device, Decision::Next, true),
     (At::Device, Decision::Redirect, true),
+    (At::Device, Decision::Drop, false),
     (At::Device, Decision::Kept, false),
     (At::EarlyDevice, Decision::Next, false),
     (At::EarlyDevice, Decision::Next, true),
@@ -33,9 +34,9 @@ const EVERYTHING: [(At, Decision, bool); 13] = [
     (At::Egress, Decision::Next, false),
     (At::Egress, Decision::Next, true),
 ];
-/// The reasons that they can meet where no table is full, no client's port is taken for good, and no host
-/// socket is in the way.
-const REASONS: [usize; 8] = [1, 32, 33, 34, 36, 37, 38, 39];
+/// The reasons that they can meet where no table is full and no host socket is in the way. Of SCTP clients'
+/// ports are taken for good.
+const REASONS: [usize; 9] = [1, 2, 32, 33, 34, 36, 37, 38, 39];
 
 /// Where the two sides disagree.
 #[derive(Debug, Clone, PartialEq, Eq)]

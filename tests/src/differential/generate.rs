@@ -12,7 +12,9 @@ use crate::table::{Ends, at, families};
 use crate::topology::{CLIENT_MAC, GATEWAY_MAC, HOST_MAC};
 
 /// Host ports, published and not.
-const HOST_PORTS: [u16; 9] = [8080, 8081, 8090, 80, 5000, 8100, 8443, 443, 9999];
+const HOST_PORTS: [u16; 10] = [8080, 8081, 8090, 80, 5000, 8100, 8443, 443, 9999, SCTP_PORT];
+/// The one that is published over SCTP.
+const SCTP_PORT: u16 = 9000;
 /// Few, so that flows meet in one tuple.
 const CLIENT_PORTS: [u16; 5] = [40_000, 40_001, 80, 8080, 1];
 /// What TCP segments carry, likely ones more than once.
@@ -32,6 +34,14 @@ const FLAGS: [u8; 14] = [
     flag::SYN | flag::FIN,
     0xff,
 ];
+
+/// What SCTP packets begin with (RFC 9260, section 3.2), likely chunks more than once.
+const CHUNKS: [u8; 14] = [0, 0, 0, 1, 1, 2, 2, 3, 6, 7, 8, 10, 11, 14];
+
+/// IP protocol numbers.
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+const SCTP: u8 = 132;
 
 /// A connection that was translated: who sent what to whom on either side of the host.
 #[derive(Debug, Clone)]
@@ -136,7 +146,7 @@ impl Generator {
     fn shake_hands(&mut self, conversation: &Conversation) {
         let request = &conversation.request;
         let (client, container) = conversation.inside;
-        let is_tcp = Layers::of(&request.frame).is_some_and(|layers| layers.protocol == 6);
+        let is_tcp = Layers::of(&request.frame).is_some_and(|layers| layers.protocol == TCP);
         let Some((from, to)) = ends(&request.frame).filter(|_| is_tcp) else {
             return;
         };
@@ -160,10 +170,10 @@ impl Generator {
         if self.random.percent(3) {
             return conversation.request;
         }
-        let tcp = layers.protocol == 6;
+        let protocol = layers.protocol;
         if self.random.percent(50) {
             let ends = ends(&conversation.request.frame).unwrap_or(conversation.inside);
-            let mut frame = self.frame(tcp, ends.0, ends.1);
+            let mut frame = self.frame(protocol, ends.0, ends.1);
             self.number(&mut frame, None, conversation.answer.wrapping_add(1));
             let Step { at, device, .. } = conversation.request;
             let at = match at {
@@ -174,7 +184,7 @@ impl Generator {
             return self.placed(at, device, frame);
         }
         let (client, container) = conversation.inside;
-        let mut frame = self.frame(tcp, container, client);
+        let mut frame = self.frame(protocol, container, client);
         self.number(&mut frame, Some(conversation.answer), 1_001);
         let (at, device) = self.way_of(container.ip());
         self.placed(at, device, frame)
@@ -211,18 +221,18 @@ impl Generator {
         let Some((client, host)) = ends(&request.frame) else {
             return request;
         };
-        let tcp = Layers::of(&request.frame).is_some_and(|layers| layers.protocol == 6);
+        let protocol = Layers::of(&request.frame).map_or(UDP, |layers| layers.protocol);
         let families = self.families;
         let near = &families[usize::from(client.is_ipv6())];
         let about_reply = self.random.percent(50);
         let (about, from) = if about_reply {
             let from = self.random.pick(&[client.ip(), near.foreign, near.client]);
-            (self.frame(tcp, host, client), from)
+            (self.frame(protocol, host, client), from)
         } else {
             let from = self
                 .random
                 .pick(&[inside.1.ip(), inside.1.ip(), near.foreign]);
-            (self.frame(tcp, inside.0, inside.1), from)
+            (self.frame(protocol, inside.0, inside.1), from)
         };
         let mut about = about.to_bytes();
         if self.random.percent(10) {
@@ -312,8 +322,8 @@ impl Generator {
         let (from, to) = (self.anybody(&ends), self.anybody(&ends));
         let ports: [u16; 2] =
             std::array::from_fn(|_| self.random.pick(&[80, 8080, 8090, 443, 0, 65_535, 40_000]));
-        let tcp = self.random.percent(50);
-        let frame = self.frame(tcp, at(from, ports[0]), at(to, ports[1]));
+        let protocol = self.random.pick(&[TCP, UDP]);
+        let frame = self.frame(protocol, at(from, ports[0]), at(to, ports[1]));
         let (at, device) = self.random.pick(&[
             (At::Device, "eth0"),
             (At::Device, "br0"),
@@ -358,19 +368,25 @@ impl Generator {
         self.random.pick(&known)
     }
 
-    /// What may open a flow: a lone SYN mostly, or a datagram.
+    /// What may open a flow: a lone SYN or INIT mostly, or a datagram.
     fn opening_frame(&mut self, from: SocketAddr, to: SocketAddr) -> Frame {
-        let tcp = self.random.percent(60);
-        let mut frame = self.frame(tcp, from, to);
-        if self.random.percent(85)
-            && let Transport::Tcp { flags, .. } = &mut frame.transport
-        {
-            *flags = flag::SYN;
+        let protocol = match to.port() {
+            SCTP_PORT if self.random.percent(90) => SCTP,
+            _ if self.random.percent(60) => TCP,
+            _ => UDP,
+        };
+        let mut frame = self.frame(protocol, from, to);
+        if self.random.percent(85) {
+            match &mut frame.transport {
+                Transport::Tcp { flags, .. } => *flags = flag::SYN,
+                Transport::Sctp(chunk) => *chunk = 1,
+                _ => {}
+            }
         }
         frame
     }
 
-    fn frame(&mut self, tcp: bool, from: SocketAddr, to: SocketAddr) -> Frame {
+    fn frame(&mut self, protocol: u8, from: SocketAddr, to: SocketAddr) -> Frame {
         // A mapped address or another family in a damaged packet: then any packet will do.
         let to = if from.is_ipv4() == to.is_ipv4() {
             to
@@ -383,10 +399,10 @@ impl Generator {
             _ => 1_380 + self.random.below(200),
         };
         let payload = self.random.bytes(size);
-        let mut frame = if tcp {
-            Frame::tcp(from, to, self.random.pick(&FLAGS)).carrying(&payload)
-        } else {
-            Frame::udp(from, to, &payload)
+        let mut frame = match protocol {
+            TCP => Frame::tcp(from, to, self.random.pick(&FLAGS)).carrying(&payload),
+            SCTP => Frame::sctp(from, to, self.random.pick(&CHUNKS)).carrying(&payload),
+            _ => Frame::udp(from, to, &payload),
         };
         match &mut frame.transport {
             Transport::Tcp { options, .. } if self.random.percent(20) => {

@@ -100,6 +100,6 @@ mod tests {
         let text = "if a\n    && b\n{ a && b }";
         assert_eq!(places(text, "a && b").collect::<Vec<_>>(), [3..13, 16..22]);
         assert_eq!(places(text, "a &&b").count(), 0);
-        assert_eq!(places(text, "b }").collect::<Vec<_>>(), [21..24]);
+        assert_eq!(places(text, "b }").next(), Some(21..24));
     }
 }

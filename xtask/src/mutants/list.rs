@@ -65,6 +65,13 @@ pub(super) const OF_ONE_TEST: &[Mutant] = &[
         wrong: "if false",
     },
     Mutant {
+        name: "told-length",
+        test: "icmp_errors::the_length_that_an_error_tells_of_its_quote_does_not_count",
+        file: "ebpf/error.rs",
+        right: "let quoted = A::quoted(hook, at, network.end)?.by_any_way()?;",
+        wrong: "let told: [u8; 2] = hook.load(network.transport_at(4))?; if (told[0] | told[1]) != 0 && at as u64 + told[0] as u64 * 8 + told[1] as u64 * 4 > network.end { return None; } let quoted = A::quoted(hook, at, network.end)?.by_any_way()?;",
+    },
+    Mutant {
         name: "quoted-options",
         test: "icmp_errors::errors_about_requests_and_replies_are_translated_in_both_directions",
         file: "ebpf/family.rs",
@@ -213,14 +220,14 @@ pub(super) const OF_ONE_TEST: &[Mutant] = &[
     },
     Mutant {
         name: "udp-no-checksum-xdp",
-        test: "packets::an_absent_udp_checksum_stays_absent_and_a_computed_zero_is_sent_as_ones",
+        test: "packets::a_stream_behind_xdp_keeps_its_absent_checksums_and_computed_zeros",
         file: "ebpf/packet.rs",
         right: "if protocol == Protocol::Udp && old == 0 {",
         wrong: "if false && protocol == Protocol::Udp && old == 0 {",
     },
     Mutant {
         name: "udp-zero-xdp",
-        test: "packets::an_absent_udp_checksum_stays_absent_and_a_computed_zero_is_sent_as_ones",
+        test: "packets::a_stream_behind_xdp_keeps_its_absent_checksums_and_computed_zeros",
         file: "ebpf/packet.rs",
         right: "*sum = if protocol == Protocol::Udp && new == 0",
         wrong: "*sum = if false && protocol == Protocol::Udp && new == 0",
@@ -366,6 +373,13 @@ pub(super) const OF_ONE_TEST: &[Mutant] = &[
         wrong: "if false && !hook.has_frame()",
     },
     Mutant {
+        name: "big-tcp",
+        test: "packets::packets_too_large_to_tell_their_length_are_translated_both_ways",
+        file: "ebpf/family.rs",
+        right: "0 if hook.segment() != 0 => Ok(actual),",
+        wrong: "0 if hook.segment() == 7 => Ok(actual),",
+    },
+    Mutant {
         name: "half-remade",
         test: "masqueraded_pairs::a_half_that_was_evicted_is_made_again_from_the_other",
         file: "ebpf/pair.rs",
@@ -406,6 +420,27 @@ pub(super) const OF_ONE_TEST: &[Mutant] = &[
         file: "ebpf/first.rs",
         right: "Found::Own(live) if !(packet.flags.opens() && live.state.gives_way_to_syn()) =>",
         wrong: "Found::Own(live) =>",
+    },
+    Mutant {
+        name: "time-wait",
+        test: "time_wait::a_client_comes_again_through_a_published_port",
+        file: "ebpf/first.rs",
+        right: "Found::Own(live) if !(packet.flags.opens() && live.state.gives_way_to_syn()) =>",
+        wrong: "Found::Own(live) =>",
+    },
+    Mutant {
+        name: "time-wait-masqueraded",
+        test: "time_wait::a_container_comes_again_under_the_hosts_address",
+        file: "ebpf/masquerade.rs",
+        right: "Some(live) => pair::advance(work, &live, step(&seen, &work.key, &live, Side::Client)), None => false,",
+        wrong: "Some(live) if !(TcpFlags(seen.flags as u8).opens() && live.state.gives_way_to_syn()) => pair::advance(work, &live, step(&seen, &work.key, &live, Side::Client)), _ => false,",
+    },
+    Mutant {
+        name: "time-wait-host",
+        test: "time_wait::a_port_that_the_host_has_in_time_wait_is_the_containers",
+        file: "ebpf/forward.rs",
+        right: "state != TCP_LISTEN && state != TCP_TIME_WAIT",
+        wrong: "state != TCP_LISTEN",
     },
     Mutant {
         name: "reset",
