@@ -41,7 +41,7 @@
 //!     on ([`Reason::NoFlow`]).
 //! 11. A flow is opened only to one of the host's addresses ([`Reason::NotForHost`]), from a source that can
 //!     exist, does not have to stay on its link, and is not the host's ([`Reason::ImpossibleSource`]), and if
-//!     no socket of the host has the connection ([`Reason::HostSocket`]).
+//!     no socket of the host has the connection ([`Reason::HostSocket`]). The host's `rp_filter` is off.
 //! 12. A request that would open a flow in place of another gets another client's port toward the
 //!     container, of 1024 and above and free; replies go to the client's own. Which one, the datapath may
 //!     choose ([`Input::port`]). SCTP cannot, and drops it ([`Reason::TupleTaken`]). A SYN opens a new

@@ -94,22 +94,39 @@ pub struct Device {
     high: u32,
     /// The last two.
     low: u16,
-    padding: u16,
+    /// How sources of IPv4 packets that come in by it are checked: [`Self::STRICTLY`], [`Self::LOOSELY`], or
+    /// not at all.
+    pub source_check: u8,
+    /// Devices with one number share a route with several next hops; 0 shares none.
+    pub shared: u8,
 }
 
 impl Device {
-    /// From the two parts of its Ethernet address, as they lie in a frame.
-    #[inline(always)]
-    pub const fn new(high: u32, low: u16) -> Self {
+    /// Of [`Self::source_check`]: the way back has to leave by this device (RFC 3704, section 2.2).
+    pub const STRICTLY: u8 = 1;
+    /// There has to be a way back (RFC 3704, section 2.4).
+    pub const LOOSELY: u8 = 2;
+
+    /// From its Ethernet address; zeros where it has none.
+    pub const fn with_address([a, b, c, d, e, f]: [u8; 6]) -> Self {
         Self {
-            high,
-            low,
-            padding: 0,
+            high: u32::from_ne_bytes([a, b, c, d]),
+            low: u16::from_ne_bytes([e, f]),
+            source_check: 0,
+            shared: 0,
         }
     }
-    /// From its Ethernet address.
-    pub const fn with_address([a, b, c, d, e, f]: [u8; 6]) -> Self {
-        Self::new(u32::from_ne_bytes([a, b, c, d]), u16::from_ne_bytes([e, f]))
+    /// Whether that is its Ethernet address, of which `high` and `low` are the two parts as they lie in a
+    /// frame.
+    #[inline(always)]
+    pub const fn has_address(&self, high: u32, low: u16) -> bool {
+        self.high == high && self.low == low
+    }
+    /// Whether a source that is checked strictly may come in by this device, when the way back leaves by
+    /// `other`.
+    #[inline(always)]
+    pub const fn shares_routes_with(&self, other: &Self) -> bool {
+        self.shared != 0 && self.shared == other.shared
     }
 }
 

@@ -34,6 +34,9 @@ pub enum Reason {
     TooBig = 38,
     /// From an address that nobody can send from, or from the host's own.
     ImpossibleSource = 39,
+    /// From an address that the routing table would not reach by the device that the packet came in by,
+    /// where the host checks that (`rp_filter`).
+    ReversePath = 40,
 }
 
 /// Length of the table of reasons.
@@ -41,7 +44,7 @@ pub const MAX_REASONS: u32 = 64;
 
 impl Reason {
     /// Every reason.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::ForeignSource,
         Self::TupleTaken,
         Self::FlowTableFull,
@@ -56,6 +59,7 @@ impl Reason {
         Self::Expired,
         Self::TooBig,
         Self::ImpossibleSource,
+        Self::ReversePath,
     ];
 
     /// The label.
@@ -75,6 +79,7 @@ impl Reason {
             Self::Expired => "expired",
             Self::TooBig => "too-big",
             Self::ImpossibleSource => "impossible-source",
+            Self::ReversePath => "reverse-path",
         }
     }
     /// Whether the packet was dropped; else it went on unchanged.

@@ -38,6 +38,8 @@ const _: () = assert!(size_of::<Query>() == size_of::<bpf_fib_lookup>());
 // `BPF_FIB_LKUP_RET_*` of linux/bpf.h. The neighbour is the redirecting helper's business, and the size
 // that of the caller, so the last two are answers as well.
 const SUCCESS: i64 = 0;
+const BLACKHOLE: i64 = 1;
+const NOT_FORWARDED: i64 = 4;
 const NO_NEIGHBOUR: i64 = 7;
 const TOO_BIG: i64 = 8;
 
@@ -125,6 +127,29 @@ pub fn leads_elsewhere<H: Hook, A: Family>(hook: &H, packet: &Packet<A>) -> bool
         protocol: packet.network.protocol,
     };
     ask(hook, hook.device(), &ends).is_some_and(|(answer, _)| is_known(answer))
+}
+
+/// There is no way back.
+pub const NO_WAY: u32 = 0;
+/// The table does not tell the way back.
+pub const UNTOLD: u32 = u32::MAX;
+
+/// The device by which an answer to the packet would leave, [`NO_WAY`] or [`UNTOLD`]: where forwarding is
+/// off, the table tells nothing.
+#[inline(always)]
+pub fn way_back<H: Hook, A: Family>(hook: &H, packet: &Packet<A>) -> u32 {
+    let ends = Ends {
+        source: packet.network.destination,
+        source_port: packet.destination_port,
+        destination: packet.network.source,
+        destination_port: packet.source_port,
+        protocol: packet.network.protocol,
+    };
+    match ask(hook, hook.device(), &ends) {
+        Some((answer, query)) if is_known(answer) => query.device,
+        Some((BLACKHOLE..=NOT_FORWARDED, _)) => NO_WAY,
+        _ => UNTOLD,
+    }
 }
 
 #[inline(always)]

@@ -370,6 +370,10 @@ fn open<A: Family>(
     ingress: Ingress,
 ) -> Result<Live<A>, Verdict> {
     forward::admits(hook, packet).map_err(Verdict::next_for)?;
+    let by_device = matches!(ingress, Ingress::Device(_));
+    if by_device && !forward::fits_reverse_path(hook, packet) {
+        return Err(Verdict::next_for(Reason::ReversePath));
+    }
     let device = ingress.device();
     let opened = match found {
         Found::Other => shift::open(key, packet, published, way_in, device),

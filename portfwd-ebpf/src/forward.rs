@@ -6,7 +6,7 @@ use aya_ebpf::{
 };
 use portfwd_common::{
     forward::{AddressPort, Forward, PortSlot, port_index},
-    host::{HOST_DATAGRAM_LIFETIME, HostDatagram},
+    host::{Device, HOST_DATAGRAM_LIFETIME, HostDatagram},
     masquerade::Key,
     net::{Address, Ip, NetPort, Protocol, V4, V6},
     verdict::Reason,
@@ -16,7 +16,9 @@ use crate::{
     clock,
     family::Family,
     fib,
-    maps::{ADDRESS_PORTS, COUNTERS, FORWARDS, HOST_ADDRESSES, HOST_DATAGRAMS, JOURNAL, PORTS},
+    maps::{
+        ADDRESS_PORTS, COUNTERS, DEVICES, FORWARDS, HOST_ADDRESSES, HOST_DATAGRAMS, JOURNAL, PORTS,
+    },
     packet::{Hook, Tc},
     parse::Packet,
 };
@@ -121,6 +123,30 @@ pub fn admits<H: Hook, A: Family>(hook: &H, packet: &Packet<A>) -> Result<(), Re
         Err(Reason::HostSocket)
     } else {
         Ok(())
+    }
+}
+
+/// Whether the host would take the packet's source for one behind the device that it came in by. The stack
+/// checks so what is passed to it (`fib_validate_source`), IPv4 alone. A container's link has a stricter rule.
+#[inline(always)]
+pub fn fits_reverse_path<H: Hook, A: Family>(hook: &H, packet: &Packet<A>) -> bool {
+    if A::FAMILY != V4::FAMILY {
+        return true;
+    }
+    // SAFETY: the loader replaces elements whole.
+    let Some(device) = (unsafe { DEVICES.get(&hook.device()) }) else {
+        return true;
+    };
+    if device.source_check == 0 {
+        return true;
+    }
+    match fib::way_back(hook, packet) {
+        fib::NO_WAY => false,
+        fib::UNTOLD => true,
+        _ if device.source_check != Device::STRICTLY => true,
+        out if out == hook.device() => true,
+        // SAFETY: as above.
+        out => unsafe { DEVICES.get(&out) }.is_some_and(|other| device.shares_routes_with(other)),
     }
 }
 

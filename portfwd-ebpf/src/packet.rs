@@ -12,7 +12,6 @@ use aya_ebpf::{
 };
 use portfwd_common::{
     checksum,
-    host::Device,
     net::{Protocol, V4, V6},
     verdict::Reason,
 };
@@ -395,7 +394,7 @@ impl Hook for Xdp {
         let (Some(high), Some(low)) = (self.load::<u32>(0), self.load::<u16>(4)) else {
             return false;
         };
-        Device::new(high, low) == *device
+        device.has_address(high, low)
     }
     #[inline(always)]
     fn segment(&self) -> u32 {

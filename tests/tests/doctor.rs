@@ -252,6 +252,9 @@ fn forwarding_that_is_off_fails_what_goes_through_the_stack() {
 fn strict_source_checks_are_named_where_there_are_several_uplinks() {
     let topology = Topology::new(Shape::default());
     topology.host.set_sysctl("ipv4/conf/eth0/rp_filter", "1");
+    let words = ["strict on eth0", "forwarding is off"];
+    expect(&doctor(&topology, 0), "rp-filter", "warn", &words);
+    topology.host.set_sysctl("ipv4/ip_forward", "1");
     expect(
         &doctor(&topology, 0),
         "rp-filter",

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use portfwd_tests::datapath::{Datapath, Program, Row};
 use portfwd_tests::packet::{Frame, Transport, flag};
 use portfwd_tests::table::{at, families, hopped, inbound, opening_frames, play, topology};
-use portfwd_tests::topology::CLIENT_MAC;
+use portfwd_tests::topology::{CLIENT_MAC, Shape, Topology};
 
 #[test]
 fn what_opens_no_flow_goes_on_untouched() {
@@ -260,5 +260,47 @@ fn neighbour(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V4(v4) => (u32::from(v4) + 70).to_be_bytes().into(),
         IpAddr::V6(v6) => (u128::from(v6) + 0x70).to_be_bytes().into(),
+    }
+}
+
+/// Fails if `forward::admits` of the datapath does not ask `fits_reverse_path`.
+#[test]
+fn sources_of_another_device_open_nothing_where_the_host_checks_them() {
+    let topology = Topology::new(Shape {
+        forwarding: true,
+        ..Shape::default()
+    });
+    topology.attach("web", 0, &["8080:80", "8080:80/udp"]);
+    let datapath = Datapath::open(&topology);
+    let [v4, v6] = families();
+    let nowhere: IpAddr = "198.18.0.5".parse().expect("an address");
+    let mut port = 36_000;
+    for (mode, open) in [
+        ("0", [true, true]),
+        ("2", [true, false]),
+        ("1", [false, false]),
+    ] {
+        topology.host.set_sysctl("ipv4/conf/eth0/rp_filter", mode);
+        topology.portfwd(&["up"]).expect_ok();
+        let mut rows = Vec::new();
+        for (ends, source, opens) in [
+            (v4, v4.client, true),
+            (v4, v4.foreign, open[0]),
+            (v4, v4.db, open[0]),
+            (v4, nowhere, open[1]),
+            (v6, v6.foreign, true),
+        ] {
+            for (name, frame) in opening_frames(at(source, 1), at(ends.host, 8080)) {
+                port += 1;
+                let frame = inbound(frame.between(at(source, port), at(ends.host, 8080)));
+                let (name, input) = (format!("{name} from {source}, {mode}"), frame.to_bytes());
+                let output = hopped(&frame, frame.source, at(ends.web, 80));
+                rows.push(match opens {
+                    true => Row::translated(&name, Program::Device, "eth0", input, output),
+                    false => Row::untouched(&name, Program::Device, "eth0", input),
+                });
+            }
+        }
+        play(&datapath, &rows);
     }
 }

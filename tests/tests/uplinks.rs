@@ -1,11 +1,12 @@
 //! A host with several ways to its clients: replies take the one of the routing table.
 
+use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 
 use portfwd_tests::capture::{Capture, Captured, faults};
 use portfwd_tests::clients;
 use portfwd_tests::deadline::{PATIENCE, until};
-use portfwd_tests::topology::{HOST, HOST6, Shape, Topology};
+use portfwd_tests::topology::{CLIENT, HOST, HOST_SECOND, HOST6, Shape, Topology};
 
 /// The client's addresses on its second link. Requests to [`HOST`] leave by its first one all the same.
 const SECOND: IpAddr = IpAddr::V4(Ipv4Addr::new(198, 51, 100, 2));
@@ -104,5 +105,152 @@ fn a_connection_follows_a_change_of_the_route_to_its_client() {
             assert!(by_link[0] + by_link[1] > 0, "{by_link:?}");
             (by_link[0] > 0 && by_link[1] == 0).then_some(())
         });
+    }
+}
+
+/// A source that the host knows no way to.
+const UNKNOWN: IpAddr = IpAddr::V4(Ipv4Addr::new(198, 18, 0, 5));
+
+/// An address behind the host's link to the foreign server.
+const CLIENT_ELSEWHERE: IpAddr = IpAddr::V4(Ipv4Addr::new(203, 0, 113, 77));
+
+/// The host's `rp_filter` of its first uplink, from the next command on.
+fn check_sources(topology: &Topology, mode: &str) {
+    topology.host.set_sysctl("ipv4/conf/eth0/rp_filter", mode);
+    topology.portfwd(&["up"]).expect_ok();
+}
+
+/// How many packets the datapath has left to the host's own check, and how many that has dropped.
+fn refused(topology: &Topology) -> [u64; 2] {
+    let status = topology.portfwd(&["--json", "status"]).expect_ok().json();
+    let reasons = status["datapath"]["reasons"].as_array().expect("an array");
+    let row = reasons.iter().find(|row| row["reason"] == "reverse-path");
+    let counted = row.and_then(|row| row["packets"].as_u64());
+    let text = topology
+        .host
+        .run(|| fs::read_to_string("/proc/thread-self/net/netstat"));
+    let text = text.expect("the host's counters");
+    let mut lines = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("TcpExt: "));
+    let (names, values) = (lines.next().expect("names"), lines.next().expect("values"));
+    let mut columns = names.split(' ').zip(values.split(' '));
+    let dropped = columns.find(|(name, _)| *name == "IPReversePathFilter");
+    let dropped = dropped.and_then(|(_, value)| value.parse().ok());
+    [
+        counted.expect("the reason"),
+        dropped.expect("the host's count"),
+    ]
+}
+
+/// Whether a datagram from this address of the client, which leaves by its first link, is answered.
+fn is_served(topology: &Topology, from: IpAddr) -> bool {
+    is_served_at(topology, from, HOST)
+}
+
+/// The same of another address of the host. What is not answered has been refused by the host.
+fn is_served_at(topology: &Topology, from: IpAddr, host: IpAddr) -> bool {
+    let before = refused(topology);
+    let bound = topology.client.run(|| UdpSocket::bind((from, 0)));
+    let socket = bound.expect("a socket");
+    socket
+        .send_to(b"across and back", (host, 8080))
+        .expect("send");
+    socket.set_nonblocking(true).expect("not to wait");
+    until("an answer or a refusal", PATIENCE, || {
+        if socket.recv(&mut [0; 64]).is_ok() {
+            assert_eq!(refused(topology), before, "{from}");
+            return Some(true);
+        }
+        let now = refused(topology);
+        (now == before.map(|count| count + 1)).then_some(false)
+    })
+}
+
+/// Fails if `forward::fits_reverse_path` of the datapath lets everything in, or looks at another device than
+/// the one that the packet came in by.
+#[test]
+fn sources_are_checked_as_the_hosts_own_rp_filter_has_it() {
+    let topology = topology(Shape::default());
+    let _servers = topology.serve();
+    topology.client.ip("addr add 198.18.0.5/32 dev lo\n");
+    topology.attach("web", 0, &["8080:80", "8080:80/udp"]);
+    // Each mode with whom it serves: a client on this link, one of another link, one without a way back.
+    for (mode, served) in [
+        ("1", [true, false, false]),
+        ("2", [true, true, false]),
+        ("0", [true, true, true]),
+        ("1", [true, false, false]),
+    ] {
+        check_sources(&topology, mode);
+        if mode == "0" {
+            // Only with a way back there is an answer.
+            topology.host.ip("route add 198.18.0.5 via 192.0.2.2\n");
+        }
+        let sources = [CLIENT, SECOND, UNKNOWN];
+        assert_eq!(
+            sources.map(|from| is_served(&topology, from)),
+            served,
+            "{mode}"
+        );
+        if mode == "0" {
+            topology.host.ip("route del 198.18.0.5\n");
+        }
+        let own = connect(&topology, CLIENT, SocketAddr::new(HOST, 8080));
+        clients::ask_stream(&own).expect("an answer");
+    }
+    // The host's own check is of IPv4 alone, and so is this.
+    let v6 = connect(&topology, SECOND6, SocketAddr::new(HOST6, 8080));
+    clients::ask_stream(&v6).expect("an answer");
+    // The other link is not checked, and a connection that is open is not checked again.
+    let to = SocketAddr::new("198.51.100.1".parse().expect("an address"), 8080);
+    let stream = connect(&topology, SECOND, to);
+    topology.host.set_sysctl("ipv4/conf/all/rp_filter", "1");
+    topology.portfwd(&["up"]).expect_ok();
+    topology
+        .host
+        .ip("route add 198.51.100.2 via 192.0.2.2 dev eth0\n");
+    clients::ask_stream(&stream).expect("an answer");
+}
+
+/// Fails if the loader does not tell the programs which devices share a route.
+#[test]
+fn a_strict_check_takes_each_way_of_a_route_with_several() {
+    let topology = topology(Shape::default());
+    let _servers = topology.serve();
+    topology
+        .client
+        .ip("addr add 198.18.0.5/32 dev lo\naddr add 203.0.113.77/32 dev lo\n");
+    topology.attach("web", 0, &["8080:80/udp"]);
+    topology
+        .host
+        .ip("route add 198.18.0.5 nexthop via 192.0.2.2 nexthop via 198.51.100.2\n");
+    // By either link. Which of the two an answer takes depends on the ports.
+    topology
+        .host
+        .set_sysctl("ipv4/fib_multipath_hash_policy", "1");
+    topology
+        .client
+        .ip("route add 192.0.2.10 via 198.51.100.1 dev eth1\n");
+    topology.host.set_sysctl("ipv4/conf/eth2/rp_filter", "1");
+    check_sources(&topology, "1");
+    for host in [HOST, HOST_SECOND] {
+        for _ in 0..16 {
+            assert!(is_served_at(&topology, UNKNOWN, host), "{host}");
+        }
+        assert!(!is_served_at(&topology, CLIENT_ELSEWHERE, host), "{host}");
+    }
+}
+
+/// Fails if a table that tells nothing counts as one without a way back.
+#[test]
+fn where_the_host_does_not_forward_its_routes_are_not_known_and_sources_not_checked() {
+    let topology = topology(Shape::default());
+    topology.host.set_sysctl("ipv4/ip_forward", "0");
+    let _servers = topology.serve();
+    topology.attach("web", 0, &["8080:80", "8080:80/udp"]);
+    check_sources(&topology, "1");
+    for from in [CLIENT, SECOND] {
+        assert!(is_served(&topology, from), "{from}");
     }
 }

@@ -17,10 +17,12 @@ use crate::{
     masquerade, object,
     observe::{
         addresses, cgroup, kernel,
-        netlink::{self, NetlinkError, Session},
-        netns::{Netns, NetnsError},
+        netlink::{self, Session},
+        netns::Netns,
         privilege::{Capability, Privileges},
-        processes, routes, settings, sockets,
+        processes,
+        routes::{self, RoutesError},
+        settings, sockets,
     },
     report,
     spec::hosts_overlap,
@@ -127,7 +129,7 @@ fn tc() -> Seen<Tc> {
 
 fn look_at_host(netns: &Netns, host: &addresses::Host) -> Result<Host, Error> {
     let defaults = netlink::converse(netns, async |session: &mut Session| {
-        Ok::<_, HostError>(routes::defaults(session).await?)
+        Ok::<_, RoutesError>(routes::defaults(session).await?)
     });
     let defaults = defaults.doing(|| "list routes".to_owned())?;
     let devices = netns.run_in(|| {
@@ -149,15 +151,6 @@ fn look_at_host(netns: &Netns, host: &addresses::Host) -> Result<Host, Error> {
         },
     };
     Ok(Host { devices, v6 })
-}
-
-/// Why the host's routes cannot be read.
-#[derive(Debug, thiserror::Error)]
-enum HostError {
-    #[error(transparent)]
-    Netns(#[from] NetnsError),
-    #[error(transparent)]
-    Netlink(#[from] NetlinkError),
 }
 
 fn instance(cli: &Cli, host: Result<&addresses::Host, &Unseen>) -> Seen<State> {

@@ -18,6 +18,7 @@ use crate::{
         addresses::Host,
         links::{Carries, Link},
         netns::Netns,
+        routes, settings,
     },
     tables::TableError,
 };
@@ -26,6 +27,7 @@ impl Datapath {
     /// Brings hooks and tables in step with the host's devices and addresses.
     pub(super) fn follow(&mut self, host: &Host, netns: &Netns) -> Result<(), Error> {
         self.follow_addresses(host)?;
+        self.follow_devices(host, netns)?;
         let served = self.served(host)?;
         self.make_ready_for(&served)?;
         self.detach_all_but(&served, Hook::Device, netns)?;
@@ -100,25 +102,28 @@ impl Datapath {
                 .map_err(failed(maps::HOST_ADDRESSES))
                 .doing(doing)?;
         }
+        Ok(())
+    }
+
+    /// Tells the programs of the host's devices, and how it checks sources there.
+    fn follow_devices(&mut self, host: &Host, netns: &Netns) -> Result<(), Error> {
+        let doing = || "refresh the host's devices".to_owned();
+        let failed = |source| TableError::full_or(maps::DEVICES, MAX_FORWARDS, source);
+        let records = records(host, netns)?;
         let devices = &mut self.tables.devices;
         let known: Vec<u32> = devices
             .keys()
             .collect::<Result<_, _>>()
-            .map_err(failed(maps::DEVICES))
+            .map_err(failed)
             .doing(doing)?;
         let is_gone = |index: &&u32| host.devices.iter().all(|device| device.index != **index);
         for index in known.iter().filter(is_gone) {
-            devices
-                .remove(index)
-                .map_err(failed(maps::DEVICES))
-                .doing(doing)?;
+            devices.remove(index).map_err(failed).doing(doing)?;
         }
-        for device in &host.devices {
-            let Some(mac) = device.mac else { continue };
-            let record = Device::with_address(mac);
+        for (index, record) in records {
             devices
-                .insert(device.index, record, 0)
-                .map_err(failed(maps::DEVICES))
+                .insert(index, record, 0)
+                .map_err(failed)
                 .doing(doing)?;
         }
         Ok(())
@@ -248,6 +253,29 @@ impl Datapath {
     fn some_devices(&self) -> PathBuf {
         self.layout.links().join(SOME_DEVICES)
     }
+}
+
+/// What the programs know of each device.
+fn records(host: &Host, netns: &Netns) -> Result<Vec<(u32, Device)>, Error> {
+    let record = |device: &Link| {
+        let mut record = Device::with_address(device.mac.unwrap_or_default());
+        record.source_check = settings::rp_filter_here(&device.name);
+        (device.index, record)
+    };
+    let records = || host.devices.iter().map(record).collect();
+    let mut records: Vec<(u32, Device)> = netns.run_in(records)?;
+    // There may be a million routes: nobody else has to know of them.
+    let is_strict = |(_, record): &(u32, Device)| record.source_check == Device::STRICTLY;
+    if records.iter().any(is_strict) {
+        let shared = routes::shared(netns).doing(|| "list routes".to_owned())?;
+        for (index, record) in &mut records {
+            let place = shared.iter().position(|all| all.contains(index));
+            // Beyond so many a device counts as one that shares none.
+            let number = place.and_then(|place| u8::try_from(place + 1).ok());
+            record.shared = number.unwrap_or(0);
+        }
+    }
+    Ok(records)
 }
 
 fn has_frames(device: &Link) -> bool {

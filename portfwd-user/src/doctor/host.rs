@@ -118,13 +118,22 @@ fn forwarding(
     }
 }
 
-/// A host with one way out sees every client by it; with several, the way back may be another one.
+/// The datapath checks sources as the host does, by the routing table, of which programs are told only where
+/// the device forwards. A host with one way out sees every client by it; with several, the way back may be another one.
 fn rp_filter(facts: &Facts) -> Check {
     const NAME: &str = "rp-filter";
     let host = match &facts.host {
         Ok(host) => host,
         Err(why) => return Check::unseen(NAME, why),
     };
+    let unchecked = names(host, |device| device.rp_filter == 1 && !device.forwards_v4);
+    if !unchecked.is_empty() {
+        return Check::warn(
+            NAME,
+            format!("strict on {}, where forwarding is off", some(&unchecked)),
+            "programs get no routes there, so sources are not checked for published ports",
+        );
+    }
     let uplinks = names(host, |device| device.is_uplink);
     let strict = names(host, |device| device.rp_filter == 1);
     let affected = names(host, |device| device.rp_filter == 1 && device.is_uplink);

@@ -288,6 +288,12 @@ fn strict_source_checks_matter_where_there_are_several_ways_out() {
     let two = check("rp-filter", with_host(strict(2)));
     let words = ["strict on eth0, br0", "net.ipv4.conf.eth0.rp_filter=2"];
     assert_says(&two, Finding::Warn, &words);
+    let unchecked = check("rp-filter", |facts| {
+        with_host(strict(1))(facts);
+        with_host(|host| host.devices[0].forwards_v4 = false)(facts);
+    });
+    let words = ["strict on eth0, where forwarding is off", "not checked"];
+    assert_says(&unchecked, Finding::Warn, &words);
     let loose = check("rp-filter", |facts| {
         with_host(strict(2))(facts);
         with_host(|host| {

@@ -1,5 +1,6 @@
 //! Routes of a namespace: where it sends by default, what it takes as its own, where one address leads.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -7,9 +8,11 @@ use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, Ro
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use nix::errno::Errno;
 
-use super::netlink::{NetlinkError, Session};
+use super::netlink::{self, NetlinkError, Session};
+use super::netns::{Netns, NetnsError};
 
-/// `RT_TABLE_MAIN` and `RT_TABLE_LOCAL` of `include/uapi/linux/rtnetlink.h`.
+/// `RT_TABLE_UNSPEC` (which in a dump is every table), `RT_TABLE_MAIN` and `RT_TABLE_LOCAL` of `include/uapi/linux/rtnetlink.h`.
+const TABLE_UNSPECIFIED: u8 = 0;
 const TABLE_MAIN: u8 = 254;
 const TABLE_LOCAL: u8 = 255;
 
@@ -73,6 +76,64 @@ pub async fn defaults(session: &mut Session) -> Result<Vec<DefaultRoute>, Netlin
     }
     found.sort_by_key(|route| (route.is_v6, route.metric));
     Ok(found)
+}
+
+/// The devices of IPv4 routes with several next hops: those that share a route, together.
+///
+/// # Errors
+/// When the namespace cannot be entered, or the kernel does not answer.
+pub fn shared(netns: &Netns) -> Result<Vec<BTreeSet<u32>>, RoutesError> {
+    netlink::converse(netns, async |session: &mut Session| {
+        let routes = dump(
+            session,
+            AddressFamily::Inet,
+            TABLE_UNSPECIFIED,
+            RouteType::Unicast,
+        )
+        .await?;
+        Ok(together(routes.iter().map(next_hops)))
+    })
+}
+
+/// Sets with an element in common become one. A set of one element says nothing.
+fn together(sets: impl Iterator<Item = BTreeSet<u32>>) -> Vec<BTreeSet<u32>> {
+    let mut found: Vec<BTreeSet<u32>> = Vec::new();
+    for mut set in sets.filter(|set| set.len() > 1) {
+        found.retain(|other| {
+            let apart = other.is_disjoint(&set);
+            if !apart {
+                set.extend(other);
+            }
+            apart
+        });
+        found.push(set);
+    }
+    found
+}
+
+fn next_hops(route: &RouteMessage) -> BTreeSet<u32> {
+    let hops = route
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            RouteAttribute::MultiPath(hops) => Some(hops),
+            _ => None,
+        });
+    hops.into_iter()
+        .flatten()
+        .map(|hop| hop.interface_index)
+        .collect()
+}
+
+/// Why routes cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum RoutesError {
+    /// The namespace cannot be entered.
+    #[error(transparent)]
+    Netns(#[from] NetnsError),
+    /// The kernel does not answer.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
 }
 
 /// Routes of type `local` of both families: the namespace's own addresses and AnyIP ranges.
@@ -219,5 +280,25 @@ fn ip(address: &RouteAddress) -> Option<IpAddr> {
         RouteAddress::Inet(v4) => Some(IpAddr::V4(*v4)),
         RouteAddress::Inet6(v6) => Some(IpAddr::V6(*v6)),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_that_share_a_route_are_together_however_far_the_chain_goes() {
+        let sets = [
+            vec![1, 2],
+            vec![3],
+            vec![4, 5],
+            vec![2, 6],
+            vec![],
+            vec![6, 5],
+        ];
+        let found = together(sets.into_iter().map(BTreeSet::from_iter));
+        assert_eq!(found, [BTreeSet::from([1, 2, 4, 5, 6])]);
+        assert_eq!(together([BTreeSet::from([3])].into_iter()), []);
     }
 }
