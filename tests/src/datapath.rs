@@ -136,6 +136,7 @@ impl<'a> Datapath<'a> {
             runner: Runner::default(),
             device: skb_context(index_of(device)),
             link: skb_context(index_of(link)),
+            bridge: index_of("br0"),
         }
     }
 
@@ -176,6 +177,7 @@ pub struct Burst<'a> {
     runner: Runner,
     device: [u32; 48],
     link: [u32; 48],
+    bridge: u32,
 }
 
 impl Burst<'_> {
@@ -191,6 +193,21 @@ impl Burst<'_> {
         let run = self.runner.run(descriptor, frame, context);
         let (code, _) = run.unwrap_or_else(|error| panic!("{program:?}: {error}"));
         assert_eq!(program.verdict(code), Verdict::Redirect, "{frame:02x?}");
+    }
+}
+
+impl Burst<'_> {
+    /// What a frame that leaves by the device, and has come in by the containers' bridge, goes on as.
+    ///
+    /// # Panics
+    /// When the kernel refuses to, or the frame does not go on.
+    pub fn leave(&mut self, frame: &[u8]) -> &[u8] {
+        let mut context = self.device;
+        context[INGRESS_IFINDEX] = self.bridge;
+        let run = self.runner.run(&self.datapath.egress, frame, &context);
+        let (code, bytes) = run.unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(Program::Egress.verdict(code), Verdict::Next, "{frame:02x?}");
+        bytes
     }
 }
 

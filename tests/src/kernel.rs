@@ -358,6 +358,20 @@ pub fn remove_map_value(map: &OwnedFd, key: &[u8]) -> io::Result<bool> {
     found(bpf(bpf_command::MAP_DELETE_ELEM, &mut attributes))
 }
 
+/// The keys of a hash table, each `size` bytes long. Nobody may change it meanwhile.
+///
+/// # Errors
+/// Those of the system calls.
+pub fn keys(map: &OwnedFd, size: usize) -> io::Result<Vec<Vec<u8>>> {
+    let mut keys = Vec::new();
+    let mut key = next_key(map, None, size)?;
+    while let Some(current) = key {
+        key = next_key(map, Some(&current), size)?;
+        keys.push(current);
+    }
+    Ok(keys)
+}
+
 /// Removes every element of a hash table whose keys are `size` bytes long.
 ///
 /// # Errors

@@ -1,7 +1,10 @@
 //! The two halves of a masqueraded flow: what becomes of one that has lost the other.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
 
 use portfwd_common::maps;
 use portfwd_common::masquerade::{Direction, Half, Key};
@@ -9,6 +12,7 @@ use portfwd_common::net::{Ip, NetPort};
 use portfwd_tests::datapath::{Datapath, Program, Verdict};
 use portfwd_tests::deadline::{PATIENCE, until};
 use portfwd_tests::kernel;
+use portfwd_tests::layers::Layers;
 use portfwd_tests::packet::Frame;
 use portfwd_tests::table::{at, families, inbound};
 use portfwd_tests::topology::{Shape, Topology};
@@ -213,4 +217,75 @@ fn a_port_whose_time_is_over_is_claimed_anew() {
         assert!(stand.answer(&other));
         assert_ne!(stand.question(&flow), flow.outside, "and has it now");
     }
+}
+
+/// How often two CPUs are let loose on the same thing.
+const ROUNDS: u16 = 3_000;
+
+/// What becomes of questions that two CPUs let out at the same moment, round by round. `inside` says from
+/// where each of them comes.
+fn at_once(
+    stand: &Stand,
+    inside: [&(dyn Fn(u16) -> SocketAddr + Sync); 2],
+) -> Vec<[SocketAddr; 2]> {
+    let [flow, _] = Stand::flows();
+    let datapath = Datapath::open(&stand.topology);
+    let arrived = AtomicU32::new(0);
+    let one = |inside: &(dyn Fn(u16) -> SocketAddr + Sync)| {
+        stand.topology.host.run(|| {
+            let mut burst = datapath.burst("eth1", "veth1");
+            let left = (0..ROUNDS).map(|round| {
+                let frame = Frame::udp(inside(round), flow.far, b"question").to_bytes();
+                // Both at the same moment, which no lock that sleeps can arrange.
+                arrived.fetch_add(1, Ordering::SeqCst);
+                while arrived.load(Ordering::SeqCst) < (u32::from(round) + 1) * 2 {
+                    thread::yield_now();
+                }
+                let layers = Layers::of(burst.leave(&frame)).expect("a packet");
+                let (port, _) = layers.ports().expect("ports");
+                SocketAddr::new(layers.source, port)
+            });
+            left.collect::<Vec<_>>()
+        })
+    };
+    let [first, second] = thread::scope(|scope| {
+        let second = scope.spawn(|| one(inside[1]));
+        [one(inside[0]), second.join().expect("a thread")]
+    });
+    first.into_iter().zip(second).map(Into::into).collect()
+}
+
+fn port_of_round(round: u16) -> u16 {
+    5_000 + round
+}
+
+// Fails if a port that is looked for and found free is taken without a look whether it still is
+// (`BPF_NOEXIST` in `insert_new` of pair.rs).
+#[test]
+fn two_flows_that_open_at_once_never_get_one_port() {
+    if thread::available_parallelism().is_ok_and(|cpus| cpus.get() == 1) {
+        panic!("this test needs two CPUs");
+    }
+    let stand = Stand::new();
+    let [ends, _] = families();
+    let of = |address| move |round| at(address, port_of_round(round));
+    let left = at_once(&stand, [&of(ends.web), &of(ends.db)]);
+    let shared: Vec<_> = left.iter().filter(|ends| ends[0] == ends[1]).collect();
+    assert!(shared.is_empty(), "{} rounds: {shared:?}", shared.len());
+}
+
+// Fails if the half that is there already is left behind when the other one cannot be inserted (`claim` in
+// pair.rs), or if the two CPUs disagree about the port.
+#[test]
+fn a_flow_that_two_cpus_open_at_once_is_one_flow() {
+    let stand = Stand::new();
+    let [ends, _] = families();
+    let of_web = |round| at(ends.web, port_of_round(round));
+    let left = at_once(&stand, [&of_web, &of_web]);
+    let differ: Vec<_> = left.iter().filter(|ends| ends[0] != ends[1]).collect();
+    assert!(differ.is_empty(), "{} rounds: {differ:?}", differ.len());
+    let [young, settled] = &stand.tables;
+    let keys = [young, settled].map(|table| kernel::keys(table, size_of::<Key>()).expect("keys"));
+    let keys: BTreeSet<_> = keys.concat().into_iter().collect();
+    assert_eq!(keys.len(), 2 * usize::from(ROUNDS), "two halves a flow");
 }

@@ -373,6 +373,20 @@ pub(super) const OF_ONE_TEST: &[Mutant] = &[
         wrong: "if false && !hook.has_frame()",
     },
     Mutant {
+        name: "claim-exclusive",
+        test: "masqueraded_pairs::two_flows_that_open_at_once_never_get_one_port",
+        file: "ebpf/pair.rs",
+        right: "let flags = BPF_NOEXIST as u64;",
+        wrong: "let flags = 0;",
+    },
+    Mutant {
+        name: "claim-undone",
+        test: "masqueraded_pairs::a_flow_that_two_cpus_open_at_once_is_one_flow",
+        file: "ebpf/pair.rs",
+        right: "let _ = young.remove(&work.other);",
+        wrong: "let _ = young;",
+    },
+    Mutant {
         name: "big-tcp",
         test: "packets::packets_too_large_to_tell_their_length_are_translated_both_ways",
         file: "ebpf/family.rs",
