@@ -1,7 +1,6 @@
 //! The `portfwd` binary as a process: what it was given, what it said, how it ended.
 
 use std::env;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
@@ -41,34 +40,24 @@ fn beside_the_tests() -> PathBuf {
         .join("portfwd")
 }
 
-/// The binaries with a mistake in their programs, by name: what `cargo xtask mutants` has built.
+/// The binary with this mistake in its programs: one of those that `cargo xtask mutants` has built.
 ///
 /// # Panics
-/// When they are not there.
+/// When it is not there.
 #[must_use]
-pub fn mutants() -> Vec<(String, PathBuf)> {
+pub fn mutant(name: &str) -> PathBuf {
     let test = env::current_exe().expect("the running test has a path");
     let target = test
         .ancestors()
         .nth(3)
         .expect("a test lies in target/<profile>/deps");
-    let directory = target.join("mutants");
-    let entries = fs::read_dir(&directory).unwrap_or_else(|error| {
-        panic!(
-            "{}: {error}: build the mutants (cargo xtask mutants)",
-            directory.display()
-        )
-    });
-    let mut found: Vec<_> = entries
-        .map(|entry| entry.expect("an entry").path().join("portfwd"))
-        .filter(|binary| binary.is_file())
-        .map(|binary| {
-            let name = binary.iter().nth_back(1).expect("a directory");
-            (name.to_string_lossy().into_owned(), binary.clone())
-        })
-        .collect();
-    found.sort();
-    found
+    let binary = target.join("mutants").join(name).join("portfwd");
+    assert!(
+        binary.is_file(),
+        "no {}: build the mutants (cargo xtask mutants)",
+        binary.display()
+    );
+    binary
 }
 
 /// A command with the binary under test that inherits none of the caller's `PORTFWD_*` variables.

@@ -74,7 +74,12 @@ pub fn families() -> [Ends; 2] {
 
 /// Two containers that publish their port 80 over both protocols: `web` at 8080, `db` at 8090.
 pub fn topology() -> Topology {
-    let topology = Topology::new(Shape::default());
+    published(Topology::new(Shape::default()))
+}
+
+/// The same of this topology.
+#[must_use]
+pub fn published(topology: Topology) -> Topology {
     topology.attach("web", 0, &["8080:80", "8080:80/udp"]);
     topology.attach("db", 1, &["8090:80", "8090:80/udp"]);
     topology

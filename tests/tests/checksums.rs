@@ -6,6 +6,7 @@ use portfwd_tests::capture::{Capture, faults};
 use portfwd_tests::clients::{self, Protocol};
 use portfwd_tests::topology::{GATEWAY, GATEWAY6, HOST, HOST6, Shape, Topology, Wiring};
 
+// Fails if the helper takes ports for a part of the pseudo-header (`update_checksum` in packet.rs).
 #[test]
 fn every_captured_checksum_is_valid_with_offloads_on_and_off() {
     for wiring in [Wiring::Bridged, Wiring::Routed] {

@@ -98,14 +98,11 @@ fn every_fixture_meets_the_same_in_the_datapath_and_in_the_model() {
 /// for a reason.
 #[test]
 fn every_mistake_in_the_datapath_is_noticed() {
-    let mutants = portfwd::mutants();
-    let names: Vec<&str> = mutants.iter().map(|(name, _)| name.as_str()).collect();
-    assert_eq!(names, ["checksum", "port", "reason"]);
-    for (name, binary) in &mutants {
-        let topology = published(topology().with_binary(binary.clone()));
+    for name in ["checksum", "port", "reason"] {
+        let topology = published(topology().with_binary(portfwd::mutant(name)));
         match play(&topology, &mut campaign(&topology), 1, ENOUGH) {
             Ok(()) => panic!("{name}: nobody has noticed in {ENOUGH} packets"),
-            Err(fixture) => assert!(fixture.contains(name.as_str()), "{name}: {fixture}"),
+            Err(fixture) => assert!(fixture.contains(name), "{name}: {fixture}"),
         }
     }
 }

@@ -13,6 +13,7 @@ const PROTOCOLS: [Protocol; 2] = [Protocol::Tcp, Protocol::Udp];
 const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const LOOPBACK6: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
 
+// Fails if no socket of the host owns its connection (`host_owns` in forward.rs).
 #[test]
 fn a_host_connection_whose_ephemeral_port_gets_published_goes_on() {
     let topology = Topology::new(Shape::default());
@@ -48,6 +49,8 @@ fn a_host_connection_whose_ephemeral_port_gets_published_goes_on() {
     }
 }
 
+// Fails if an unconnected socket does not own the answers that it has asked for (`asked_by_host` in
+// forward.rs).
 #[test]
 fn a_host_connection_opened_from_a_published_port_works() {
     let topology = Topology::new(Shape::default());

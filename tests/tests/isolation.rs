@@ -74,6 +74,7 @@ fn a_port_published_on_loopback_serves_the_host_alone() {
     }
 }
 
+// Fails if a loopback destination is a published port's (`request` in first.rs, `admits` in forward.rs).
 #[test]
 fn frames_crafted_to_loopback_never_reach_a_container() {
     for publish in [&LOOPBACK_ONLY[..], &["8080:80", "8080:80/udp"]] {
@@ -118,6 +119,7 @@ fn frames_crafted_to_loopback_never_reach_a_container() {
     }
 }
 
+// Fails if any destination counts as the host's (`admits` in forward.rs).
 #[test]
 fn a_container_that_sends_to_a_foreign_host_at_a_published_port_reaches_that_host() {
     for wiring in [Shape::default(), Shape::routed()] {
@@ -224,6 +226,7 @@ fn without_forwarding_a_foreign_address_gets_nothing_from_us() {
     assert_eq!(servers[0].accepted(), 0);
 }
 
+// Fails if the source is not looked up (`may_send` in way.rs).
 #[test]
 fn a_container_sends_from_its_own_addresses_only() {
     for wiring in [Shape::default(), Shape::routed()] {
@@ -297,6 +300,7 @@ fn a_container_sends_from_its_own_addresses_only() {
     }
 }
 
+// Fails if what is not ours ends the chain (TC_ACT_OK in verdict.rs).
 #[test]
 fn programs_behind_ours_still_see_what_is_not_ours() {
     need(Need::Tcx);
@@ -343,6 +347,7 @@ fn programs_behind_ours_still_see_what_is_not_ours() {
     }
 }
 
+// Fails if the socket hooks do not ask for the socket's namespace (`of_host` in socket.rs).
 #[test]
 fn instances_of_two_host_namespaces_never_see_each_other() {
     let (one, two) = (
@@ -402,6 +407,7 @@ fn broadcasts_and_multicasts_at_a_published_port_are_left_alone() {
     assert!(reached.is_empty(), "{reached:?}");
 }
 
+// Fails if a tag is not seen, or if one of VLAN 0 counts as one (`is_tagged` in packet.rs).
 #[test]
 fn a_priority_tag_changes_nothing_and_a_vlan_is_somebody_elses() {
     let topology = Topology::new(Shape::default());

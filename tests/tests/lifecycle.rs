@@ -97,6 +97,7 @@ fn under_a_new_owner_packets_of_the_same_client_port_go_to_the_new_owner() {
     }
 }
 
+// Fails if the programs do not note whom they sent where (`target` in socket.rs).
 #[test]
 fn host_sockets_that_were_sent_to_the_container_are_ended() {
     let topology = Topology::new(Shape::default());

@@ -82,6 +82,7 @@ fn openings_leave_under_the_hosts_address_and_answers_come_back() {
     play(&datapath, &rows);
 }
 
+// Fails if a port is not changed (`rewrite` in translate.rs).
 #[test]
 fn a_connection_is_translated_from_open_to_close_and_its_port_serves_the_next_one() {
     let topology = topology();
@@ -118,6 +119,7 @@ fn a_connection_is_translated_from_open_to_close_and_its_port_serves_the_next_on
     }
 }
 
+// Fails if a SYN is no answer (`back` in masquerade.rs).
 #[test]
 fn both_ends_may_open_a_connection_at_once() {
     let topology = topology();
@@ -188,7 +190,7 @@ fn absent_and_zero_udp_checksums_stay_what_they_mean() {
     play(&datapath, &rows);
 }
 
-/// Fails without the look at the destination (`owner::is_inside`).
+// Fails without the look at the destination (`owner::is_inside`).
 #[test]
 fn what_is_not_to_be_masqueraded_goes_on_untouched() {
     let topology = topology();
@@ -233,6 +235,8 @@ fn what_is_not_to_be_masqueraded_goes_on_untouched() {
     play(&datapath, &rows);
 }
 
+// Fails if the far port is not in the key of what comes back (`counterpart` in masquerade.rs of
+// portfwd-common).
 #[test]
 fn answers_of_others_than_the_one_that_was_asked_go_on_untouched() {
     let topology = topology();

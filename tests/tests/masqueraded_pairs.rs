@@ -133,7 +133,7 @@ impl Stand {
     }
 }
 
-/// Edge case 30.
+// Edge case 30. Fails if a packet writes the half alone that it has found (`advance` in pair.rs).
 #[test]
 fn a_half_that_was_evicted_is_made_again_from_the_other() {
     let stand = Stand::new();
@@ -161,7 +161,7 @@ fn a_half_that_was_evicted_is_made_again_from_the_other() {
     }
 }
 
-/// Edge case 30. Fails if the claims of two halves are not compared (`pair::advance`).
+// Edge case 30. Fails if the claims of two halves are not compared (`pair::advance`).
 #[test]
 fn a_half_whose_port_another_flow_has_by_now_ends_and_leads_nowhere() {
     let stand = Stand::new();
@@ -192,6 +192,7 @@ fn a_half_whose_port_another_flow_has_by_now_ends_and_leads_nowhere() {
     }
 }
 
+// Fails if a half that does not live is not taken away (`seize` in pair.rs).
 #[test]
 fn a_port_whose_time_is_over_is_claimed_anew() {
     let stand = Stand::new();

@@ -88,7 +88,7 @@ fn what_the_host_sends_and_what_goes_to_containers_keeps_its_address() {
     }
 }
 
-/// Fails if the identifier of a ping changes without its checksum (`rewrite_echo`).
+// Fails if the identifier of a ping changes without its checksum (`rewrite_echo`).
 #[test]
 fn two_containers_with_one_source_port_are_told_apart() {
     let topology = forwarding(Shape::default());
@@ -150,6 +150,7 @@ fn a_detached_container_is_masqueraded_no_longer() {
     topology.take_down();
 }
 
+// Fails if the address is any other than that of the way out (`source` in fib.rs).
 #[test]
 fn the_way_out_decides_the_address() {
     let topology = forwarding(Shape::default());
@@ -197,6 +198,7 @@ fn leave_ports(topology: &Topology, first: u16, last: u16) {
     host.set_sysctl("ipv4/ip_local_reserved_ports", &reserved);
 }
 
+// Fails if answers go on to the stack untranslated (`back` in masquerade.rs).
 #[test]
 fn strict_rules_and_conntrack_see_whole_connections() {
     let topology = forwarding(Shape::default());
@@ -233,7 +235,7 @@ fn strict_rules_and_conntrack_see_whole_connections() {
     }
 }
 
-/// Edge case 44.
+// Edge case 44. Fails if a part of the list of ports is never tried (`open` in pair.rs).
 #[test]
 fn every_port_that_may_be_given_out_is_found_and_then_there_is_none() {
     let topology = forwarding(Shape::default());
@@ -268,7 +270,7 @@ fn every_port_that_may_be_given_out_is_found_and_then_there_is_none() {
     }
 }
 
-/// Edge case 45. Fails without the lookup of the host's sockets (`forward::host_has`).
+// Edge case 45. Fails without the lookup of the host's sockets (`forward::host_has`).
 #[test]
 fn ports_that_somebody_else_uses_are_neither_kept_nor_given_out() {
     let topology = forwarding(Shape::default());
@@ -316,6 +318,7 @@ fn an_end_of_a_container_has_one_port_toward_everybody() {
     }
 }
 
+// Fails if the quote keeps the container's address (`ErrorOut` in masquerade/error.rs).
 #[test]
 fn errors_about_what_a_container_has_been_sent_reach_the_sender() {
     let topology = forwarding(Shape::default());
@@ -350,7 +353,7 @@ fn errors_about_what_a_container_has_been_sent_reach_the_sender() {
     }
 }
 
-/// Edge cases 18 and 19. Fails if the first fragment is not noted (`note_fragment`).
+// Edge cases 18 and 19. Fails if the first fragment is not noted (`note_fragment`).
 #[test]
 fn large_datagrams_go_in_fragments_both_ways() {
     for conntrack in [false, true] {
@@ -418,7 +421,7 @@ fn two_hundred_transfers_at_once_arrive_intact() {
     });
 }
 
-/// Edge case 35. Fails if no port is held (`Half::held`).
+// Edge case 35. Fails if no port is held (`Half::held`).
 #[test]
 fn after_a_detach_no_packet_comes_back_and_the_port_is_not_given_out_again() {
     let topology = forwarding(Shape::default());
@@ -490,6 +493,7 @@ fn narrow_beyond(topology: &Topology) -> Namespace {
     far
 }
 
+// Fails if the quote keeps the host's address (`ErrorBack` in masquerade/error.rs).
 #[test]
 fn what_routers_on_the_way_tell_reaches_the_container() {
     let topology = forwarding(Shape::default());
@@ -510,7 +514,7 @@ fn what_routers_on_the_way_tell_reaches_the_container() {
     }
 }
 
-/// Edge case 21. Fails as the one above.
+// Edge case 21. Fails as the one above.
 #[test]
 fn large_pings_go_in_fragments_both_ways() {
     let topology = forwarding(Shape::default());

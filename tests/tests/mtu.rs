@@ -28,6 +28,7 @@ fn shapes() -> impl Iterator<Item = Shape> {
         .flat_map(|shape| [true, false].map(|offloads| Shape { offloads, ..shape }))
 }
 
+// Fails if the size of what is going to be cut is compared with the MTU (`fits` in deliver.rs).
 #[test]
 fn tcp_gets_through_to_a_client_on_a_narrow_link() {
     for shape in shapes() {
@@ -62,6 +63,7 @@ fn tcp_gets_through_where_only_the_host_knows_of_the_narrow_link() {
     }
 }
 
+// Fails if size does not count (`fits` in deliver.rs).
 #[test]
 fn a_datagram_too_large_for_the_way_back_is_reported_to_its_sender() {
     let topology = Topology::new(Shape {

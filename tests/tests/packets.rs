@@ -5,9 +5,14 @@ use std::net::SocketAddr;
 use portfwd_tests::datapath::{Datapath, Program, Row, Verdict};
 use portfwd_tests::deadline::{PATIENCE, until};
 use portfwd_tests::packet::{Frame, Transport, flag};
-use portfwd_tests::table::{at, families, hopped, inbound, opening_frames, play, topology};
-use portfwd_tests::topology::{CLIENT, GATEWAY_MAC, HOST};
+use portfwd_tests::portfwd;
+use portfwd_tests::table::{
+    at, families, hopped, inbound, opening_frames, play, published, topology,
+};
+use portfwd_tests::topology::{CLIENT, GATEWAY_MAC, HOST, Shape, Topology};
 
+// Fails if the transport header is looked for behind a header of 20 bytes, or if no hop is counted
+// (`header` in family.rs, `rewrite` in translate.rs).
 #[test]
 fn openings_are_translated_to_the_container() {
     let topology = topology();
@@ -258,6 +263,8 @@ fn a_container_reaches_what_another_one_publishes() {
     play(&datapath, &rows);
 }
 
+// Fails if the generation of a forward does not count, or if a transaction that withdraws it does not
+// (`visible` in forward.rs).
 #[test]
 fn flows_of_a_withdrawn_forward_do_not_exist() {
     let topology = topology();
@@ -353,4 +360,36 @@ fn packets_too_large_to_tell_their_length_are_translated_both_ways() {
         }
         play(&datapath, &rows);
     }
+}
+
+// The programs are the mutant `helper`, in which a helper of the kernel fails when the addresses are changed
+// already. Fails if a packet goes on then (`request` and `reply` in first.rs).
+#[test]
+fn a_packet_that_can_be_translated_only_half_way_is_dropped() {
+    let broken = Topology::new(Shape::default()).with_binary(portfwd::mutant("helper"));
+    let topology = published(broken);
+    let datapath = Datapath::open(&topology);
+    let mut rows = Vec::new();
+    for ends in families() {
+        let client = at(ends.client, 37_000);
+        for (name, frame) in opening_frames(client, at(ends.host, 8080)) {
+            let input = inbound(frame).to_bytes();
+            rows.push(Row::dropped(name, Program::Device, "eth0", input));
+        }
+        for (name, frame) in opening_frames(at(ends.web, 80), client) {
+            let frame = frame.on_link([2, 0, 0, 88, 0, 2], GATEWAY_MAC);
+            let name = format!("{name} back");
+            rows.push(Row::dropped(
+                &name,
+                Program::Link,
+                "veth1",
+                frame.to_bytes(),
+            ));
+        }
+    }
+    play(&datapath, &rows);
+    let status = topology.portfwd(&["--json", "status"]).expect_ok().json();
+    let reasons = status["datapath"]["reasons"].as_array().expect("an array");
+    let row = reasons.iter().find(|row| row["reason"] == "rewrite-failed");
+    assert_eq!(row.expect("a reason")["packets"], rows.len());
 }

@@ -87,6 +87,7 @@ fn the_host_reaches_it_over_loopback_and_over_every_own_address() {
     }
 }
 
+// Fails without the hook of getpeername (socket.rs).
 #[test]
 fn a_host_process_sees_the_peer_that_it_asked_for() {
     let topology = Topology::new(Shape::default());
@@ -101,6 +102,7 @@ fn a_host_process_sees_the_peer_that_it_asked_for() {
     }
 }
 
+// Fails without the hook of recvmsg (socket.rs).
 #[test]
 fn a_host_socket_may_ask_by_one_address_after_another() {
     let topology = Topology::new(Shape::default());
@@ -183,6 +185,8 @@ fn a_host_socket_bound_to_loopback_is_refused_at_once() {
     );
 }
 
+// Fails if a packet that came to a bridge's address is handed to a container as somebody else's
+// (`address_to_host` in packet.rs).
 #[test]
 fn containers_reach_published_ports_and_keep_their_addresses() {
     for shape in [Shape::default(), Shape::routed()] {
@@ -210,6 +214,7 @@ fn containers_reach_published_ports_and_keep_their_addresses() {
     }
 }
 
+// Fails if the source stays the container's own (`request` in first.rs).
 #[test]
 fn a_container_reaches_itself_through_its_own_published_port() {
     for shape in [Shape::default(), Shape::routed()] {
@@ -225,6 +230,8 @@ fn a_container_reaches_itself_through_its_own_published_port() {
     }
 }
 
+// Fails if a port of one address is looked up by less than address, port and protocol (`published` in
+// forward.rs).
 #[test]
 fn two_containers_are_told_apart_by_port_and_by_host_address() {
     let topology = Topology::new(Shape::default());

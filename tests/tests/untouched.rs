@@ -7,6 +7,7 @@ use portfwd_tests::packet::{Frame, Transport, flag};
 use portfwd_tests::table::{at, families, hopped, inbound, opening_frames, play, topology};
 use portfwd_tests::topology::{CLIENT_MAC, Shape, Topology};
 
+// Fails if a packet at the end of its hops is translated (`request` in first.rs).
 #[test]
 fn what_opens_no_flow_goes_on_untouched() {
     let topology = topology();
@@ -67,6 +68,7 @@ fn what_opens_no_flow_goes_on_untouched() {
     play(&datapath, &rows);
 }
 
+// Fails if the type of the frame is not asked for (`Device` in way.rs).
 #[test]
 fn frames_for_another_station_go_on_untouched() {
     let topology = topology();
@@ -107,6 +109,7 @@ fn frames_for_another_station_go_on_untouched() {
     play(&datapath, &rows);
 }
 
+// Fails if the source is not looked at (`admits` in forward.rs).
 #[test]
 fn impossible_sources_open_nothing() {
     let topology = topology();

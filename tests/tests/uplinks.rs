@@ -58,7 +58,7 @@ fn connect(topology: &Topology, from: IpAddr, to: SocketAddr) -> TcpStream {
         .unwrap_or_else(|error| panic!("{from} to {to}: {error}"))
 }
 
-/// Fails if `fib::route` of the datapath always gives its fallback, the device that the request came in by.
+// Fails if `fib::route` of the datapath always gives its fallback, the device that the request came in by.
 #[test]
 fn replies_leave_by_the_route_to_the_client_whatever_device_the_request_came_in_by() {
     for shape in [Shape::default(), Shape::routed()] {
@@ -83,7 +83,7 @@ fn replies_leave_by_the_route_to_the_client_whatever_device_the_request_came_in_
     }
 }
 
-/// Fails if `deliver` never asks for the route of a flow again.
+// Fails if `deliver` never asks for the route of a flow again.
 #[test]
 fn a_connection_follows_a_change_of_the_route_to_its_client() {
     let topology = topology(Shape::default());

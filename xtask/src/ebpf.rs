@@ -105,9 +105,9 @@ pub(crate) fn build() -> anyhow::Result<PathBuf> {
     Ok(object)
 }
 
-/// The object with a mistake in it, built below `directory`.
-pub(crate) fn mutant(mutant: &Mutant, directory: &Path) -> anyhow::Result<PathBuf> {
-    mutant::build(mutant, directory)
+/// The object with these mistakes in it, built below `directory`.
+pub(crate) fn mutant(mutants: &[&Mutant], directory: &Path) -> anyhow::Result<PathBuf> {
+    mutant::build(mutants, directory)
 }
 
 /// Lints the programs with their target's core, warnings being errors.

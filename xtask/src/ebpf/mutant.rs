@@ -28,14 +28,18 @@ pub(crate) fn sources(directory: &Path) -> PathBuf {
     directory.join("workspace")
 }
 
-/// Builds the object of `mutant` below `directory`, and gives its path.
-pub(super) fn build(mutant: &Mutant, directory: &Path) -> anyhow::Result<PathBuf> {
+/// Builds the object with all these mistakes below `directory`, in a place of the first one's name, and gives
+/// its path.
+pub(super) fn build(mutants: &[&Mutant], directory: &Path) -> anyhow::Result<PathBuf> {
     let _lock = workspace::lock(&directory.join(".xtask-lock"))?;
     // The same place for all, so that what they share is compiled once.
     let source = sources(directory);
-    copy::make(&source, &|path, text| mutant.edited(path, text))?;
+    copy::make(&source, &|path, text| {
+        let mut mutants = mutants.iter();
+        mutants.try_fold(text, |text, mutant| mutant.edited(path, text))
+    })?;
     let linked = compile::link(&source, &directory.join("target"))?;
-    let place = directory.join(mutant.name);
+    let place = directory.join(mutants.first().map_or("none", |mutant| mutant.name));
     fs::create_dir_all(&place).with_context(|| format!("create {}", place.display()))?;
     let object = place.join("portfwd.o");
     workspace::write_if_changed(&object, &object::strip(&linked)?)?;

@@ -2,8 +2,9 @@
 
 use crate::ebpf::Mutant;
 
-/// One for each thing that the differential test has to notice whatever else it does.
-pub(super) const OF_ALL_PACKETS: [Mutant; 3] = [
+/// Those that tests run themselves: one for each thing that the differential test has to notice whatever
+/// else it does, and one that makes a helper of the kernel fail, as it does only for want of memory.
+pub(super) const OF_ALL_PACKETS: [Mutant; 4] = [
     Mutant {
         name: "checksum",
         test: "differential::every_mistake_in_the_datapath_is_noticed",
@@ -24,6 +25,13 @@ pub(super) const OF_ALL_PACKETS: [Mutant; 3] = [
         file: "common/verdict.rs",
         right: "ForeignSource = 1,",
         wrong: "ForeignSource = 31,",
+    },
+    Mutant {
+        name: "helper",
+        test: "packets::a_packet_that_can_be_translated_only_half_way_is_dropped",
+        file: "ebpf/packet.rs",
+        right: "if addresses != 0 || ports != 0 {",
+        wrong: "if addresses == 0 || ports != 0 {",
     },
 ];
 

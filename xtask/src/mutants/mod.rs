@@ -21,6 +21,10 @@ pub(crate) struct Args {
     /// notice it
     #[arg(long)]
     run: bool,
+    /// Build so many of them at a time into one object: faster, but a test may notice another mistake than
+    /// its own
+    #[arg(long, requires = "run", default_value = "1")]
+    together: std::num::NonZeroUsize,
     /// Names of mistakes
     #[arg(requires = "run")]
     names: Vec<String>,
@@ -30,7 +34,7 @@ pub(crate) struct Args {
 /// then builds the command as it should be, in whose place they were.
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let outcome = match args.run {
-        true => play::all(&args.names),
+        true => play::all(&args.names, args.together.get()),
         false => build(),
     };
     process::run(test::cargo("build", &ebpf::build()?).args(["--package", "portfwd-user"]))?;
@@ -42,7 +46,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
 pub(crate) fn build() -> anyhow::Result<()> {
     for mutant in &list::OF_ALL_PACKETS {
         make(
-            mutant,
+            &[mutant],
             &workspace::target().join("mutants"),
             &workspace::root(),
         )?;
@@ -50,15 +54,15 @@ pub(crate) fn build() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Builds the command of one mutant below `directory`, its loader from `loader`, and gives its path.
-fn make(mutant: &Mutant, directory: &Path, loader: &Path) -> anyhow::Result<PathBuf> {
-    let object = ebpf::mutant(mutant, directory)?;
+/// Builds the command with these mistakes below `directory`, its loader from `loader`, and gives its path.
+fn make(mutants: &[&Mutant], directory: &Path, loader: &Path) -> anyhow::Result<PathBuf> {
+    let object = ebpf::mutant(mutants, directory)?;
     let mut cargo = test::cargo("build", &object);
     cargo
         .current_dir(loader)
         .env("CARGO_TARGET_DIR", workspace::target());
     process::run(cargo.args(["--package", "portfwd-user"]))?;
-    let binary = directory.join(mutant.name).join("portfwd");
+    let binary = object.with_file_name("portfwd");
     // Beside it first: a test may be running the old one.
     let new = binary.with_extension("new");
     fs::copy(workspace::target().join("debug/portfwd"), &new)

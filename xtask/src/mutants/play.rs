@@ -18,23 +18,27 @@ use crate::{
 /// Passes whatever packets meet, as long as the programs load.
 const LOADS: &str = "cli::what_is_published_is_printed_one_line_a_family";
 
-/// Plays the mutants with these names, or all.
-pub(super) fn all(names: &[String]) -> anyhow::Result<()> {
-    for name in names {
-        let known = list::OF_ONE_TEST.iter().any(|mutant| mutant.name == name);
-        ensure!(known, "no mutant is named {name:?}");
-    }
+/// What is said of a mutant as it should be.
+const NOTICED: &str = "fails, as it should";
+
+/// Plays the mutants with these names, in that order, or all; so many `together`.
+pub(super) fn all(names: &[String], together: usize) -> anyhow::Result<()> {
     let directory = workspace::target().join("mutants-run");
+    let chosen = chosen(names)?;
     let mut bench = Bench::new(&directory)?;
-    let chosen = list::OF_ONE_TEST
-        .iter()
-        .filter(|mutant| names.is_empty() || names.iter().any(|name| name == mutant.name));
     let mut wrong = Vec::new();
-    for mutant in chosen {
-        let outcome = bench.play(mutant, &directory)?;
-        println!("{}: {} {outcome}", mutant.name, mutant.test);
-        if outcome != NOTICED {
-            wrong.push(mutant.name);
+    for group in chosen.chunks(together) {
+        let binary = make(group, &directory, &ebpf::sources(&directory))?;
+        let loads = bench.passes(LOADS, &binary)?;
+        for mutant in group {
+            let outcome = match loads {
+                true => bench.play(mutant, &binary)?,
+                false => "IS NOT RUN: the kernel refuses the programs",
+            };
+            println!("{}: {} {outcome}", mutant.name, mutant.test);
+            if outcome != NOTICED {
+                wrong.push(mutant.name);
+            }
         }
     }
     ensure!(
@@ -45,8 +49,17 @@ pub(super) fn all(names: &[String]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What is said of a mutant as it should be.
-const NOTICED: &str = "fails, as it should";
+fn chosen(names: &[String]) -> anyhow::Result<Vec<&'static Mutant>> {
+    let all = list::OF_ONE_TEST;
+    if names.is_empty() {
+        return Ok(all.iter().collect());
+    }
+    let of_name = |name: &String| {
+        let known = all.iter().find(|mutant| mutant.name == name);
+        known.with_context(|| format!("no mutant is named {name:?}"))
+    };
+    names.iter().map(of_name).collect()
+}
 
 /// The tests, and the command as it is.
 struct Bench {
@@ -58,35 +71,24 @@ struct Bench {
 
 impl Bench {
     fn new(directory: &Path) -> anyhow::Result<Self> {
-        let sound = Mutant {
-            name: "none",
-            test: LOADS,
-            file: "",
-            right: "",
-            wrong: "",
-        };
         Ok(Self {
             tests: executables(&ebpf::build()?)?,
-            sound: make(&sound, directory, &ebpf::sources(directory))?,
+            sound: make(&[], directory, &ebpf::sources(directory))?,
             passed: BTreeSet::new(),
         })
     }
 
-    /// What becomes of a mutant, after a look at whether its test passes without it.
-    fn play(&mut self, mutant: &Mutant, directory: &Path) -> anyhow::Result<&'static str> {
+    /// What becomes of a mutant in `binary`, after a look at whether its test passes without it.
+    fn play(&mut self, mutant: &Mutant, binary: &Path) -> anyhow::Result<&'static str> {
         if !self.passed.contains(mutant.test) {
             if !self.passes(mutant.test, &self.sound)? {
                 return Ok("FAILS WITHOUT THE MISTAKE TOO");
             }
             self.passed.insert(mutant.test);
         }
-        let binary = make(mutant, directory, &ebpf::sources(directory))?;
-        Ok(if !self.passes(LOADS, &binary)? {
-            "IS NOT RUN: the kernel refuses the programs"
-        } else if self.passes(mutant.test, &binary)? {
-            "PASSES: nobody notices"
-        } else {
-            NOTICED
+        Ok(match self.passes(mutant.test, binary)? {
+            true => "PASSES: nobody notices",
+            false => NOTICED,
         })
     }
 
