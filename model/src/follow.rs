@@ -76,7 +76,7 @@ impl Model {
         match self.datagrams.get(&Datagram::of(network, seen))? {
             Decision::Waiting(_) => None,
             Decision::Pass => Some(Outcome::PASSED),
-            Decision::Drop => Some(Outcome::dropped(Reason::Fragment)),
+            Decision::Drop => Some(Outcome::dropped(Reason::FragmentOfDropped)),
             Decision::Flow(side, key) => Some(match self.flows.get(key) {
                 Some(flow) => self.follow_flow(input, network, seen, *side, key, flow),
                 None => Outcome::passed_for(Reason::NoFlow),

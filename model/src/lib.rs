@@ -5,9 +5,8 @@
 //! differential.rs` gives both the same packets. It has no clock, so all lifetimes are endless, and no
 //! table of limited size.
 //!
-//! The rules, in the order of docs/nat-behaviour.md; [`Rules`] names those that the datapath does not
-//! meet yet. "Goes on" means as it came, to the next program and the stack; a name in parentheses is the
-//! reason that is counted.
+//! The rules, in the order of docs/nat-behaviour.md. "Goes on" means as it came, to the next program and the
+//! stack; a name in parentheses is the reason that is counted.
 //!
 //! # Which packets are translated
 //!
@@ -75,7 +74,7 @@
 //! # Fragments
 //!
 //! 21. What became of the first fragment becomes of the others of its datagram: they go on, are dropped
-//!     ([`Reason::Fragment`]), or are translated and go where it went. In IPv4 the protocol tells datagrams
+//!     ([`Reason::FragmentOfDropped`]), or are translated and go where it went. In IPv4 the protocol tells datagrams
 //!     apart beside addresses and identification, in IPv6 it does not.
 //! 22. From a device, up to 64 fragments to one of the host's addresses that come before their first, of
 //!     up to 2,044 bytes each, wait for it, and come in again behind it. Others go on
@@ -106,4 +105,4 @@ mod world;
 pub use flow::{Connection, Flow, Key, Progress, Request, Settled, Side};
 pub use model::Model;
 pub use outcome::{Hook, Input, Outcome, Reason, To, Verdict};
-pub use world::{Device, Forward, Link, Protocol, Rules, World};
+pub use world::{Device, Forward, Link, Protocol, World};

@@ -122,7 +122,7 @@ impl Model {
             ..*input
         };
         if !self.is_for(device, input.frame) {
-            return self.foreign_early(input);
+            return Outcome::PASSED;
         }
         let network = match packet::network(input) {
             Ok(network) => network,
@@ -134,21 +134,6 @@ impl Model {
         match self.published(input, network) {
             Ok(packet) => self.request_early(input, &packet),
             Err(outcome) => outcome,
-        }
-    }
-
-    fn foreign_early(&self, input: &Input<'_>) -> Outcome {
-        let rules = self.world.rules;
-        let read = packet::network(input).and_then(|network| {
-            let plain = network.fragment == Fragment::Whole && !network.extended;
-            match plain {
-                true => packet::ports(input.frame, &network).map(|_| ()),
-                false => Ok(()),
-            }
-        });
-        match read {
-            Err(problem) if !rules.stations_first => unread(problem),
-            _ => Outcome::PASSED,
         }
     }
 

@@ -55,6 +55,7 @@ pub enum Verdict {
 pub enum Reason {
     ForeignSource = 1,
     TupleTaken = 2,
+    FragmentOfDropped = 5,
     Fragment = 32,
     Malformed = 33,
     NotForHost = 34,

@@ -66,18 +66,9 @@ pub struct Device {
     pub mac: [u8; 6],
 }
 
-/// Rules that the datapath does not meet yet: false until it does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Rules {
-    /// Frames for other stations are not counted at XDP, whatever they hold.
-    pub stations_first: bool,
-}
-
 /// The host.
 #[derive(Debug, Clone, Default)]
 pub struct World {
-    /// What is required of it.
-    pub rules: Rules,
     /// The addresses of the host.
     pub addresses: BTreeSet<IpAddr>,
     /// Its devices, by interface index.

@@ -14,11 +14,13 @@ pub enum Reason {
     FlowTableFull = 3,
     /// The kernel refused a step of the translation; what was left is not let out.
     RewriteFailed = 4,
+    /// A fragment whose first was dropped.
+    FragmentOfDropped = 5,
     /// Every port that a masqueraded flow to this destination could have is taken.
     MasqueradeExhausted = 16,
     /// The device has no address of the packet's family that a container could leave under.
     MasqueradeNoAddress = 17,
-    /// A fragment, whose ports cannot be told.
+    /// A fragment whose first is not known, so that its ports cannot be told.
     Fragment = 32,
     /// The packet ends before its headers do, or they contradict each other.
     Malformed = 33,
@@ -44,11 +46,12 @@ pub const MAX_REASONS: u32 = 64;
 
 impl Reason {
     /// Every reason.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::ForeignSource,
         Self::TupleTaken,
         Self::FlowTableFull,
         Self::RewriteFailed,
+        Self::FragmentOfDropped,
         Self::MasqueradeExhausted,
         Self::MasqueradeNoAddress,
         Self::Fragment,
@@ -69,6 +72,7 @@ impl Reason {
             Self::TupleTaken => "tuple-taken",
             Self::FlowTableFull => "flow-table-full",
             Self::RewriteFailed => "rewrite-failed",
+            Self::FragmentOfDropped => "fragment-of-dropped",
             Self::MasqueradeExhausted => "masquerade-exhausted",
             Self::MasqueradeNoAddress => "masquerade-no-address",
             Self::Fragment => "fragment",

@@ -172,7 +172,7 @@ fn follow<A: Family>(hook: &Tc, network: &Network<A>, seen: Seen) -> Option<Verd
     match decision {
         Decision::Waiting => None,
         Decision::Pass => Some(Verdict::NEXT),
-        Decision::Drop => Some(Verdict::drop(Reason::Fragment, 0)),
+        Decision::Drop => Some(Verdict::drop(Reason::FragmentOfDropped, 0)),
         Decision::ToContainer | Decision::ToClient => {
             Some(follow_flow(hook, network, &key, decision))
         }

@@ -116,19 +116,30 @@ pub struct EarlyDevice;
 impl PacketWay<Xdp> for EarlyDevice {
     #[inline(always)]
     fn go<A: Family>(self, hook: &Xdp) -> Verdict {
-        const UP: Verdict = Verdict::NEXT;
-        let network: Network<A> = parsed!(A::network(hook), UP, UP);
-        let ports = parsed!(parse::ports(hook, &network), UP, UP);
-        let slot = forward::slot::<A>(ports.protocol, ports.destination);
-        if slot.is_empty() || !hook.is_for_host() {
-            return UP;
-        }
-        let packet = parsed!(parse::transport(hook, network, ports), UP, UP);
-        match request(hook, &packet, slot, 0) {
-            Some(Err(verdict)) => verdict,
-            _ => UP,
+        match early::<A>(hook) {
+            Ok(verdict) => verdict,
+            // Asked only now: a frame for another station is mostly of no published port.
+            Err(Unparsed::Malformed) if hook.is_for_host() => Verdict::next_for(Reason::Malformed),
+            Err(_) => Verdict::NEXT,
         }
     }
+}
+
+/// What is not translated goes up.
+#[inline(always)]
+fn early<A: Family>(hook: &Xdp) -> Result<Verdict, Unparsed> {
+    const UP: Verdict = Verdict::NEXT;
+    let network: Network<A> = A::network(hook)?;
+    let ports = parse::ports(hook, &network)?;
+    let slot = forward::slot::<A>(ports.protocol, ports.destination);
+    if slot.is_empty() || !hook.is_for_host() {
+        return Ok(UP);
+    }
+    let packet = parse::transport(hook, network, ports)?;
+    Ok(match request(hook, &packet, slot, 0) {
+        Some(Err(verdict)) => verdict,
+        _ => UP,
+    })
 }
 
 /// TC ingress of a container's host-side link: replies, and requests of the container to the host.

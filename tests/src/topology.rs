@@ -283,6 +283,21 @@ impl Topology {
         forwards
     }
 
+    /// How often a packet was dropped or passed for this reason.
+    ///
+    /// # Panics
+    /// When `status` does not name it.
+    #[track_caller]
+    #[must_use]
+    pub fn counted(&self, reason: &str) -> u64 {
+        let status = self.portfwd(&["--json", "status"]).expect_ok().json();
+        let rows = status["datapath"]["reasons"].as_array();
+        let mut rows = rows.into_iter().flatten();
+        let row = rows.find(|row| row["reason"] == reason);
+        let packets = row.and_then(|row| row["packets"].as_u64());
+        packets.unwrap_or_else(|| panic!("no {reason} in {status}"))
+    }
+
     /// What is published, one line a forward: `web tcp 0.0.0.0:8080 -> 10.88.0.2:80`, sorted.
     #[track_caller]
     #[must_use]

@@ -5,9 +5,11 @@ use std::time::Duration;
 
 use portfwd_tests::capture;
 use portfwd_tests::clients;
+use portfwd_tests::datapath::{Datapath, Program, Verdict};
 use portfwd_tests::deadline::{PATIENCE, patient};
 use portfwd_tests::packet::Frame;
 use portfwd_tests::servers::Server;
+use portfwd_tests::table::{at, families, inbound};
 use portfwd_tests::topology::{
     CLIENT, CLIENT_MAC, CLIENT6, HOST, HOST_MAC, HOST6, Shape, Topology,
 };
@@ -173,4 +175,35 @@ fn fragments_that_never_come_hold_up_nobody_else() {
     let mut buffer = vec![0; LONGEST];
     let received = server.recv(&mut buffer).expect("the whole datagram");
     assert_eq!(&buffer[..received], question);
+}
+
+// Fails if a first fragment that is dropped is not remembered (`dropped` in first.rs), or its others are
+// counted as if it were not known (`follow`).
+#[test]
+fn the_fragments_of_a_datagram_that_is_dropped_are_dropped_and_counted_as_such() {
+    const INIT: u8 = 1;
+    let topology = Topology::new(Shape::default());
+    topology.attach("web", 0, &["3868:3868/sctp"]);
+    let datapath = Datapath::open(&topology);
+    for ends in families() {
+        let from = at(ends.client, 40_000);
+        let init = |host| inbound(Frame::sctp(from, at(host, 3868), INIT));
+        let own = init(ends.host).to_bytes();
+        let verdict = |frame: &[u8]| datapath.run(Program::Device, "eth0", frame).0;
+        assert_eq!(verdict(&own), Verdict::Redirect);
+        // SCTP cannot have another port, so the same one by another address of the host is dropped.
+        let other = init(ends.host_second).carrying(&pattern(3_000));
+        let frames = fragments(&other, 1_400, 7);
+        assert_eq!(frames.len(), 3);
+        for frame in &frames {
+            assert_eq!(verdict(frame), Verdict::Drop);
+        }
+    }
+    let reasons = ["tuple-taken", "fragment-of-dropped", "fragment"];
+    assert_eq!(reasons.map(|reason| topology.counted(reason)), [2, 4, 0]);
+    let status = topology.portfwd(&["status"]).expect_ok().stdout;
+    assert!(
+        status.contains("dropped     fragment-of-dropped: 4"),
+        "{status}"
+    );
 }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use portfwd_tests::datapath::{Datapath, Program, Row};
 use portfwd_tests::packet::{Frame, Transport, flag};
 use portfwd_tests::table::{at, families, hopped, inbound, opening_frames, play, topology};
-use portfwd_tests::topology::{CLIENT_MAC, Shape, Topology};
+use portfwd_tests::topology::{CLIENT_MAC, HOST_MAC, Shape, Topology};
 
 // Fails if a packet at the end of its hops is translated (`request` in first.rs).
 #[test]
@@ -266,7 +266,29 @@ fn neighbour(address: IpAddr) -> IpAddr {
     }
 }
 
-/// Fails if `forward::admits` of the datapath does not ask `fits_reverse_path`.
+/// Fails if XDP looks at a frame before it looks whose it is.
+#[test]
+fn malformed_frames_are_counted_where_they_are_addressed_to_the_host() {
+    let topology = topology();
+    let datapath = Datapath::open(&topology);
+    let mut counted = 0;
+    for ends in families() {
+        let frame = Frame::udp(at(ends.client, 31_500), at(ends.host, 8080), b"cut");
+        for (station, mine) in [(HOST_MAC, 1), ([2, 9, 9, 9, 9, 9], 0), ([0xff; 6], 0)] {
+            let mut input = frame.clone().on_link(CLIENT_MAC, station).to_bytes();
+            input.truncate(input.len() - 1);
+            for program in [Program::Device, Program::EarlyDevice] {
+                let name = format!("a frame for {station:02x?}");
+                let row = Row::untouched(&name, program, "eth0", input.clone());
+                play(&datapath, &[row]);
+                counted += mine;
+                assert_eq!(topology.counted("malformed"), counted, "{program:?} {name}");
+            }
+        }
+    }
+}
+
+/// Fails if `open` of first.rs does not ask `forward::fits_reverse_path`.
 #[test]
 fn sources_of_another_device_open_nothing_where_the_host_checks_them() {
     let topology = Topology::new(Shape {

@@ -122,10 +122,6 @@ fn check_sources(topology: &Topology, mode: &str) {
 
 /// How many packets the datapath has left to the host's own check, and how many that has dropped.
 fn refused(topology: &Topology) -> [u64; 2] {
-    let status = topology.portfwd(&["--json", "status"]).expect_ok().json();
-    let reasons = status["datapath"]["reasons"].as_array().expect("an array");
-    let row = reasons.iter().find(|row| row["reason"] == "reverse-path");
-    let counted = row.and_then(|row| row["packets"].as_u64());
     let text = topology
         .host
         .run(|| fs::read_to_string("/proc/thread-self/net/netstat"));
@@ -138,7 +134,7 @@ fn refused(topology: &Topology) -> [u64; 2] {
     let dropped = columns.find(|(name, _)| *name == "IPReversePathFilter");
     let dropped = dropped.and_then(|(_, value)| value.parse().ok());
     [
-        counted.expect("the reason"),
+        topology.counted("reverse-path"),
         dropped.expect("the host's count"),
     ]
 }

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 
 use portfwd_common::{maps, programs};
-use portfwd_model::{Device, Forward, Hook, Link, Protocol, Rules, World};
+use portfwd_model::{Device, Forward, Hook, Link, Protocol, World};
 
 use super::step::{At, Step};
 use crate::kernel::{self, Runner, array_values, clear_map, index_of, key_size};
@@ -147,7 +147,6 @@ pub fn world(topology: &Topology) -> World {
             .flat_map(move |spec| forwards(spec, targets, link))
     });
     World {
-        rules: Rules::default(),
         addresses: addresses
             .iter()
             .map(|text| text.parse().expect("an address"))
