@@ -2,13 +2,16 @@
 //! the `portfwd` binary run against them, real sockets, captures, packet tables, and a way to kill
 //! a command at any of its system calls.
 //!
-//! It needs root, `ip`, `tc`, `ethtool`, `nft` and `iptables`. Every kernel object has a name of its
-//! own (process ID and a counter), so that test runs may stand beside each other. A failed step of
-//! the harness panics and says what it was doing; there is nobody to hand an error to.
+//! It needs root, `ip`, `tc`, `ethtool`, `nft` and `iptables`, and for [`beside`] and [`daemons`] the
+//! programs that they run. Every kernel object has a name of its own (process ID and a counter), so that
+//! test runs may stand beside each other. A failed step of the harness panics and says what it was doing;
+//! there is nobody to hand an error to.
 
+pub mod beside;
 mod bpffs;
 pub mod capture;
 pub mod clients;
+pub mod daemons;
 pub mod datapath;
 pub mod deadline;
 pub mod differential;

@@ -20,17 +20,27 @@ const BUILD: &[&str] = &[
 
 /// What tests and demo run beside portfwd: servers and clients, captures, other tools' rules.
 const RUN: &[&str] = &[
+    "bind9-dnsutils",
     "bpftool",
     "curl",
+    "dnsmasq-base",
+    "dropbear-bin",
     "ethtool",
+    "iperf3",
     "iproute2",
     "iptables",
+    "iputils-ping",
+    "mtr-tiny",
+    "netcat-openbsd",
     "nftables",
     "nginx",
+    "openssh-client",
     "procps",
     "python3-minimal",
+    "python3-pyftpdlib",
     "socat",
     "tcpdump",
+    "traceroute",
     "util-linux",
 ];
 
