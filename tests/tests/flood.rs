@@ -21,8 +21,8 @@ const ACK: u8 = flag::ACK;
 const FIN: u8 = flag::FIN | flag::ACK;
 const SYN_ACK: u8 = flag::SYN | flag::ACK;
 
-/// How many times the table of young flows holds: ten with `PORTFWD_FULL`, else three, as the runs take
-/// their time.
+/// How many spoofed senders of each family a flood has: full size, with `PORTFWD_FULL`, is ten times what the
+/// table of young flows holds, 655,360; else three times, as the runs take their time.
 static MANY: LazyLock<u32> = LazyLock::new(|| {
     let times = if std::env::var_os("PORTFWD_FULL").is_some() {
         10
