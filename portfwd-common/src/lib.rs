@@ -118,11 +118,13 @@ pub enum Stage {
     LinkRequest = 10,
     /// From a device: fragments, and extension headers. What is not to wait goes on to the first stage.
     DeviceFragment = 11,
+    /// From a container's link: replies that the way out has no room for.
+    LinkTooBig = 12,
 }
 
 impl Stage {
     /// Every stage.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::DeviceFirst,
         Self::LinkFirst,
         Self::EgressFirst,
@@ -135,6 +137,7 @@ impl Stage {
         Self::MasqueradeInError,
         Self::LinkRequest,
         Self::DeviceFragment,
+        Self::LinkTooBig,
     ];
     /// Name of the program, which is also that of its pin.
     pub const fn program(self) -> &'static str {
@@ -151,6 +154,7 @@ impl Stage {
             Self::MasqueradeInError => "tc_masquerade_in_error",
             Self::LinkRequest => "tc_link_request",
             Self::DeviceFragment => "tc_device_fragment",
+            Self::LinkTooBig => "tc_link_too_big",
         }
     }
     /// The same where packets have no Ethernet header; none for containers' links, which have frames.
@@ -165,7 +169,7 @@ impl Stage {
             Self::MasqueradeIn => Some("tc_masquerade_in_l3"),
             Self::MasqueradeOutError => Some("tc_masquerade_out_error_l3"),
             Self::MasqueradeInError => Some("tc_masquerade_in_error_l3"),
-            Self::LinkFirst | Self::LinkRequest | Self::LinkError => None,
+            Self::LinkFirst | Self::LinkRequest | Self::LinkError | Self::LinkTooBig => None,
         }
     }
     /// The place of [`Self::program`], or with `l3` of [`Self::program_l3`].

@@ -4,7 +4,7 @@ use aya_ebpf::{
     bindings::bpf_redir_neigh,
     helpers::{bpf_redirect_neigh, bpf_redirect_peer},
 };
-use portfwd_common::flow::{FlowKey, Route};
+use portfwd_common::flow::{Flow, FlowKey, Route};
 
 use crate::{
     family::Family,
@@ -49,14 +49,20 @@ pub fn refresh_route<A: Family>(
 ) {
     let flow = live.flow();
     if flow.route.refreshed != live.now {
-        let ends = Ends {
-            source: flow.host,
-            source_port: flow.host_port,
-            destination: key.client,
-            destination_port: flow.client_port,
-            protocol: key.protocol as u8,
-        };
-        flow.route = fib::route(hook, device_of(flow.link), &ends, flow.ingress, live.now);
+        let device = device_of(flow.link);
+        flow.route = fib::route(hook, device, &ends(key, flow), flow.ingress, live.now);
+    }
+}
+
+/// The ends of a flow's replies once they are translated.
+#[inline(always)]
+pub fn ends<A: Family>(key: &FlowKey<A>, flow: &Flow<A>) -> Ends<A> {
+    Ends {
+        source: flow.host,
+        source_port: flow.host_port,
+        destination: key.client,
+        destination_port: flow.client_port,
+        protocol: key.protocol as u8,
     }
 }
 

@@ -56,6 +56,15 @@ pub trait Family: Address + 'static {
     /// The part of a change of the outer addresses that the checksum of an ICMP message covers (RFC 4443,
     /// section 2.3; that of RFC 792 covers none).
     fn covered_by_icmp(addresses: u32) -> u32;
+    /// What is put in front of the quote of an ICMP message that a packet is too big: a network header and
+    /// that of ICMP.
+    type TooBig: Copy;
+    /// Whether a router may cut the packet into fragments (RFC 791, section 3.1; RFC 8200, section 5).
+    fn may_be_cut<H: Hook>(hook: &H) -> bool;
+    /// The headers of the message (RFC 1191, section 4; RFC 4443, section 3.2) from `source` to
+    /// `destination`, about a way that takes `mtu` bytes, with a quote of `length` bytes whose words sum
+    /// up to `sum`.
+    fn too_big(source: Self, destination: Self, mtu: u32, length: u32, sum: u32) -> Self::TooBig;
     /// Stores what changes in the network header beside the addresses: one hop less if `hop`, and the
     /// header's checksum where there is one. `change` says of the addresses what a checksum of the header
     /// has to make up for, and what the sum of the whole packet.
@@ -96,7 +105,9 @@ fn length<H: Hook>(hook: &H, told: u64) -> Result<u64, Unparsed> {
     }
 }
 
-/// The flag of RFC 791, section 3.1, in the second word of the header.
+/// The flag of RFC 791, section 3.1, in the fourth half-word of the header.
+const DONT_FRAGMENT: u16 = 0x4000;
+/// The flag of the same section, in the second word of the header.
 const MORE_FRAGMENTS: u32 = 0x2000;
 /// The fragment offset in that word.
 const FRAGMENT_OFFSET: u32 = 0x1fff;
@@ -113,6 +124,31 @@ impl Family for V4 {
     const ECHO_REQUEST: u8 = 8;
     const ECHO_REPLY: u8 = 0;
 
+    type TooBig = [u32; 7];
+    #[inline(always)]
+    fn may_be_cut<H: Hook>(hook: &H) -> bool {
+        let word = hook.load::<u16>(hook.network() + 6);
+        word.is_some_and(|word| u16::from_be(word) & DONT_FRAGMENT == 0)
+    }
+    #[inline(always)]
+    fn too_big(source: Self, destination: Self, mtu: u32, length: u32, sum: u32) -> [u32; 7] {
+        let icmp = [0x0304_0000, mtu & 0xffff].map(u32::to_be);
+        let [first, second] = icmp;
+        let icmp_sum = checksum::fold(first as u64 + second as u64 + sum as u64);
+        let ip = [0x45c0_0000 | (28 + length), 0, 0x4001_0000].map(u32::to_be);
+        let ip_sum =
+            checksum::fold(ip[0] as u64 + ip[2] as u64 + source.0 as u64 + destination.0 as u64);
+        // Both checksums are the second halves of their words.
+        [
+            ip[0],
+            ip[1],
+            ip[2] | (!ip_sum as u32) << 16,
+            source.0,
+            destination.0,
+            first | (!icmp_sum as u32) << 16,
+            second,
+        ]
+    }
     #[inline(always)]
     fn flows() -> &'static LruHashMap<FlowKey<Self>, Flow<Self>> {
         &FLOWS_V4
@@ -301,6 +337,29 @@ impl Family for V6 {
     const ECHO_REQUEST: u8 = 128;
     const ECHO_REPLY: u8 = 129;
 
+    type TooBig = [u64; 6];
+    #[inline(always)]
+    fn may_be_cut<H: Hook>(_hook: &H) -> bool {
+        false
+    }
+    #[inline(always)]
+    fn too_big(source: Self, destination: Self, mtu: u32, length: u32, sum: u32) -> [u64; 6] {
+        let message = (0x0200_0000u32.to_be(), mtu.to_be());
+        // The pseudo-header: addresses, length, protocol (RFC 8200, section 8.1).
+        let pseudo = (8 + length).to_be() as u64 + (Self::ICMP as u32).to_be() as u64;
+        let addresses = source.sum() + destination.sum();
+        let icmp_sum =
+            checksum::fold(message.0 as u64 + message.1 as u64 + pseudo + addresses + sum as u64);
+        let first = message.0 | (!icmp_sum as u32) << 16;
+        [
+            0x6000_0000_0000_3a40u64.to_be() | ((8 + length as u64) << 16).to_be(),
+            source.0,
+            source.1,
+            destination.0,
+            destination.1,
+            first as u64 | (message.1 as u64) << 32,
+        ]
+    }
     #[inline(always)]
     fn flows() -> &'static LruHashMap<FlowKey<Self>, Flow<Self>> {
         &FLOWS_V6

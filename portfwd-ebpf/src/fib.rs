@@ -126,7 +126,13 @@ pub fn leads_elsewhere<H: Hook, A: Family>(hook: &H, packet: &Packet<A>) -> bool
         destination_port: packet.destination_port,
         protocol: packet.network.protocol,
     };
-    ask(hook, hook.device(), &ends).is_some_and(|(answer, _)| is_known(answer))
+    forwards(hook, hook.device(), &ends)
+}
+
+/// Whether the host forwards what comes in by `device` between these ends.
+#[inline(always)]
+pub fn forwards<H: Hook, A: Family>(hook: &H, device: u32, ends: &Ends<A>) -> bool {
+    ask(hook, device, ends).is_some_and(|(answer, _)| is_known(answer))
 }
 
 /// There is no way back.

@@ -418,7 +418,7 @@ fn reply<A: Family>(hook: &Tc, packet: &Packet<A>) -> Option<Verdict> {
     if !hairpin {
         deliver::refresh_route(hook, &key, &live, way::routing_device);
         if !deliver::fits(hook, packet, &flow.route) {
-            return Some(Verdict::next_for(Reason::TooBig));
+            return Some(Verdict::next_for(Reason::TooBig).unless_claimed(Stage::LinkTooBig));
         }
     }
     flow::advance(&live, &key, Side::Container, packet);

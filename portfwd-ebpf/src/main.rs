@@ -35,6 +35,7 @@ mod pair;
 mod parse;
 mod shift;
 mod socket;
+mod too_big;
 mod translate;
 mod verdict;
 mod way;
@@ -127,6 +128,13 @@ pub fn tc_link_error(context: TcContext) -> i32 {
 pub fn tc_egress_error(context: TcContext) -> i32 {
     let hook = Tc::new(&context);
     masquerade::leaving_error(way::by_family(&hook, error::Egress)).tc(&hook)
+}
+
+/// [`portfwd_common::Stage::LinkTooBig`].
+#[classifier]
+pub fn tc_link_too_big(context: TcContext) -> i32 {
+    let hook = Tc::new(&context);
+    way::by_family(&hook, too_big::Link).tc(&hook)
 }
 
 /// [`portfwd_common::Stage::MasqueradeOut`].

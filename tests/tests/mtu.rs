@@ -43,12 +43,14 @@ fn tcp_gets_through_to_a_client_on_a_narrow_link() {
 
 #[test]
 fn tcp_gets_through_where_only_the_host_knows_of_the_narrow_link() {
-    for shape in shapes() {
-        // The host tells the container, as a router would: it forwards.
-        let shape = Shape {
-            forwarding: true,
+    // Where the host forwards, its stack tells the container; where it does not, the programs do.
+    let shapes = shapes().flat_map(|shape| {
+        [true, false].map(|forwarding| Shape {
+            forwarding,
             ..shape
-        };
+        })
+    });
+    for shape in shapes {
         let topology = Topology::new(shape);
         let _servers = topology.serve();
         topology.host.ip("link set eth0 mtu 1300\n");
@@ -63,13 +65,23 @@ fn tcp_gets_through_where_only_the_host_knows_of_the_narrow_link() {
     }
 }
 
-// Fails if size does not count (`fits` in deliver.rs).
+// Fails if size does not count (`fits` in deliver.rs), or if the programs' message (`too_big` in family.rs) is
+// summed up without its quote.
 #[test]
 fn a_datagram_too_large_for_the_way_back_is_reported_to_its_sender() {
-    let topology = Topology::new(Shape {
-        forwarding: true,
-        ..Shape::default()
-    });
+    for shape in [Shape::default(), Shape::routed()] {
+        for forwarding in [true, false] {
+            reports_a_datagram_that_is_too_large(Shape {
+                forwarding,
+                ..shape
+            });
+        }
+    }
+}
+
+#[track_caller]
+fn reports_a_datagram_that_is_too_large(shape: Shape) {
+    let topology = Topology::new(shape);
     let [own, _] = &topology.containers;
     topology.host.ip("link set eth0 mtu 1300\n");
     topology.client.ip("link set eth0 mtu 1300\n");
