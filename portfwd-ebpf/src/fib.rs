@@ -40,6 +40,7 @@ const _: () = assert!(size_of::<Query>() == size_of::<bpf_fib_lookup>());
 const SUCCESS: i64 = 0;
 const BLACKHOLE: i64 = 1;
 const NOT_FORWARDED: i64 = 4;
+const FORWARDING_DISABLED: i64 = 5;
 const NO_NEIGHBOUR: i64 = 7;
 const TOO_BIG: i64 = 8;
 
@@ -126,13 +127,13 @@ pub fn leads_elsewhere<H: Hook, A: Family>(hook: &H, packet: &Packet<A>) -> bool
         destination_port: packet.destination_port,
         protocol: packet.network.protocol,
     };
-    forwards(hook, hook.device(), &ends)
+    ask(hook, hook.device(), &ends).is_some_and(|(answer, _)| is_known(answer))
 }
 
-/// Whether the host forwards what comes in by `device` between these ends.
+/// Whether the host forwards nothing of what comes in by `device` between these ends.
 #[inline(always)]
-pub fn forwards<H: Hook, A: Family>(hook: &H, device: u32, ends: &Ends<A>) -> bool {
-    ask(hook, device, ends).is_some_and(|(answer, _)| is_known(answer))
+pub fn is_disabled<H: Hook, A: Family>(hook: &H, device: u32, ends: &Ends<A>) -> bool {
+    ask(hook, device, ends).is_some_and(|(answer, _)| answer == FORWARDING_DISABLED)
 }
 
 /// There is no way back.

@@ -43,8 +43,8 @@ impl PacketWay<Tc> for Link {
         let (host, mtu) = (flow.host, flow.route.mtu);
         let ends = deliver::ends(&key, flow);
         // The stack of a host that forwards cuts the packet, or tells the container itself.
-        let stack_knows = fib::forwards(hook, way::routing_device(flow.link), &ends);
-        if stack_knows || mtu == 0 || packet.length < QUOTE as u64 || A::may_be_cut(hook) {
+        let is_ours = fib::is_disabled(hook, way::routing_device(flow.link), &ends);
+        if !is_ours || mtu == 0 || packet.length < QUOTE as u64 || A::may_be_cut(hook) {
             return Verdict::NEXT;
         }
         match answer(hook, host, packet.network.source, mtu) {
