@@ -515,6 +515,20 @@ mod tests {
     }
 
     #[test]
+    fn no_lifetime_is_shorter_than_it_may_be() {
+        let of = |state: State| state.lifetime(&Lifetimes::DEFAULT);
+        // RFC 5382, REQ-5.
+        assert!(of(State::Established) >= 2 * 3_600 + 4 * 60);
+        for number in (1..=7).chain(11..=12) {
+            let state = State::from_number(number).unwrap();
+            assert!(of(state) >= 4 * 60, "{state:?}");
+        }
+        // RFC 4787, REQ-5, and RFC 5508, REQ-2: pings go through the states of UDP.
+        assert!(of(State::UdpUnanswered) >= 2 * 60);
+        assert!(of(State::UdpAnswered) >= 5 * 60 && of(State::UdpAssured) >= 5 * 60);
+    }
+
+    #[test]
     fn a_flow_lives_for_its_lifetime_and_no_longer() {
         let alive = |state, now| is_alive(state, 100, now, &Lifetimes::DEFAULT);
         assert!(alive(State::Established, 100 + 7_439));

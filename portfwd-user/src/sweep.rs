@@ -124,17 +124,24 @@ where
         source: Box::new(source),
     };
     let doing = || "purge flows".to_owned();
+    let is_dead = |flows: &Hash<FlowKey<A>, Flow<A>>, key: &FlowKey<A>| match flows.get(key, 0) {
+        Ok(flow) => Ok(!alive.contains(&(flow.forward, flow.generation))),
+        // An LRU table may drop any entry at any time.
+        Err(MapError::KeyNotFound) => Ok(false),
+        Err(error) => Err(failed(error)).doing(doing),
+    };
     let mut dead = Vec::new();
     for key in flows.keys() {
         let key = key.map_err(failed).doing(doing)?;
-        match flows.get(&key, 0) {
-            Ok(flow) if !alive.contains(&(flow.forward, flow.generation)) => dead.push(key),
-            // An LRU table may drop any entry at any time.
-            Ok(_) | Err(MapError::KeyNotFound) => {}
-            Err(error) => return Err(failed(error)).doing(doing),
+        if is_dead(flows, &key)? {
+            dead.push(key);
         }
     }
     for key in dead {
+        // By now the client may have one under the same key through another forward.
+        if !is_dead(flows, &key)? {
+            continue;
+        }
         match flows.remove(&key) {
             Err(error) if !is_gone(&error) => return Err(failed(error)).doing(doing),
             _ => {}

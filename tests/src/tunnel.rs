@@ -3,7 +3,7 @@
 
 use std::ffi::CString;
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, IoSlice, Read, Write};
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -27,7 +27,23 @@ pub enum Kind {
     Tun,
     /// Ethernet frames.
     Tap,
+    /// The same, of which only the Ethernet header lies in one piece; the rest is in pages, as some network
+    /// cards leave it.
+    Scattered,
 }
+
+impl Kind {
+    fn flags(self) -> libc::c_int {
+        match self {
+            Self::Tun => libc::IFF_TUN,
+            Self::Tap => libc::IFF_TAP,
+            Self::Scattered => libc::IFF_TAP | libc::IFF_NAPI | libc::IFF_NAPI_FRAGS,
+        }
+    }
+}
+
+/// Length of an Ethernet header.
+const ETHERNET: usize = 14;
 
 /// The wire; dropping it removes both devices.
 #[derive(Debug)]
@@ -52,7 +68,7 @@ impl Tunnel {
         let ways = [(Arc::clone(&near), Arc::clone(&far)), (far, near)];
         let workers = ways.map(|(from, to)| {
             let stop = Arc::clone(&stop);
-            thread::spawn(move || carry(&from, &to, &stop))
+            thread::spawn(move || carry(kind, &from, &to, &stop))
         });
         Self {
             stop,
@@ -89,11 +105,7 @@ fn device(kind: Kind, name: &str) -> io::Result<File> {
     let name = CString::new(name)?;
     let mut request = Request {
         name: [0; libc::IFNAMSIZ],
-        flags: libc::IFF_NO_PI as libc::c_short
-            | match kind {
-                Kind::Tun => libc::IFF_TUN,
-                Kind::Tap => libc::IFF_TAP,
-            } as libc::c_short,
+        flags: (libc::IFF_NO_PI | kind.flags()) as libc::c_short,
         padding: [0; 22],
     };
     let bytes = name.as_bytes_with_nul();
@@ -105,7 +117,7 @@ fn device(kind: Kind, name: &str) -> io::Result<File> {
 }
 
 /// Carries packets until it is stopped. What a device that is down does not take is lost, as on a wire.
-fn carry(mut from: &File, mut to: &File, stop: &AtomicBool) {
+fn carry(kind: Kind, mut from: &File, mut to: &File, stop: &AtomicBool) {
     let mut packet = vec![0; PACKET_LIMIT];
     while !stop.load(Ordering::Relaxed) {
         let mut waiting = [PollFd::new(from.as_fd(), PollFlags::POLLIN)];
@@ -115,7 +127,11 @@ fn carry(mut from: &File, mut to: &File, stop: &AtomicBool) {
             Err(error) => panic!("wait for a packet: {error}"),
         }
         if let Ok(length) = from.read(&mut packet) {
-            let _ = to.write(&packet[..length]);
+            let (header, rest) = packet[..length].split_at(ETHERNET.min(length));
+            let _ = match kind {
+                Kind::Scattered => to.write_vectored(&[IoSlice::new(header), IoSlice::new(rest)]),
+                Kind::Tun | Kind::Tap => to.write(&packet[..length]),
+            };
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
 
-use portfwd_tests::capture;
+use portfwd_tests::capture::{self, Capture, Captured};
 use portfwd_tests::clients;
 use portfwd_tests::datapath::{Datapath, Program, Verdict};
 use portfwd_tests::deadline::{PATIENCE, patient};
@@ -206,4 +206,34 @@ fn the_fragments_of_a_datagram_that_is_dropped_are_dropped_and_counted_as_such()
         status.contains("dropped     fragment-of-dropped: 4"),
         "{status}"
     );
+
+// RFC 6946: a packet that is whole has nothing in common with fragments of the same identification. Fails if
+// it is taken for a first fragment (`walk` in family.rs).
+#[test]
+fn a_whole_packet_with_a_fragment_header_decides_for_itself_alone() {
+    let topology = Topology::new(Shape::default());
+    topology.attach("web", 0, &["8080:80/udp"]);
+    let [own, _] = &topology.containers;
+    let server = bound(&topology, SocketAddr::new(own.addresses()[1], 80));
+    let capture = Capture::start(&own.namespace, "eth0");
+    let ends = [(CLIENT6, 4_000), (HOST6, 8080)].map(|(ip, port)| SocketAddr::new(ip, port));
+    let datagram = |payload: &[u8]| Frame::udp(ends[0], ends[1], payload);
+    let orphan = datagram(&pattern(3_000)).on_link(CLIENT_MAC, HOST_MAC);
+    let orphan = &fragments(&orphan, 1_400, 0x0102_0304)[1];
+    let mut whole = datagram(b"whole").on_link(CLIENT_MAC, HOST_MAC);
+    whole.ipv6_extensions = vec![(44, vec![0, 0, 0, 0, 1, 2, 3, 4])];
+    for frame in [orphan, &whole.to_bytes(), orphan, &whole.to_bytes()] {
+        capture::inject(&topology.client, "eth0", frame);
+    }
+    for _ in 0..2 {
+        let length = server.recv(&mut [0; 64]).expect("the whole one");
+        assert_eq!(length, b"whole".len());
+    }
+    let frames = capture.finish();
+    let of_client = |frame: &&Captured| {
+        let layers = frame.layers();
+        layers.is_some_and(|layers| layers.source == CLIENT6 && layers.fragment)
+    };
+    let strays: Vec<_> = frames.iter().filter(of_client).collect();
+    assert!(strays.is_empty(), "{strays:?}");
 }

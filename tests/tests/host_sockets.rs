@@ -3,8 +3,11 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use portfwd_tests::clients::{self, Protocol};
+use portfwd_tests::datapath::{Datapath, Program, Row};
 use portfwd_tests::deadline::{PATIENCE, patient};
+use portfwd_tests::packet::{Frame, flag};
 use portfwd_tests::servers::Server;
+use portfwd_tests::table::{inbound, play};
 use portfwd_tests::topology::{
     CLIENT, CLIENT6, HOST, HOST_SECOND, HOST6, HOST6_SECOND, Shape, Topology,
 };
@@ -13,7 +16,27 @@ const PROTOCOLS: [Protocol; 2] = [Protocol::Tcp, Protocol::Udp];
 const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const LOOPBACK6: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
 
-// Fails if no socket of the host owns its connection (`host_owns` in forward.rs).
+// Fails if no socket of the host owns its connection (`host_owns` in forward.rs): the container would
+// answer the segment.
+#[test]
+fn a_syn_for_a_connection_of_the_host_is_the_hosts() {
+    let topology = Topology::new(Shape::default());
+    let _peer = Server::start(&topology.client, &[CLIENT, CLIENT6], 7, "peer");
+    let mut rows = Vec::new();
+    let mut streams = Vec::new();
+    topology.attach("web", 0, &["40000:80"]);
+    let datapath = Datapath::open(&topology);
+    for (own, peer) in [(HOST, CLIENT), (HOST6, CLIENT6)] {
+        let (own, peer) = (SocketAddr::new(own, 40_000), SocketAddr::new(peer, 7));
+        let input = inbound(Frame::tcp(peer, own, flag::SYN)).to_bytes();
+        streams.push(clients::connect_from(&topology.host, own, peer).expect("connect"));
+        rows.push(Row::untouched("a SYN", Program::Device, "eth0", input));
+    }
+    play(&datapath, &rows);
+}
+
+// Segments of no flow are the host's anyway; of datagrams its socket has to be found. Fails if it is not
+// (`host_owns` in forward.rs).
 #[test]
 fn a_host_connection_whose_ephemeral_port_gets_published_goes_on() {
     let topology = Topology::new(Shape::default());

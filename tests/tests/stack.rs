@@ -253,3 +253,37 @@ fn a_guest_behind_a_tap_device_may_serve_on_its_loopback_address() {
     topology.portfwd(&arguments).expect_ok();
     assert_eq!(ask(&topology.client, Protocol::Tcp, HOST).seen.ip(), CLIENT);
 }
+
+// A frame that is redirected into the container keeps the addresses that it has come with, and the bridge
+// there would take it for somebody else's. Fails if what goes to such a container is redirected to its link,
+// or if its replies are not translated where they leave.
+#[test]
+fn a_container_whose_address_is_on_a_bridge_of_its_own_is_published() {
+    let topology = forwarding();
+    let container = &topology.containers[0];
+    let [v4, v6] = container.addresses();
+    container.namespace.ip(&format!(
+        "addr flush dev eth0
+         link add inner type bridge
+         link set eth0 master inner
+         addr add {v4}/24 dev inner
+         addr add {v6}/64 dev inner nodad
+         link set inner up
+         route replace default via {GATEWAY}
+         route replace default via {GATEWAY6}\n"
+    ));
+    let _far = Server::start(&container.namespace, &[v4, v6], 80, "far");
+    let (addresses, netns) = (format!("{v4},{v6}"), container.netns());
+    for target in [["--netns", &netns], ["--ip", &addresses]] {
+        let publish = ["-p", "8080:80", "-p", "8080:80/udp"];
+        topology
+            .portfwd(&[&["attach", "far"], &target[..], &publish].concat())
+            .expect_ok();
+        for protocol in PROTOCOLS {
+            for (address, own) in [(HOST, CLIENT), (HOST6, CLIENT6)] {
+                assert_eq!(ask(&topology.client, protocol, address).seen.ip(), own);
+            }
+        }
+        topology.portfwd(&["detach", "far"]).expect_ok();
+    }
+}

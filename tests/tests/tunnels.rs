@@ -29,8 +29,12 @@ impl Stand {
 
     /// Adds the device to a topology.
     fn join(topology: Topology) -> Self {
+        Self::by(Kind::Tun, topology)
+    }
+
+    fn by(kind: Kind, topology: Topology) -> Self {
         let remote = Namespace::new("remote");
-        let wire = Tunnel::new(Kind::Tun, (&topology.host, "tun0"), (&remote, "tun0"));
+        let wire = Tunnel::new(kind, (&topology.host, "tun0"), (&remote, "tun0"));
         for (namespace, number) in [(&topology.host, 1), (&remote, 2)] {
             namespace.ip(&format!(
                 "addr add 198.18.0.{number}/24 dev tun0
@@ -193,6 +197,73 @@ fn datagrams_in_fragments_come_through_a_tun_device() {
         server.send_to(&datagram, peer).expect("answer");
         let (length, from) = client.recv_from(&mut buffer).expect("an answer");
         assert_eq!((&buffer[..length], from), (&datagram[..], to));
+    }
+}
+
+// A network card may leave all but the Ethernet header in pages, where programs cannot read it at once. Fails
+// if the headers are not pulled up (`pull_headers` in packet.rs).
+#[test]
+fn headers_that_lie_in_pages_are_translated() {
+    let stand = Stand::by(Kind::Scattered, Topology::new(Shape::default()));
+    let topology = &stand.topology;
+    // The kernel would pull up what it looks at.
+    topology
+        .host
+        .output("ethtool", &["-K", "tun0", "generic-receive-offload", "off"]);
+    let _servers = topology.serve();
+    topology.attach("web", 0, &BOTH);
+    let capture = Capture::start(&topology.containers[0].namespace, "eth0");
+    for (address, own) in ways() {
+        for protocol in PROTOCOLS {
+            assert_eq!(stand.ask(protocol, address, 8080).seen.ip(), own);
+        }
+        let to = SocketAddr::new(address, 8080);
+        let stream = clients::connect(&stand.remote, to).expect("connect");
+        clients::ask_stream(&stream).expect("an answer");
+        clients::echo(&stream, &[7; 100_000]).expect("much more");
+    }
+    assert_eq!(faults(&capture.finish(), false), Vec::<String>::new());
+}
+
+// The same of fragments, and of errors with what they quote. Fails if those headers are not pulled up
+// (`pull_extended_headers` in packet.rs).
+#[test]
+fn fragments_and_errors_that_lie_in_pages_are_translated() {
+    let stand = Stand::by(Kind::Scattered, Topology::new(Shape::default()));
+    let topology = &stand.topology;
+    topology
+        .host
+        .output("ethtool", &["-K", "tun0", "generic-receive-offload", "off"]);
+    topology.attach("web", 0, &BOTH);
+    let container = &topology.containers[0];
+    for (address, own) in ways() {
+        let target = if address.is_ipv4() {
+            container.v4.into()
+        } else {
+            container.v6.into()
+        };
+        let bind = |namespace: &Namespace, at| {
+            let socket = namespace.run(|| UdpSocket::bind(at)).expect("bind");
+            socket
+                .set_read_timeout(Some(PATIENCE))
+                .expect("a time limit");
+            socket
+        };
+        let server = bind(&container.namespace, SocketAddr::new(target, 80));
+        let client = bind(&stand.remote, SocketAddr::new(own, 0));
+        let datagram: Vec<u8> = (0..=250).cycle().take(5_000).collect();
+        let to = SocketAddr::new(address, 8080);
+        client.send_to(&datagram, to).expect("send");
+        let mut buffer = [0; 8_192];
+        let (length, peer) = server.recv_from(&mut buffer).expect("a request");
+        assert_eq!(&buffer[..length], datagram);
+        // Nobody is there any more, and the container is told.
+        drop(client);
+        server.connect(peer).expect("connect");
+        until("the server to be told", PATIENCE, || {
+            let error = server.send(b"answer").err()?;
+            (error.kind() == std::io::ErrorKind::ConnectionRefused).then_some(())
+        });
     }
 }
 

@@ -4,6 +4,7 @@ mod bench;
 mod btf;
 mod check;
 mod demo;
+mod docs;
 mod ebpf;
 mod machines;
 mod mutants;
