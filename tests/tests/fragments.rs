@@ -206,6 +206,7 @@ fn the_fragments_of_a_datagram_that_is_dropped_are_dropped_and_counted_as_such()
         status.contains("dropped     fragment-of-dropped: 4"),
         "{status}"
     );
+}
 
 // RFC 6946: a packet that is whole has nothing in common with fragments of the same identification. Fails if
 // it is taken for a first fragment (`walk` in family.rs).

@@ -731,13 +731,6 @@ pub(super) const OF_ONE_TEST: &[Mutant] = &[
         wrong: "unsafe { LINK_SOURCES.get(&source) }.is_some() || true",
     },
     Mutant {
-        name: "reverse-path",
-        test: "untouched::sources_of_another_device_open_nothing_where_the_host_checks_them",
-        file: "ebpf/forward.rs",
-        right: "if device.source_check == 0 {",
-        wrong: "if device.source_check != 77 {",
-    },
-    Mutant {
         name: "packet-host",
         test: "publish::containers_reach_published_ports_and_keep_their_addresses",
         file: "ebpf/packet.rs",
