@@ -19,6 +19,7 @@ pub use text::{one_line, shown, shown_path};
 
 use crate::collision::CollisionError;
 use crate::label::NameError;
+use crate::object::LoadError;
 use crate::observe;
 use crate::spec::SpecError;
 use crate::subnet::SubnetError;
@@ -106,7 +107,7 @@ impl Error {
             Self::Missing(_) => 4,
             Self::Lacking(_) => 5,
             Self::Failed { source, .. } | Self::System(source)
-                if is_permission_denied(source.as_ref()) =>
+                if is_permission_denied(source.as_ref()) || is_refused(source.as_ref()) =>
             {
                 5
             }
@@ -162,6 +163,9 @@ impl Error {
                         .to_owned(),
                 )
             }
+            Self::Failed { source, .. } | Self::System(source) if is_refused(source.as_ref()) => {
+                Some("use Linux 6.1 or later, and report it if it is".to_owned())
+            }
             Self::Undo { cause, .. } => cause.hint(),
             Self::Failed { .. } | Self::System(_) | Self::Teardown { .. } => None,
         }
@@ -182,7 +186,7 @@ impl Error {
 }
 
 /// Whether EPERM or EACCES is at the bottom of it.
-fn is_permission_denied(error: &(dyn StdError + 'static)) -> bool {
+pub fn is_permission_denied(error: &(dyn StdError + 'static)) -> bool {
     let mut next = Some(error);
     while let Some(error) = next {
         let io = error.downcast_ref::<io::Error>();
@@ -192,6 +196,11 @@ fn is_permission_denied(error: &(dyn StdError + 'static)) -> bool {
         next = error.source();
     }
     false
+}
+
+/// Whether the kernel's verifier refused a program: what it lacks then is a feature.
+fn is_refused(error: &(dyn StdError + 'static)) -> bool {
+    matches!(error.downcast_ref(), Some(LoadError::Refused { .. }))
 }
 
 /// Says what was being done when a step failed.

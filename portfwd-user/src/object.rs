@@ -38,7 +38,17 @@ pub enum LoadError {
     /// The object or its maps.
     #[error("{}", first_line(.0))]
     Object(#[from] Box<aya::EbpfError>),
-    /// One program.
+    /// The verifier does not take a program.
+    #[error("program {name}: the verifier refuses it: {why} ({errno})")]
+    Refused {
+        /// Its name.
+        name: String,
+        /// The end of what the verifier said.
+        why: String,
+        /// The error that it gave: EACCES often, which is no matter of privileges here.
+        errno: String,
+    },
+    /// One program, for another reason.
     #[error("program {name}: {}", first_line(.source))]
     Program {
         /// Its name.
@@ -62,7 +72,41 @@ pub enum LoadError {
     },
 }
 
-/// The verifier's log can run to thousands of lines; its last one but the statistics says why.
+impl LoadError {
+    fn of_program(name: &str, error: ProgramError) -> Self {
+        let name = name.to_owned();
+        match &error {
+            ProgramError::LoadError {
+                io_error,
+                verifier_log,
+            } => match last_words(&verifier_log.to_string()) {
+                Some(why) => Self::Refused {
+                    name,
+                    why: why.to_owned(),
+                    errno: io_error.to_string(),
+                },
+                None => Self::Program {
+                    name,
+                    source: Box::new(error),
+                },
+            },
+            _ => Self::Program {
+                name,
+                source: Box::new(error),
+            },
+        }
+    }
+}
+
+/// The verifier's log can run to thousands of lines: its last one but the statistics says why. None where it
+/// had not got to look.
+fn last_words(log: &str) -> Option<&str> {
+    const STATISTICS: [&str; 3] = ["processed ", "verification time ", "stack depth "];
+    log.lines()
+        .map(str::trim)
+        .rfind(|line| !line.is_empty() && STATISTICS.iter().all(|start| !line.starts_with(start)))
+}
+
 fn first_line(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
@@ -79,7 +123,12 @@ const L3: &str = "_l3";
 /// Loads every map, and every program but those for devices without an Ethernet header, into the kernel.
 /// They vanish with the returned value unless pinned.
 pub fn load(options: Options) -> Result<Ebpf, LoadError> {
-    let mut ebpf = load_maps(options, None)?;
+    load_from(BYTES, options)
+}
+
+/// The same from another object than the embedded one.
+pub fn load_from(object: &[u8], options: Options) -> Result<Ebpf, LoadError> {
+    let mut ebpf = load_maps(object, options, None)?;
     load_programs(&mut ebpf, |name| !name.ends_with(L3))?;
     let stages = Stage::ALL.map(|stage| (stage.place(false), Some(stage.program())));
     connect_stages(&mut ebpf, &stages)?;
@@ -93,7 +142,7 @@ pub fn add_l3(options: Options, maps: &Path, programs: &Path) -> Result<(), Load
     if programs.join(programs::TC_DEVICE_L3).exists() {
         return Ok(());
     }
-    let mut ebpf = load_maps(options, Some(maps))?;
+    let mut ebpf = load_maps(BYTES, options, Some(maps))?;
     load_programs(&mut ebpf, |name| name.ends_with(L3))?;
     let stages = Stage::ALL.map(|stage| (stage.place(true), stage.program_l3()));
     connect_stages(&mut ebpf, &stages)?;
@@ -113,7 +162,7 @@ pub fn add_l3(options: Options, maps: &Path, programs: &Path) -> Result<(), Load
 }
 
 /// The object with its maps: those that are pinned in `pins`, or new ones.
-fn load_maps(options: Options, pins: Option<&Path>) -> Result<Ebpf, LoadError> {
+fn load_maps(object: &[u8], options: Options, pins: Option<&Path>) -> Result<Ebpf, LoadError> {
     let names = pins.map_or_else(|| Ok(Vec::new()), bpffs::names);
     let names = names.map_err(|error| LoadError::Maps(first_line(&error)))?;
     let mut loader = EbpfLoader::new();
@@ -126,7 +175,7 @@ fn load_maps(options: Options, pins: Option<&Path>) -> Result<Ebpf, LoadError> {
         .verifier_log_level(VerifierLogLevel::STATS)
         .override_global("HOST_NETNS", &options.host_netns, true)
         .override_global(aya_log::LEVEL, &options.log_level, false)
-        .load(BYTES);
+        .load(object);
     Ok(ebpf.map_err(Box::new)?)
 }
 
@@ -139,10 +188,7 @@ fn load_programs(ebpf: &mut Ebpf, wanted: impl Fn(&str) -> bool) -> Result<(), L
             Program::CgroupSock(program) => program.load(),
             _ => Err(ProgramError::UnexpectedProgramType),
         };
-        loaded.map_err(|source| LoadError::Program {
-            name: name.to_owned(),
-            source: Box::new(source),
-        })?;
+        loaded.map_err(|error| LoadError::of_program(name, error))?;
     }
     Ok(())
 }
@@ -206,4 +252,17 @@ fn pin_program(program: &mut Program, path: &Path) -> Result<(), LoadError> {
         path: path.display().to_string(),
         reason: first_line(&error),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reason_of_a_refusal_is_the_last_line_before_the_statistics() {
+        let log = "0: R1=ctx() R10=fp0\n1: (bf) r6 = r9\nR9 !read_ok\nverification time 51 usec\n\
+            stack depth 0\nprocessed 2 insns (limit 1000000) max_states_per_insn 0\n\n";
+        assert_eq!(last_words(log), Some("R9 !read_ok"));
+        assert_eq!(last_words("\nprocessed 0 insns\n"), None);
+    }
 }

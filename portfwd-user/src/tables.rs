@@ -16,6 +16,7 @@ use portfwd_common::{
     maps,
     masquerade::{DeviceFamily, Half, Key, Owner, PortElement, Settings},
     net::{Ip, V4, V6},
+    programs,
 };
 
 /// Why a table could not be opened or used.
@@ -360,15 +361,26 @@ pub fn map_id(path: &Path) -> Option<u32> {
 
 /// The journals of all instances of the kernel, with the IDs of their maps. Only those that can be seen:
 /// without CAP_SYS_ADMIN, none.
+///
+/// They are looked for among the maps of a program that hands nothing on to stages. If every map were opened,
+/// so would be tables of programs that are just being given up: the kernel would clear such a table a second
+/// time, lose count of who holds it (`prog_array_map_clear`) and keep it for ever.
 pub fn journals() -> impl Iterator<Item = (u32, Journal)> {
-    aya::maps::loaded_maps()
-        .map_while(Result::ok)
-        .filter_map(|info| {
-            let ours = info.name_as_str() == Some(maps::JOURNAL);
-            let data = ours.then(|| MapData::from_id(info.id()).ok())??;
-            let journal = Mapped::open(maps::JOURNAL, &data, 1).ok()?;
-            Some((info.id(), journal.get(0)))
-        })
+    aya::programs::loaded_programs()
+        // What has gone meanwhile is none.
+        .filter_map(Result::ok)
+        .filter(|program| program.name_as_str() == Some(programs::SOCKET[0]))
+        .filter_map(|program| program.map_ids().ok().flatten())
+        .flatten()
+        .filter_map(|id| Some((id, journal(id)?)))
+}
+
+/// The journal in the map with that ID, if it is one.
+fn journal(id: u32) -> Option<Journal> {
+    let data = MapData::from_id(id).ok()?;
+    let ours = data.info().ok()?.name_as_str() == Some(maps::JOURNAL);
+    let journal = ours.then(|| Mapped::open(maps::JOURNAL, &data, 1).ok())??;
+    Some(journal.get(0))
 }
 
 fn map_data(map: &Map) -> Option<&MapData> {

@@ -27,6 +27,7 @@ mod bpf_command {
     pub(super) const PROG_TEST_RUN: i64 = 10;
     pub(super) const PROG_GET_NEXT_ID: i64 = 11;
     pub(super) const MAP_GET_NEXT_ID: i64 = 12;
+    pub(super) const OBJ_GET_INFO_BY_FD: i64 = 15;
     pub(super) const PROG_QUERY: i64 = 16;
     pub(super) const MAP_LOOKUP_BATCH: i64 = 24;
     pub(super) const LINK_CREATE: i64 = 28;
@@ -99,7 +100,7 @@ pub fn pins(directory: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// The objects behind every pin under `directory`.
+/// The objects behind every pin under `directory`, and the maps that such programs use: some are not pinned.
 ///
 /// # Panics
 /// When a pin cannot be opened.
@@ -109,9 +110,36 @@ pub fn pinned_objects(directory: &Path) -> BTreeSet<Object> {
         .iter()
         .flat_map(|path| {
             let fd = open_pin(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-            objects_behind(&fd)
+            let mut objects = objects_behind(&fd);
+            if let [Object::Program(_)] = objects[..] {
+                objects.extend(used_maps(&fd).into_iter().map(Object::Map));
+            }
+            objects
         })
         .collect()
+}
+
+/// The IDs of the maps that a program uses.
+fn used_maps(program: &OwnedFd) -> Vec<u32> {
+    // Places in `struct bpf_prog_info`: the number of IDs, and the address of where to write them.
+    const COUNT: usize = 13;
+    const ADDRESS: usize = 14;
+    let mut ids = vec![0_u32; 64];
+    let mut info = Attributes([0; WORDS]);
+    info.put(COUNT, u32::try_from(ids.len()).expect("a small number"));
+    info.put_address(ADDRESS, ids.as_mut_ptr() as u64);
+    let mut attributes = Attributes([0; WORDS]);
+    attributes.put(0, descriptor(program));
+    attributes.put(
+        1,
+        u32::try_from(size_of::<Attributes>()).expect("a small number"),
+    );
+    attributes.put_address(2, info.0.as_mut_ptr() as u64);
+    bpf(bpf_command::OBJ_GET_INFO_BY_FD, &mut attributes).expect("facts of a program");
+    let count = info.0[COUNT] as usize;
+    assert!(count <= ids.len(), "a program uses {count} maps");
+    ids.truncate(count);
+    ids
 }
 
 /// Opens a pin.

@@ -62,6 +62,10 @@ fn what_containers_send_leaves_under_the_hosts_address_and_answers_come_back() {
                     .unwrap_or_else(|error| panic!("{shape:?} ping {address}: {error}"));
             }
         }
+        let status = topology.portfwd(&["--json", "status"]).expect_ok().json();
+        // Two containers, two families, three protocols.
+        assert_eq!(status["datapath"]["masqueradedFlows"], 12, "{status}");
+        assert_eq!(status["datapath"]["flows"], 0, "{status}");
     }
 }
 

@@ -12,7 +12,7 @@ use crate::{
         self, Device, Facts, Finding, Host, Instance, Kernel, Program, Seen, SocketHooks, State,
         Stray, Tc, Unseen, V6,
     },
-    error::{Doing, Error, Lacking, one_line},
+    error::{Doing, Error, Lacking, is_permission_denied, one_line},
     hooks::{self, Hook},
     masquerade, object,
     observe::{
@@ -106,13 +106,10 @@ fn try_datapath() -> Seen<Result<(), String>> {
         host_netns: 0,
         log_level: 0,
     };
-    let error = match object::load(options) {
-        Ok(_) => return Ok(Ok(())),
-        Err(error) => Error::from(error),
-    };
-    match error.exit_code() {
-        5 => Err(Unseen(error.to_string())),
-        _ => Ok(Err(error.to_string())),
+    match object::load(options) {
+        Ok(_) => Ok(Ok(())),
+        Err(error) if is_permission_denied(&error) => Err(unseen(error)),
+        Err(error) => Ok(Err(one_line(&error))),
     }
 }
 

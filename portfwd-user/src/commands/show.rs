@@ -23,7 +23,7 @@ use crate::{
     error::{Doing, Error, Missing},
     hooks::{self, Hook, xdp},
     label::Label,
-    object,
+    masquerade, object,
     report::{self, DeviceRow, FlowRow, ForwardRow, Published, ReasonRow},
     spec::PortQuery,
     state::{self, Owned},
@@ -262,6 +262,7 @@ fn describe(
         containers: state.containers.len() as u64,
         forwards: shown as u64,
         flows: flows as u64,
+        masqueraded_flows: masquerade::count_flows(tables)?.values().sum(),
         lifetimes: tables.journal.get(0).lifetimes,
         reasons: reasons(tables)?,
     })

@@ -36,6 +36,8 @@ pub struct Datapath {
     pub forwards: u64,
     /// How many connections are translated.
     pub flows: u64,
+    /// How many connections of containers leave under the host's address.
+    pub masqueraded_flows: u64,
     /// How long flows without a packet live, in seconds.
     #[serde(serialize_with = "lifetimes")]
     pub lifetimes: Lifetimes,
@@ -97,6 +99,7 @@ pub fn write_status(out: &mut impl Write, status: &Status) -> io::Result<()> {
     writeln!(out, "containers  {}", datapath.containers)?;
     writeln!(out, "forwards    {}", datapath.forwards)?;
     writeln!(out, "flows       {}", datapath.flows)?;
+    writeln!(out, "masqueraded {}", datapath.masqueraded_flows)?;
     let named = Lifetimes::NAMES.iter().zip(datapath.lifetimes.values());
     let named: Vec<String> = named
         .map(|(name, seconds)| format!("{name} {seconds} s"))

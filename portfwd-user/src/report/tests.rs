@@ -261,6 +261,7 @@ fn status() -> Status {
             containers: 1,
             forwards: 2,
             flows: 3,
+            masqueraded_flows: 4,
             reasons: vec![
                 reason(Reason::ForeignSource, 4),
                 reason(Reason::FlowTableFull, 0),
@@ -283,6 +284,7 @@ object      sha256 c0ffee
 containers  1
 forwards    2
 flows       3
+masqueraded 4
 lifetimes   established 7440 s, transitory 240 s, answered 300 s, unanswered 120 s
 device      eth0: tcx ingress, tcx egress
 dropped     foreign-source: 4
@@ -299,6 +301,7 @@ passed      fragment: 5
             "containers": 1,
             "forwards": 2,
             "flows": 3,
+            "masqueradedFlows": 4,
             "lifetimes": {
                 "established": 7440, "transitory": 240, "answered": 300, "unanswered": 120,
             },
