@@ -22,8 +22,10 @@ fn pattern(length: usize) -> Vec<u8> {
 }
 
 fn bound(topology: &Topology, address: SocketAddr) -> UdpSocket {
-    let [own, _] = &topology.containers;
+    let mut containers = topology.containers.iter();
+    let own = containers.find(|container| container.addresses().contains(&address.ip()));
     let server = own
+        .expect("a container")
         .namespace
         .run(|| UdpSocket::bind(address))
         .expect("bind");
@@ -237,4 +239,38 @@ fn a_whole_packet_with_a_fragment_header_decides_for_itself_alone() {
     };
     let strays: Vec<_> = frames.iter().filter(of_client).collect();
     assert!(strays.is_empty(), "{strays:?}");
+}
+
+// Fails if datagrams between the same addresses are not told apart by their identification (`key_of` in
+// fragment.rs).
+#[test]
+fn fragments_of_two_datagrams_follow_each_their_own_first() {
+    let topology = Topology::new(Shape::default());
+    topology.attach("web", 0, &["8080:80/udp"]);
+    topology.attach("db", 1, &["8090:80/udp"]);
+    for (ends, number) in families().into_iter().zip([0, 1]) {
+        let servers = topology.containers.each_ref().map(|container| {
+            let address = container.addresses()[number];
+            bound(&topology, SocketAddr::new(address, 80))
+        });
+        let datagrams = [(8080, 1), (8090, 2)].map(|(port, identification)| {
+            let (from, to) = (at(ends.client, 4_000), at(ends.host, port));
+            let frame = inbound(Frame::udp(
+                from,
+                to,
+                &pattern(1_000 * identification as usize),
+            ));
+            fragments(&frame, 504, identification)
+        });
+        let [web, db] = &datagrams;
+        // One datagram's first fragment comes when others of the other one wait, or follow.
+        for frame in [&db[0], &web[1], &db[3], &web[0], &db[2], &db[1]] {
+            capture::inject(&topology.client, "eth0", frame);
+        }
+        for (server, length) in servers.iter().zip([1_000, 2_000]) {
+            let mut buffer = vec![0; LONGEST];
+            let received = server.recv(&mut buffer).expect("the whole datagram");
+            assert_eq!(&buffer[..received], pattern(length));
+        }
+    }
 }

@@ -312,7 +312,7 @@ pub(super) const OF_ONE_TEST: &[Mutant] = &[
     },
     Mutant {
         name: "fragment-key",
-        test: "fragments::fragments_arrive_in_any_order",
+        test: "fragments::fragments_of_two_datagrams_follow_each_their_own_first",
         file: "ebpf/fragment.rs",
         right: "network.identification, network.protocol, match seen",
         wrong: "0, network.protocol, match seen",
@@ -441,7 +441,7 @@ pub(super) const OF_ONE_TEST: &[Mutant] = &[
         test: "packets::flows_of_a_withdrawn_forward_do_not_exist",
         file: "ebpf/forward.rs",
         right: "(seen == generation && is_visible).then_some",
-        wrong: "is_visible.then_some",
+        wrong: "((seen == generation || generation != 0) && is_visible).then_some",
     },
     Mutant {
         name: "committed",
@@ -637,7 +637,7 @@ pub(super) const OF_ONE_TEST: &[Mutant] = &[
         test: "masqueraded_traffic::ports_that_somebody_else_uses_are_neither_kept_nor_given_out",
         file: "ebpf/pair.rs",
         right: "is_free && !is_published",
-        wrong: "is_free && (!is_published || true)",
+        wrong: "is_free && (!is_published || port.get() != 0)",
     },
     Mutant {
         name: "ping-identifier",
@@ -728,7 +728,7 @@ pub(super) const OF_ONE_TEST: &[Mutant] = &[
         test: "isolation::a_container_sends_from_its_own_addresses_only",
         file: "ebpf/way.rs",
         right: "unsafe { LINK_SOURCES.get(&source) }.is_some() || network.source.is_link_scoped()",
-        wrong: "unsafe { LINK_SOURCES.get(&source) }.is_some() || true",
+        wrong: "unsafe { LINK_SOURCES.get(&source) }.is_some() || !network.source.is_link_scoped()",
     },
     Mutant {
         name: "packet-host",
