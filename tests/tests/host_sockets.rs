@@ -35,8 +35,8 @@ fn a_syn_for_a_connection_of_the_host_is_the_hosts() {
     play(&datapath, &rows);
 }
 
-// Segments of no flow are the host's anyway; of datagrams its socket has to be found. Fails if it is not
-// (`host_owns` in forward.rs).
+// Fails if a segment opens a flow without being asked whether it may (`admits` in forward.rs): the peer would
+// talk to the container from then on.
 #[test]
 fn a_host_connection_whose_ephemeral_port_gets_published_goes_on() {
     let topology = Topology::new(Shape::default());

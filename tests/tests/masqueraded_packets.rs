@@ -150,6 +150,7 @@ fn both_ends_may_open_a_connection_at_once() {
     }
 }
 
+// Fails if the helper is not told that a checksum of 0 is none (`BPF_F_MARK_MANGLED_0` in packet.rs).
 #[test]
 fn absent_and_zero_udp_checksums_stay_what_they_mean() {
     let topology = topology();

@@ -341,7 +341,7 @@ fn a_port_that_somebody_else_is_taking_is_left_to_him() {
     }
 }
 
-// The same with real CPUs.
+// What the test above says, with real CPUs; they do not always meet, so that it may pass with that mistake.
 #[test]
 fn two_flows_that_open_at_once_never_get_one_port() {
     let stand = Stand::new();

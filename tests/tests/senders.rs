@@ -9,6 +9,7 @@ use portfwd_tests::topology::{HOST, HOST6, Shape, Topology};
 
 // Two things see to it, and one of them is enough: that detach removes the flows, and that a flow counts
 // only for the forward that opened it (`is_of` in flow.rs). Without the latter alone this still passes.
+// Fails if a datagram opens no flow because others went before (`admits` in forward.rs).
 #[test]
 fn datagrams_of_an_old_sender_reach_who_publishes_the_port_now() {
     let topology = Topology::new(Shape::default());

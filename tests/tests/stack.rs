@@ -158,6 +158,7 @@ fn a_container_reaches_what_is_published_of_a_server_elsewhere() {
 }
 
 // The rule changes the source after us, and changes it back before us.
+// Fails if replies are not translated where they leave (`Egress` in first.rs).
 #[test]
 fn a_rule_that_masquerades_toward_the_server_does_not_disturb() {
     let topology = forwarding();

@@ -227,6 +227,13 @@ pub(super) const OF_ONE_TEST: &[Mutant] = &[
         wrong: "(BPF_F_MARK_MANGLED_0 as u64) << 32 } else",
     },
     Mutant {
+        name: "udp-no-checksum-masqueraded",
+        test: "masqueraded_packets::absent_and_zero_udp_checksums_stay_what_they_mean",
+        file: "ebpf/packet.rs",
+        right: "BPF_F_MARK_MANGLED_0 as u64 } else",
+        wrong: "(BPF_F_MARK_MANGLED_0 as u64) << 32 } else",
+    },
+    Mutant {
         name: "udp-no-checksum-xdp",
         test: "packets::a_stream_behind_xdp_keeps_its_absent_checksums_and_computed_zeros",
         file: "ebpf/packet.rs",
@@ -694,6 +701,20 @@ pub(super) const OF_ONE_TEST: &[Mutant] = &[
         file: "ebpf/forward.rs",
         right: "state != TCP_LISTEN && state != TCP_TIME_WAIT",
         wrong: "false && state != TCP_LISTEN && state != TCP_TIME_WAIT",
+    },
+    Mutant {
+        name: "admits",
+        test: "host_sockets::a_host_connection_whose_ephemeral_port_gets_published_goes_on",
+        file: "ebpf/first.rs",
+        right: "forward::admits(hook, packet).map_err(Verdict::next_for)?;",
+        wrong: "",
+    },
+    Mutant {
+        name: "datagram-opens",
+        test: "senders::datagrams_of_an_old_sender_reach_who_publishes_the_port_now",
+        file: "ebpf/forward.rs",
+        right: "if packet.protocol != Protocol::Udp && !packet.flags.opens()",
+        wrong: "if !packet.flags.opens()",
     },
     Mutant {
         name: "socket-datagrams",
