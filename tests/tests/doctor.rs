@@ -148,21 +148,20 @@ impl Drop for ControlGroup {
 /// Fails if the hooks do not tell their control group.
 #[test]
 fn a_part_of_the_hierarchy_is_told_from_its_root() {
-    const MOUNT: &str = "awk '$3 == \"cgroup2\" { print $2 }' /proc/self/mounts \
-                         | xargs -r umount -l && mount -t cgroup2 none /mnt && exec \"$@\"";
     let topology = Topology::new(Shape::default());
-    // In a namespace of control groups the root is out of sight.
     let group = ControlGroup::new();
-    let enter = format!(
-        "echo $$ > {}/cgroup.procs && exec \"$@\"",
-        group.0.display()
+    let point = tempfile::tempdir().expect("a directory");
+    let (part, point) = (group.0.display(), point.path().display());
+    let mount = format!(
+        "mount -o bind {part} {point} \
+         && awk '$3 == \"cgroup2\" && $2 != \"{point}\" {{ print $2 }}' /proc/self/mounts \
+         | xargs -r umount -l && exec \"$@\""
     );
-    let inside = ["unshare", "--mount", "--cgroup", "sh", "-c", MOUNT, "sh"];
-    let mut arguments = vec!["-c", &enter, "sh"];
-    arguments.extend(inside);
-    let found = checks(&by(&topology, "sh", &arguments, &["--json", "doctor"]).expect_ok());
-    expect(&found, "cgroup2", "warn", &["/mnt", "only those in it"]);
-    let _warned = by(&topology, "sh", &arguments, &["up"]).expect_ok();
+    let arguments = ["--mount", "sh", "-c", &mount, "sh"];
+    let found = checks(&by(&topology, "unshare", &arguments, &["--json", "doctor"]).expect_ok());
+    let words = [&*point.to_string(), "only those in it"];
+    expect(&found, "cgroup2", "warn", &words);
+    let _warned = by(&topology, "unshare", &arguments, &["up"]).expect_ok();
     let found = doctor(&topology, 0);
     expect(&found, "socket-hooks", "warn", &["only those in it"]);
     topology.take_down();
