@@ -36,7 +36,7 @@ const EVERYTHING: [(At, Decision, bool); 14] = [
 ];
 /// The reasons that they can meet where no table is full and no host socket is in the way. Of SCTP clients'
 /// ports are taken for good.
-const REASONS: [usize; 9] = [1, 2, 32, 33, 34, 36, 37, 38, 39];
+const REASONS: [usize; 10] = [1, 2, 5, 32, 33, 34, 36, 37, 38, 39];
 
 /// Where the two sides disagree.
 #[derive(Debug, Clone, PartialEq, Eq)]
