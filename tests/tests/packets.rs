@@ -263,8 +263,7 @@ fn a_container_reaches_what_another_one_publishes() {
     play(&datapath, &rows);
 }
 
-// Fails if the generation of a forward does not count, or if a transaction that withdraws it does not
-// (`visible` in forward.rs).
+// Without a look at the generation (`visible` in forward.rs) this still passes: detach removes the flows too.
 #[test]
 fn flows_of_a_withdrawn_forward_do_not_exist() {
     let topology = topology();

@@ -185,8 +185,7 @@ fn a_host_socket_bound_to_loopback_is_refused_at_once() {
     );
 }
 
-// Fails if a packet that came to a bridge's address is handed to a container as somebody else's
-// (`address_to_host` in packet.rs).
+// Without the type of the packet (`address_to_host` in packet.rs) this still passes.
 #[test]
 fn containers_reach_published_ports_and_keep_their_addresses() {
     for shape in [Shape::default(), Shape::routed()] {

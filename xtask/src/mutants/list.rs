@@ -444,13 +444,6 @@ pub(super) const OF_ONE_TEST: &[Mutant] = &[
         wrong: "if true || claim == 0",
     },
     Mutant {
-        name: "generation",
-        test: "packets::flows_of_a_withdrawn_forward_do_not_exist",
-        file: "ebpf/forward.rs",
-        right: "(seen == generation && is_visible).then_some",
-        wrong: "((seen == generation || generation != 0) && is_visible).then_some",
-    },
-    Mutant {
         name: "committed",
         test: "packets::flows_of_a_withdrawn_forward_do_not_exist",
         file: "ebpf/forward.rs",
@@ -750,13 +743,6 @@ pub(super) const OF_ONE_TEST: &[Mutant] = &[
         file: "ebpf/way.rs",
         right: "unsafe { LINK_SOURCES.get(&source) }.is_some() || network.source.is_link_scoped()",
         wrong: "unsafe { LINK_SOURCES.get(&source) }.is_some() || !network.source.is_link_scoped()",
-    },
-    Mutant {
-        name: "packet-host",
-        test: "publish::containers_reach_published_ports_and_keep_their_addresses",
-        file: "ebpf/packet.rs",
-        right: "if !self.is_for_host() { // SAFETY: a live context; the helper cannot fail for this type.",
-        wrong: "if false {",
     },
     Mutant {
         name: "route-no-neighbour",
