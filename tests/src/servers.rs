@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use nix::sys::socket::{Shutdown as SocketShutdown, shutdown};
+use nix::sys::socket::{Backlog, Shutdown as SocketShutdown, listen, shutdown};
 use sha2::{Digest, Sha256};
 
 use crate::deadline::patient;
@@ -83,6 +83,9 @@ impl Server {
         let listener = namespace
             .run(|| TcpListener::bind(at))
             .unwrap_or_else(|error| panic!("listen on {at}: {error}"));
+        // The standard library lets 128 wait. Of more the kernel makes SYN cookies, and resets those whose
+        // first data arrives out of order.
+        listen(&listener, Backlog::new(4096).expect("a length")).expect("listen to many");
         let doubled = listener.try_clone().expect("double a listener");
         let (stop, accepted) = (Arc::clone(&self.stop), Arc::clone(&self.accepted));
         let label = label.to_owned();
