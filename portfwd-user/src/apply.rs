@@ -91,7 +91,7 @@ fn publish(
         hooks::attach(layout, Hook::Link, netns, &link.link)?;
     }
     if let (Some(device), Some(inside)) = (&plan.inside, inside) {
-        hooks::loopback::attach(layout, id, inside, device)?;
+        hooks::loopback::attach(layout, plan.container.netns, inside, device)?;
     }
     let doing = || format!("record the addresses of {}", plan.label);
     if !plan.addresses.is_empty() {

@@ -10,7 +10,7 @@ use aya::maps::MapError;
 use portfwd_common::{
     flow::{Flow, FlowKey},
     forward::{Delivery, Forward},
-    host::{SocketKey, SocketOrigin},
+    host::{Attachment, Label, SocketKey, SocketOrigin},
     maps,
     net::Protocol,
 };
@@ -52,7 +52,7 @@ pub fn sweep(tables: &mut Tables, layout: &Layout, host: &Netns) -> Result<(), E
         purge_flows(&mut tables.flows_v6, &alive),
         end_sockets(tables, host, &alive),
         forget_containers(tables, layout, host, &owners),
-        leave_containers(layout, &loopback),
+        leave_containers(tables, layout, &loopback),
         masquerades.map(|_| ()),
         if needs_egress {
             Ok(())
@@ -72,14 +72,26 @@ fn detach_egress(layout: &Layout, host: &Netns) -> Result<(), Error> {
     Ok(())
 }
 
-/// The program inside a container serves forwards to its loopback address; `served` have some.
-fn leave_containers(layout: &Layout, served: &BTreeSet<u32>) -> Result<(), Error> {
-    for attachment in hooks::loopback::attached(layout)? {
-        if !served.contains(&attachment) {
-            hooks::loopback::detach(layout, attachment)?;
-        }
-    }
-    Ok(())
+/// The program inside a container serves forwards to its loopback address; the attachments `served` have
+/// some.
+fn leave_containers(tables: &Tables, layout: &Layout, served: &BTreeSet<u32>) -> Result<(), Error> {
+    let containers = containers(tables)?;
+    let served = containers.iter().filter(|(_, a)| served.contains(&a.id));
+    let namespaces = served.map(|(_, attachment)| attachment.netns).collect();
+    hooks::loopback::detach_but(layout, &namespaces)
+}
+
+/// Every attached container.
+fn containers(tables: &Tables) -> Result<Vec<(Label, Attachment)>, Error> {
+    tables
+        .attachments
+        .iter()
+        .collect::<Result<_, _>>()
+        .map_err(|source| TableError::Map {
+            name: maps::ATTACHMENTS,
+            source: Box::new(source),
+        })
+        .doing(|| "read the containers".to_owned())
 }
 
 /// Forgets every flow, of living forwards as well. Returns how many there were.
@@ -220,14 +232,8 @@ fn forget_containers(
         }
     };
     let doing = || "forget containers".to_owned();
-    let containers: Vec<_> = tables
-        .attachments
-        .iter()
-        .collect::<Result<_, _>>()
-        .map_err(failed(maps::ATTACHMENTS))
-        .doing(doing)?;
     let mut links = BTreeSet::new();
-    for (label, attachment) in containers {
+    for (label, attachment) in containers(tables)? {
         if owners.contains(&attachment.id) {
             links.insert(attachment.link);
         } else {

@@ -274,6 +274,91 @@ fn the_program_in_the_container_goes_with_the_last_forward_that_needs_it() {
     gone();
 }
 
+/// Attaches as `db` and `cache`, two containers of the first namespace.
+fn attach_pod(topology: &Topology) {
+    attach(topology, "db", 0, &["--loopback", "-p", "8090:6379"]).expect_ok();
+    attach(topology, "cache", 0, &["--loopback", "-p", "8091:6380"]).expect_ok();
+}
+
+const POD: [(&str, u16); 2] = [("db", 8090), ("cache", 8091)];
+
+// Fails if the program belongs to the container that it was attached for.
+#[test]
+fn containers_of_one_namespace_share_the_program() {
+    need(Need::Tcx);
+    let topology = Topology::new(Shape::default());
+    let _services = [6379, 6380].map(|port| serve(&topology, port));
+    let gone = || {
+        until("the program to go", PATIENCE, || {
+            programs(&topology).is_empty().then_some(())
+        });
+    };
+    for [(first, _), (last, port)] in [POD, [POD[1], POD[0]]] {
+        attach_pod(&topology);
+        assert_eq!(programs(&topology).len(), 1);
+        for (_, port) in POD {
+            answers(&topology.client, at(HOST, port));
+        }
+        topology.portfwd(&["detach", first]).expect_ok();
+        assert_eq!(programs(&topology).len(), 1);
+        for from in [&topology.client, &topology.host] {
+            answers(from, at(HOST, port));
+        }
+        topology.portfwd(&["detach", last]).expect_ok();
+        gone();
+    }
+    attach_pod(&topology);
+    topology.take_down();
+    gone();
+}
+
+// Fails if what is left of the one container takes the program from the other, or keeps it.
+#[test]
+fn a_kill_at_one_container_leaves_the_program_to_the_other_of_its_namespace() {
+    need(Need::Tcx);
+    let topology = Topology::new(Shape::default());
+    let _services = [6379, 6380].map(|port| serve(&topology, port));
+    let netns = topology.containers[0].netns();
+    let attach_db = [
+        "attach",
+        "db",
+        "--netns",
+        &netns,
+        "--loopback",
+        "-p",
+        "8090:6379",
+    ];
+    let detach_db = ["detach", "db"];
+    for command in [&attach_db[..], &detach_db[..]] {
+        let before = || {
+            attach_pod(&topology);
+            if command == attach_db {
+                topology.portfwd(&detach_db).expect_ok();
+            }
+        };
+        before();
+        let End::Exited { code: 0, calls } = ptrace::run(topology.command(command), 0) else {
+            panic!("{command:?} does not work under the tracer");
+        };
+        for at_call in (1..=calls).step_by((calls / KILLS).max(1) as usize) {
+            before();
+            let _: End = ptrace::run(topology.command(command), at_call);
+            topology.portfwd(&["up"]).expect_ok();
+            assert_eq!(programs(&topology).len(), 1, "{command:?}, {at_call}");
+            answers(&topology.client, at(HOST, 8091));
+            topology.portfwd(&["detach", "cache"]).expect_ok();
+            let listed = topology.published();
+            let expected = usize::from(listed.iter().any(|line| line.starts_with("db ")));
+            until("the container's programs to fit", PATIENCE, || {
+                (programs(&topology).len() == expected).then_some(())
+            });
+        }
+        topology
+            .portfwd(&["detach", "db", "--ignore-missing"])
+            .expect_ok();
+    }
+}
+
 // Fails if a connection's end depends on the service listening on the container's address.
 #[test]
 fn detach_ends_the_connections_of_host_processes_and_forgets_the_flows() {

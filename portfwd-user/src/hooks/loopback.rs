@@ -1,13 +1,17 @@
-//! The program inside a container, for services that listen on its loopback address. Its pin has the
-//! container's ID in its name: interface indexes repeat from namespace to namespace.
+//! The program inside a container, for services that listen on its loopback address. Containers of one
+//! namespace (a pod) share it: a device takes the same program once. So its pin has the namespace's
+//! cookie in its name, and the device's index, which repeats from namespace to namespace.
 
-use std::path::PathBuf;
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
 
 use aya::programs::{LinkOrder, TcAttachType, links::FdLink, tc::TcAttachOptions};
 use nix::libc;
 use portfwd_common::programs;
 
-use super::{AttachError, errno_of, fitting, index_after, names, open, pins, remove};
+use super::{AttachError, errno_of, fitting, names, open, pins, remove};
 use crate::{
     error::{Doing, Error, Lacking},
     instance::Layout,
@@ -17,27 +21,28 @@ use crate::{
 const PREFIX: &str = "loopback-";
 const PROGRAMS: [&str; 2] = [programs::TC_LOOPBACK, programs::TC_LOOPBACK_L3];
 
-fn pin(layout: &Layout, attachment: u32) -> PathBuf {
-    layout.links().join(format!("{PREFIX}{attachment}"))
+fn pin(layout: &Layout, cookie: u64, device: u32) -> PathBuf {
+    layout.links().join(format!("{PREFIX}{cookie}-{device}"))
 }
 
-/// Attaches the program to `device` of the container with that ID and namespace, if it is not attached
-/// yet.
+/// The cookie of the namespace in a pin's name.
+fn cookie_of(name: &str) -> Option<u64> {
+    let (cookie, _) = name.strip_prefix(PREFIX)?.split_once('-')?;
+    cookie.parse().ok()
+}
+
+/// Attaches the program to `device` of the namespace with that cookie, if it is not attached yet.
 ///
 /// # Errors
 /// When the kernel refuses, or has no TCX; nothing is attached then.
-pub fn attach(
-    layout: &Layout,
-    attachment: u32,
-    container: &Netns,
-    device: &Link,
-) -> Result<(), Error> {
+pub fn attach(layout: &Layout, cookie: u64, container: &Netns, device: &Link) -> Result<(), Error> {
     let doing = || format!("attach {} to {}", fitting(PROGRAMS, device), device.name);
-    if pins::holds(&pin(layout, attachment), device.index).doing(doing)? {
+    let pin = pin(layout, cookie, device.index);
+    if pins::holds(&pin, device.index).doing(doing)? {
         return Ok(());
     }
     let attached = container
-        .run_in(|| attach_here(layout, attachment, device))
+        .run_in(|| attach_here(layout, &pin, device))
         .doing(doing)?;
     match attached {
         Err(AttachError::Program(error)) if errno_of(&error) == Some(libc::EINVAL) => {
@@ -47,12 +52,12 @@ pub fn attach(
     }
 }
 
-fn attach_here(layout: &Layout, attachment: u32, device: &Link) -> Result<(), AttachError> {
+fn attach_here(layout: &Layout, pin: &Path, device: &Link) -> Result<(), AttachError> {
     let mut program = open(layout, fitting(PROGRAMS, device))?;
     let options = TcAttachOptions::TcxOrder(LinkOrder::first());
     let id = program.attach_with_options(&device.name, TcAttachType::Ingress, options)?;
     let link: FdLink = program.take_link(id)?.try_into()?;
-    link.pin(pin(layout, attachment))?;
+    link.pin(pin)?;
     Ok(())
 }
 
@@ -68,19 +73,15 @@ fn without_tcx() -> Lacking {
     }
 }
 
-/// Detaches the program from the container with that ID; nothing to do is no error.
+/// Detaches the program everywhere but in the namespaces with those cookies.
 ///
 /// # Errors
-/// When it is attached and cannot be removed.
-pub fn detach(layout: &Layout, attachment: u32) -> Result<(), Error> {
-    remove(&pin(layout, attachment), pins::remove)
-}
-
-/// IDs of the containers that the program is attached in, or was when they were there.
-///
-/// # Errors
-/// When the pins cannot be listed.
-pub fn attached(layout: &Layout) -> Result<Vec<u32>, Error> {
-    let id = |name: &String| index_after(name, PREFIX);
-    Ok(names(layout)?.iter().filter_map(id).collect())
+/// When the pins cannot be listed, or one that is to go cannot be removed.
+pub fn detach_but(layout: &Layout, served: &BTreeSet<u64>) -> Result<(), Error> {
+    for name in names(layout)? {
+        if cookie_of(&name).is_some_and(|cookie| !served.contains(&cookie)) {
+            remove(&layout.links().join(name), pins::remove)?;
+        }
+    }
+    Ok(())
 }
