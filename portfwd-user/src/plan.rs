@@ -47,7 +47,7 @@ pub struct Plan {
     pub link: Option<LinkPlan>,
     /// The device inside the container that gets a hook, if its service may listen on loopback alone.
     pub inside: Option<links::Link>,
-    /// Its addresses; none if they are not to be recorded anew.
+    /// Its addresses; none if they are not to be recorded (anew).
     pub addresses: BTreeSet<IpAddr>,
     /// Whether what comes from them is masqueraded from now on.
     pub masquerade: bool,
@@ -131,7 +131,7 @@ pub fn attach(
         known,
         link,
         inside,
-        addresses: addresses(&container, found),
+        addresses: addresses(&container, found, masquerade),
         masquerade,
         forwards,
         published,
@@ -168,10 +168,12 @@ pub fn check_listeners(
     Ok(())
 }
 
-/// All that the container sends from, as its namespace shows it.
-fn addresses(container: &Attachment, found: &Found) -> BTreeSet<IpAddr> {
-    let Found::Link(observed, _) = found else {
-        return BTreeSet::new();
+/// All that the container sends from, as its namespace shows it. A target elsewhere is no part of this
+/// host unless it is to be masqueraded here.
+fn addresses(container: &Attachment, found: &Found, masquerade: bool) -> BTreeSet<IpAddr> {
+    let observed = match found {
+        Found::Link(observed, _) if container.link != 0 || masquerade => observed,
+        _ => return BTreeSet::new(),
     };
     let published = [container.v4, container.v6];
     let published = published.into_iter().filter(|ip| !ip.is_unspecified());
