@@ -40,10 +40,7 @@ impl Datapath {
             let all: Vec<&Link> = host.devices.iter().collect();
             self.detach_all_but(&all, Hook::Egress, netns)?;
         }
-        if masquerade::is_active(&self.tables) {
-            self.refresh_masquerade(host, netns)?;
-        }
-        Ok(())
+        self.follow_masquerade(host, netns)
     }
 
     /// Loads what these devices need beside the programs that every instance has.
@@ -151,7 +148,7 @@ impl Datapath {
                 make_directory(&self.some_devices().join(escaped(&device.name)))?;
             }
         }
-        Ok(())
+        self.follow_masquerade(host, netns)
     }
 
     fn serve_xdp(&self, netns: &Netns, devices: &[&Link], mode: XdpMode) -> Result<(), Error> {
@@ -220,6 +217,13 @@ impl Datapath {
         self.refresh_masquerade(host, netns)?;
         masquerade::set_active(&self.tables, true);
         self.attach_egress(host, netns)
+    }
+
+    fn follow_masquerade(&mut self, host: &Host, netns: &Netns) -> Result<(), Error> {
+        match masquerade::is_active(&self.tables) {
+            true => self.refresh_masquerade(host, netns),
+            false => Ok(()),
+        }
     }
 
     fn refresh_masquerade(&mut self, host: &Host, netns: &Netns) -> Result<(), Error> {
