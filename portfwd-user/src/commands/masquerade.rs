@@ -43,9 +43,20 @@ fn remove(cli: &Cli, subnet: Subnet) -> Result<(), Error> {
         return Err(Missing::Subnet(subnet).into());
     };
     if !is_masqueraded(&writable, subnet)? {
-        return Err(Missing::Subnet(subnet).into());
+        return Err(not_masqueraded(&writable.datapath, subnet)?.into());
     }
     apply::unmasquerade(&mut writable, &site.host, subnet)
+}
+
+/// Who would remove a container's own address is told how that ends.
+fn not_masqueraded(datapath: &Datapath, subnet: Subnet) -> Result<Missing, Error> {
+    let state = state::read(&datapath.tables)?;
+    let all = masquerade::list(&datapath.tables, &state)?;
+    let mut rows = all.into_iter().filter(|row| row.subnet == subnet);
+    Ok(match rows.find_map(|row| row.container) {
+        Some(container) => Missing::SubnetOf { subnet, container },
+        None => Missing::Subnet(subnet),
+    })
 }
 
 fn is_masqueraded(writable: &Writable, subnet: Subnet) -> Result<bool, Error> {

@@ -47,6 +47,14 @@ pub enum Missing {
     /// A subnet that is not masqueraded.
     #[error("subnet {0} is not masqueraded")]
     Subnet(Subnet),
+    /// A subnet that is masqueraded on behalf of a container alone.
+    #[error("{subnet} is masqueraded as an address of container \"{container}\", and as no subnet")]
+    SubnetOf {
+        /// The container's address.
+        subnet: Subnet,
+        /// Whose it is.
+        container: Label,
+    },
     /// The path of a network namespace.
     #[error("no such network namespace: {}", shown_path(.0))]
     Namespace(PathBuf),
@@ -73,6 +81,7 @@ impl Missing {
                 Some(format!("portfwd port {container} shows what it publishes"))
             }
             Self::Subnet(_) => Some("portfwd masquerade list shows everything that is".to_owned()),
+            Self::SubnetOf { container, .. } => Some(format!("portfwd detach {container} ends it")),
             Self::Namespace(_) | Self::NotNamespace(_) => {
                 Some("give a file such as /run/netns/NAME or /proc/PID/ns/net".to_owned())
             }
