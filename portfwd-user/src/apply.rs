@@ -111,7 +111,7 @@ fn publish(
     }
     record_container(transaction.tables(), plan, id)?;
     transaction.commit();
-    Ok(())
+    masquerade::assign(tables).doing(doing)
 }
 
 fn next_id(tables: &mut Tables) -> u32 {

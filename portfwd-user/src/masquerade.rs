@@ -3,6 +3,7 @@
 //! An owner (an attached container, or a subnet) is visible from one transaction on until another one, as
 //! a forward is. Its addresses or its subnet name it by an ID that is never used twice.
 
+mod addresses;
 mod ports;
 mod purge;
 
@@ -13,9 +14,12 @@ use std::sync::atomic::Ordering;
 
 use aya::maps::{MapError, lpm_trie::Key as Prefix};
 use portfwd_common::forward::MAX_FORWARDS;
+use portfwd_common::maps;
 use portfwd_common::masquerade::{MAX_SUBNETS, Owner, Settings};
-use portfwd_common::{maps, net::Ip};
 
+use addresses::{Attached, Claims};
+
+pub use addresses::{assign, owners_ending_with, set_addresses};
 pub use ports::{UsablePorts, refresh};
 pub use purge::{count_flows, forget_all};
 
@@ -74,26 +78,6 @@ pub fn owner(tables: &Tables, id: u32) -> Result<Option<Owner>, TableError> {
 pub fn set_owner(tables: &mut Tables, id: u32, owner: Owner) -> Result<(), TableError> {
     let inserted = tables.owners.insert(id, owner, 0);
     inserted.map_err(|source| TableError::full_or(maps::OWNERS, MAX_FORWARDS, source))
-}
-
-/// Records the addresses of an attached container, and no others.
-///
-/// # Errors
-/// When the table is full, or cannot be read.
-pub fn set_addresses(
-    tables: &mut Tables,
-    id: u32,
-    addresses: &BTreeSet<IpAddr>,
-) -> Result<(), TableError> {
-    for address in addresses {
-        tables
-            .container_ips
-            .insert(Ip::from(*address), id, 0)
-            .map_err(|source| TableError::full_or(maps::CONTAINER_IPS, 4 * MAX_FORWARDS, source))?;
-    }
-    remove_addresses(tables, |address, owner| {
-        owner == id && !addresses.contains(&address)
-    })
 }
 
 fn remove_addresses(
@@ -223,14 +207,16 @@ pub fn sweep(tables: &mut Tables, containers: &BTreeSet<u32>) -> Result<bool, Er
     Ok(active)
 }
 
-/// Removes owners without a container or subnet, and addresses and subnets without an owner. Gives the
-/// owners that are masqueraded.
+/// Removes owners without a container, address or subnet, and addresses and subnets without an owner.
+/// Gives the owners that are masqueraded.
 fn sweep_owners(
     tables: &mut Tables,
     containers: &BTreeSet<u32>,
 ) -> Result<BTreeSet<u32>, TableError> {
     settle(tables)?;
-    let named: BTreeSet<u32> = subnets(tables)?.into_iter().map(|(_, id)| id).collect();
+    assign(tables)?;
+    let mut named: BTreeSet<u32> = subnets(tables)?.into_iter().map(|(_, id)| id).collect();
+    named.extend(addresses::rows(tables)?.into_iter().map(|(_, id)| id));
     let mut known = HashMap::new();
     for (id, owner) in owners(tables)? {
         if containers.contains(&id) || named.contains(&id) {
@@ -275,10 +261,11 @@ pub fn list(tables: &Tables, state: &State) -> Result<Vec<Masqueraded>, Error> {
             owner,
         });
     }
-    for entry in tables.container_ips.iter() {
-        let (address, owner) = entry.map_err(failed(maps::CONTAINER_IPS)).doing(doing)?;
-        let subnet = Subnet::of(IpAddr::from(address));
-        if let Some(container) = name(owner) {
+    let attached = Attached::read(tables, None).doing(doing)?;
+    for (address, owner) in addresses::rows(tables).doing(doing)? {
+        let subnet = Subnet::of(address);
+        let heir = || attached.at(address).and_then(Claims::masquerading);
+        if let Some(container) = name(owner).or_else(|| heir().and_then(name)) {
             let container = Some(container);
             all.push(Masqueraded {
                 subnet,

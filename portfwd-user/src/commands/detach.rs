@@ -6,7 +6,7 @@ use crate::{
     cli::{Cli, Detach},
     datapath::{Site, Writable},
     error::{Doing, Error, Missing},
-    state, sweep,
+    masquerade, state, sweep,
     transaction::Transaction,
 };
 
@@ -27,7 +27,10 @@ pub(super) fn run(cli: &Cli, detach: &Detach) -> Result<(), Error> {
     }
     if let Some(container) = selected.container {
         let doing = || format!("end what \"{}\" sends", detach.container);
-        transaction.withdraw_owner(container).doing(doing)?;
+        let ending = masquerade::owners_ending_with(transaction.tables(), container);
+        for owner in ending.doing(doing)? {
+            transaction.withdraw_owner(owner).doing(doing)?;
+        }
     }
     transaction.commit();
     sweep::sweep(tables, &writable.datapath.layout, &site.host)
