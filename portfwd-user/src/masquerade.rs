@@ -20,7 +20,7 @@ use portfwd_common::masquerade::{MAX_SUBNETS, Owner, Settings};
 use addresses::{Attached, Claims};
 
 pub use addresses::{assign, owners_ending_with, set_addresses};
-pub use ports::{UsablePorts, refresh};
+pub use ports::{Room, UsablePorts, refresh};
 pub use purge::{count_flows, forget_all};
 
 use crate::error::{Doing, Error};

@@ -337,3 +337,51 @@ fn sockets_that_are_older_than_the_port_are_named() {
     drop(connected);
     expect(&doctor(&topology, 0), "old-sockets", "ok", &[]);
 }
+
+#[test]
+fn a_host_that_leaves_no_port_is_told_what_that_costs() {
+    let topology = Topology::new(Shape::default());
+    let name = "masquerade-ports";
+    let range = |range| topology.host.set_sysctl("ipv4/ip_local_port_range", range);
+    range("1024 65535");
+    topology.attach("web", 0, &["8080:80"]);
+    let found = doctor(&topology, 0);
+    expect(&found, name, "ok", &["no port", "nothing is masqueraded"]);
+    topology.host.set_sysctl("ipv4/ip_forward", "1");
+    let netns = topology.containers[1].netns();
+    let (attach, add) = (
+        [
+            "attach",
+            "db",
+            "--netns",
+            &netns,
+            "-p",
+            "90:90",
+            "--masquerade",
+        ],
+        ["masquerade", "add", "10.88.0.0/24"],
+    );
+    let warning = "warning: masquerade has no port to give out";
+    let command = "sysctl -w net.ipv4.ip_local_port_range=";
+    for arguments in [&attach[..], &add] {
+        let outcome = topology.portfwd(arguments).expect_ok();
+        outcome.expect_stderr(warning).expect_stderr(command);
+    }
+    topology.host.set_sysctl("ipv6/conf/all/forwarding", "1");
+    expect(
+        &doctor(&topology, 0),
+        name,
+        "warn",
+        &["no port", "dropped", command],
+    );
+    range("2000 65535");
+    expect(&doctor(&topology, 0), name, "warn", &["976", command]);
+    range("32768 60999");
+    expect(&doctor(&topology, 0), name, "ok", &["36280"]);
+    let quiet = topology.portfwd(&add).expect_ok();
+    assert!(!quiet.stderr.contains("port"), "{}", quiet.stderr);
+    let all = "ipv4/ip_local_reserved_ports";
+    topology.host.set_sysctl(all, "1-32767,61000-65535");
+    let reserved = ["no port", "net.ipv4.ip_local_reserved_ports"];
+    expect(&doctor(&topology, 0), name, "warn", &reserved);
+}

@@ -56,6 +56,9 @@ pub(super) fn run(cli: &Cli, attach: &Attach) -> Result<(), Error> {
     let plan = make_plan(&host, Some(&writable.datapath), attach, found)?;
     apply::attach(&mut writable, &host, container.as_ref(), &plan)?;
     warn_of_foreign_addresses(&writable, &attach.specs);
+    if attach.masquerade {
+        super::masquerade::warn_of_ports(&host)?;
+    }
     drop(writable);
     print(cli, &plan.published)
 }

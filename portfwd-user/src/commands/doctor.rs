@@ -147,7 +147,8 @@ fn look_at_host(netns: &Netns, host: &addresses::Host) -> Result<Host, Error> {
             forwards: v6.forwards,
         },
     };
-    Ok(Host { devices, v6 })
+    let room = masquerade::Room::of(netns).map_err(unseen);
+    Ok(Host { devices, v6, room })
 }
 
 fn instance(cli: &Cli, host: Result<&addresses::Host, &Unseen>) -> Seen<State> {

@@ -7,7 +7,8 @@ use crate::{
     cli::{Cli, Masquerade},
     datapath::{Datapath, Options, Site, Writable},
     error::{Doing, Error, Missing},
-    masquerade::{self, Masqueraded},
+    masquerade::{self, Masqueraded, Room},
+    observe::netns::Netns,
     report::{self, MasqueradeRow},
     state,
     subnet::Subnet,
@@ -27,10 +28,24 @@ fn add(cli: &Cli, subnet: Subnet) -> Result<(), Error> {
         Ok(up) => up,
         Err(cause) => return Err(site.abandon(cause)),
     };
+    warn_of_ports(&site.host)?;
     if is_masqueraded(&writable, subnet)? {
         return Ok(());
     }
     apply::masquerade(&mut writable, &site.host, subnet)
+}
+
+/// Without ports nothing is masqueraded, and no packet says so.
+pub(super) fn warn_of_ports(host: &Netns) -> Result<(), Error> {
+    let room = Room::of(host)?;
+    if room.is_short() {
+        let (shown, cost) = (room.shown(), room.cost());
+        eprintln!(
+            "warning: masquerade has {shown} to give out: {cost}; {}",
+            room.remedy()
+        );
+    }
+    Ok(())
 }
 
 fn remove(cli: &Cli, subnet: Subnet) -> Result<(), Error> {

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use crate::masquerade::Room;
 use crate::observe::cgroup::Cgroup;
 
 /// Why something could not be looked at.
@@ -70,6 +71,8 @@ pub struct Host {
     pub devices: Vec<Device>,
     /// IPv6.
     pub v6: V6,
+    /// What its settings leave to masqueraded flows.
+    pub room: Seen<Room>,
 }
 
 /// A device of the host.

@@ -5,7 +5,7 @@ use super::{Check, Facts, Host, Instance, Seen, State, V6, some};
 pub(super) fn examine(facts: &Facts) -> Vec<Check> {
     let mut checks = vec![cgroup(facts)];
     checks.extend([forwarding_v4(facts), forwarding_v6(facts)]);
-    checks.extend([rp_filter(facts), v6(facts)]);
+    checks.extend([rp_filter(facts), v6(facts), ports(facts)]);
     checks
 }
 
@@ -177,6 +177,25 @@ fn v6(facts: &Facts) -> Check {
         V6::Disabled => check.remedy("sysctl -w net.ipv6.conf.all.disable_ipv6=0"),
         _ => check,
     }
+}
+
+fn ports(facts: &Facts) -> Check {
+    const NAME: &str = "masquerade-ports";
+    let room = match facts.host.as_ref().map(|host| host.room.as_ref()) {
+        Ok(Ok(room)) => room,
+        Ok(Err(why)) | Err(why) => return Check::unseen(NAME, why),
+    };
+    let seen = format!("{} to give out", room.shown());
+    if !room.is_short() {
+        return Check::ok(NAME, seen);
+    }
+    if let Err(why) = &facts.instance {
+        return Check::unseen(NAME, why);
+    }
+    if !instance(facts).is_some_and(|instance| instance.masquerades.contains(&true)) {
+        return Check::ok(NAME, format!("{seen}, and nothing is masqueraded"));
+    }
+    Check::warn(NAME, seen, room.cost()).remedy(room.remedy())
 }
 
 fn names(host: &Host, wanted: impl Fn(&super::Device) -> bool) -> Vec<String> {

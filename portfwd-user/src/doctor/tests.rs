@@ -1,6 +1,7 @@
 use std::path::PathBuf;
 
 use super::*;
+use crate::masquerade::Room;
 use crate::observe::cgroup::Cgroup;
 
 fn unseen<T>() -> Seen<T> {
@@ -49,6 +50,10 @@ fn facts() -> Facts {
         host: Ok(Host {
             devices: vec![device("eth0"), device("br0")],
             v6: V6::On { forwards: true },
+            room: Ok(Room {
+                ports: 30_000,
+                by_range: false,
+            }),
         }),
         instance: Ok(State::Up(instance())),
     }

@@ -19,10 +19,67 @@ use crate::tables::{TableError, Tables};
 /// 4.2.2: those ports have meanings).
 const FIRST_LISTED: u16 = 1_024;
 
+/// With fewer ports to give out a busy host may run out of them.
+const FEW: usize = 1_000;
+
+/// How many ports masqueraded flows are left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Room {
+    /// Ports that may be given out.
+    pub ports: usize,
+    /// Whether it is `ip_local_port_range` that takes the most.
+    pub by_range: bool,
+}
+
+impl Room {
+    /// That of the namespace's host.
+    ///
+    /// # Errors
+    /// When the kernel's settings cannot be read.
+    pub fn of(netns: &Netns) -> Result<Self, Error> {
+        let usable = UsablePorts::of(netns)?;
+        let ports = usable.listed().count();
+        let by_range = usize::from(usable.ephemeral) > usize::from(u16::MAX) / 2;
+        Ok(Self { ports, by_range })
+    }
+    /// Whether it is too little.
+    #[must_use]
+    pub const fn is_short(self) -> bool {
+        self.ports < FEW
+    }
+    /// `976 ports`, or none.
+    #[must_use]
+    pub fn shown(self) -> String {
+        match self.ports {
+            0 => "no port".to_owned(),
+            1 => "1 port".to_owned(),
+            ports => format!("{ports} ports"),
+        }
+    }
+    /// What it costs if it is too little.
+    #[must_use]
+    pub const fn cost(self) -> &'static str {
+        match self.ports {
+            0 => "what containers open is dropped, unless its own port is below 1024 and free",
+            _ => "when all are in use toward a destination, what containers open to it is dropped",
+        }
+    }
+    /// What to do then.
+    #[must_use]
+    pub const fn remedy(self) -> &'static str {
+        match self.by_range {
+            true => "sysctl -w net.ipv4.ip_local_port_range=\"32768 60999\", then portfwd up",
+            false => "take ports out of net.ipv4.ip_local_reserved_ports, then portfwd up",
+        }
+    }
+}
+
 /// The ports of the host that nobody but masqueraded flows uses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UsablePorts {
     taken: PortSet,
+    /// How many the host's sockets are given.
+    ephemeral: u16,
 }
 
 impl UsablePorts {
@@ -34,8 +91,10 @@ impl UsablePorts {
         let (first, last) = (ends.next()?.ok()?, ends.next()?.ok()?);
         let mut taken = reserved;
         taken.insert(0);
-        taken.insert_range(PortRange::new(first.max(1), last)?);
-        Some(Self { taken })
+        let range = PortRange::new(first.max(1), last)?;
+        taken.insert_range(range);
+        let ephemeral = range.count();
+        Some(Self { taken, ephemeral })
     }
     /// Those of the namespace's host.
     ///
