@@ -233,6 +233,22 @@ impl Half {
             )
         }
     }
+    /// Whether this is a half of the flow of packets with this key. An entry that was found under the key may
+    /// be another flow's by the time it is read.
+    #[inline(always)]
+    pub fn is_of(&self, key: &Key) -> bool {
+        let (own, seen) = match key.is_out() {
+            true => (
+                (self.container, self.container_port),
+                (key.source, key.source_port),
+            ),
+            false => (
+                (self.host, self.host_port),
+                (key.destination, key.destination_port),
+            ),
+        };
+        own.0.halves() == seen.0.halves() && own.1.wire() == seen.1.wire()
+    }
     /// What is left of an in-half whose owner is gone: nothing leads anywhere, but nobody gets the port
     /// while the far side may be in TIME_WAIT (RFC 5382 allows 4 minutes), or answer its next user with
     /// what it has of the last one. None if there is nothing to wait for.
@@ -357,6 +373,15 @@ mod tests {
             prop_assert_eq!(back, Key::new(Direction::In, protocol, far, host));
             prop_assert_eq!(half.counterpart(&back), out);
             prop_assert!(out.is_out() && !back.is_out());
+            prop_assert!(half.is_of(&out) && half.is_of(&back));
+        }
+
+        #[test]
+        fn a_half_of_another_flow_is_told_apart(container in end(), host in end(), other in end(), far in end()) {
+            let half = Half::new(container, host, 7, 100);
+            let is_of = |direction, from, to| half.is_of(&Key::new(direction, 6, from, to));
+            prop_assert_eq!(is_of(Direction::Out, other, far), other == container);
+            prop_assert_eq!(is_of(Direction::In, far, other), other == host);
         }
 
         #[test]

@@ -105,13 +105,12 @@ pub fn settled<A: Family>(key: &FlowKey<A>) -> Option<Live<A>> {
     Live::of(A::flows().get_ptr_mut(key)?)
 }
 
-/// The flow with this key, settled or young.
+/// The flow with this key, settled or young. One that settles on another CPU may be in neither table when
+/// it is looked for there: it was not yet in the one, and is no longer in the other.
 #[inline(always)]
 pub fn of_key<A: Family>(key: &FlowKey<A>) -> Option<Live<A>> {
-    match settled(key) {
-        None => Live::of(A::young().get_ptr_mut(key)?),
-        found => found,
-    }
+    let young = || Live::of(A::young().get_ptr_mut(key)?);
+    settled(key).or_else(young).or_else(|| settled(key))
 }
 
 /// The flow of a reply with this key, if its forward is still published.

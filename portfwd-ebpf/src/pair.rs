@@ -157,11 +157,13 @@ fn table(settled: bool) -> &'static LruHashMap<Key, Half> {
     }
 }
 
-/// The half under this key, settled or young, whoever owns it.
+/// The half under this key, settled or young, whoever owns it. Looked for as [`flow::of_key`] does.
 #[inline(always)]
 fn half_of(key: &Key) -> Option<Live> {
-    let settled = MASQUERADED.get_ptr_mut(key).and_then(Live::of);
-    settled.or_else(|| MASQUERADED_YOUNG.get_ptr_mut(key).and_then(Live::of))
+    let of = |table: &LruHashMap<Key, Half>| table.get_ptr_mut(key).and_then(Live::of);
+    of(&MASQUERADED)
+        .or_else(|| of(&MASQUERADED_YOUNG))
+        .or_else(|| of(&MASQUERADED))
 }
 
 /// The half under this key, if its owner is still masqueraded.
@@ -179,6 +181,9 @@ pub fn advance(work: &mut Work, live: &Live, step: Step) -> bool {
     let half = live.half();
     let changed = step.next != live.state || step.client_ack != half.client_ack;
     copy(half, &mut work.half);
+    if !work.half.is_of(&work.key) {
+        return false;
+    }
     if !changed && half.last_seen == live.now {
         return true;
     }
@@ -189,7 +194,8 @@ pub fn advance(work: &mut Work, live: &Live, step: Step) -> bool {
     work.other = work.half.counterpart(&work.key);
     let (was, is) = (live.state.is_settled(), step.next.is_settled());
     let claim = work.half.claim;
-    if half_of(&work.other).is_some_and(|other| other.half().claim != claim) {
+    let is_lost = |other: Live| other.half().claim != claim && other.half().is_of(&work.other);
+    if half_of(&work.other).is_some_and(is_lost) {
         let _ = table(was).remove(&work.key);
         return false;
     }

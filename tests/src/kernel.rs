@@ -433,10 +433,24 @@ fn next_key(map: &OwnedFd, key: Option<&[u8]>, size: usize) -> io::Result<Option
 /// When the descriptor is no map's.
 #[must_use]
 pub fn key_size(map: &OwnedFd) -> usize {
+    told(map, "key_size:")
+}
+
+/// The length of a map's values.
+///
+/// # Panics
+/// When the descriptor is no map's.
+#[must_use]
+pub fn value_size(map: &OwnedFd) -> usize {
+    told(map, "value_size:")
+}
+
+/// A number that the kernel tells of a map.
+fn told(map: &OwnedFd, name: &str) -> usize {
     let path = format!("/proc/self/fdinfo/{}", map.as_raw_fd());
     let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
     text.lines()
-        .find_map(|line| line.strip_prefix("key_size:")?.trim().parse().ok())
+        .find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
         .unwrap_or_else(|| panic!("{path} is not of a map"))
 }
 

@@ -90,10 +90,12 @@ impl Server {
         let (stop, accepted) = (Arc::clone(&self.stop), Arc::clone(&self.accepted));
         let label = label.to_owned();
         self.workers.push(thread::spawn(move || {
-            while let Ok((stream, peer)) = doubled.accept() {
+            loop {
+                let connection = doubled.accept();
                 if stop.load(Ordering::Relaxed) {
                     return;
                 }
+                let (stream, peer) = connection.expect("accept a connection");
                 accepted.fetch_add(1, Ordering::Relaxed);
                 let label = label.clone();
                 // Not joined: it ends with its client, or when that is silent for long. What goes

@@ -1,8 +1,12 @@
 //! What a flow goes through, as `flows --json` shows it.
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 
+use portfwd_common::maps;
 use portfwd_tests::datapath::{Datapath, Program, Verdict};
+use portfwd_tests::kernel;
 use portfwd_tests::packet::{Frame, Transport, flag};
 use portfwd_tests::table::{Ends, at, families, inbound, topology};
 use portfwd_tests::topology::{GATEWAY_MAC, Topology};
@@ -279,5 +283,47 @@ fn datagrams_are_a_stream_when_the_client_goes_on_after_an_answer() {
             assert!(["answered", "assured"].contains(&state.as_str()), "{state}");
             (state == "assured").then_some(())
         });
+    });
+}
+
+/// Sequences of a flow's moves between the tables, and of packets meanwhile.
+const MOVES: u32 = 20_000;
+
+// Fails if a flow that was in neither table is not looked for once more in the one where it may have gone
+// meanwhile (`of_key` in flow.rs). The two CPUs do not always meet, so that it may pass with that mistake.
+#[test]
+fn a_flow_that_moves_is_found_in_every_moment() {
+    each(|connection| {
+        connection.goes(&OPEN);
+        let pins = kernel::pins(&connection.topology.pins());
+        let names = match connection.client.is_ipv4() {
+            true => [maps::YOUNG_V4, maps::FLOWS_V4],
+            false => [maps::YOUNG_V6, maps::FLOWS_V6],
+        };
+        let [young, settled] = names.map(|name| {
+            let path = pins.iter().find(|path| path.ends_with(name));
+            kernel::open_pin(path.expect("a pin")).expect("the table")
+        });
+        let size = kernel::key_size(&settled);
+        let key = kernel::keys(&settled, size).expect("keys").remove(0);
+        let mut flow = vec![0; kernel::value_size(&settled)];
+        assert!(kernel::map_value(&settled, &key, &mut flow).expect("a look"));
+        let over = AtomicBool::new(false);
+        let missed = thread::scope(|scope| {
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    for (to, from) in [(&young, &settled), (&settled, &young)] {
+                        kernel::put_map_value(to, &key, &flow).expect("an entry");
+                        kernel::remove_map_value(from, &key).expect("no entry");
+                    }
+                }
+            });
+            let lost = (0..MOVES)
+                .filter(|_| connection.segment(Client, ACK, b"data", true) != Verdict::Redirect);
+            let missed = lost.count();
+            over.store(true, Ordering::Relaxed);
+            missed
+        });
+        assert_eq!(missed, 0, "of {MOVES}");
     });
 }

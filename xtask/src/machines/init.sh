@@ -14,6 +14,8 @@ mount -t tmpfs tmp /tmp
 mount -t bpf bpf /sys/fs/bpf
 mount -t cgroup2 cgroup /sys/fs/cgroup
 mkdir -p /run/netns /run/said
+# A thousand connections have two ends each.
+ulimit -n 20000
 ip link set lo up
 # The kernel asks for modules when they are needed, but does not wait where two tests need one at once. Not
 # every kernel has each of them.
