@@ -174,8 +174,11 @@ impl Connection {
     fn opened_or_closed(&mut self, side: Side, segment: Segment) {
         let has = |flag: u8| segment.flags & flag != 0;
         if !self.answered {
-            self.answered = side == Side::Container && has(SYN);
-            return;
+            let goes_on = side == Side::Container && !has(SYN) && (segment.data || has(FIN));
+            self.answered = goes_on || (side == Side::Container && has(SYN));
+            if !goes_on {
+                return;
+            }
         }
         if !self.established {
             let proven = match side {

@@ -205,7 +205,7 @@ fn ipv6(frame: &[u8], start: usize, unsaid: bool) -> Option<Network> {
     } else {
         start + 40 + payload
     };
-    if header[0] >> 4 != 6 || (payload == 0 && !unsaid) {
+    if header[0] >> 4 != 6 {
         return None;
     }
     Some(Network {

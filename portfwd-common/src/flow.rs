@@ -353,7 +353,11 @@ impl State {
         match (self, side) {
             (Self::Opening, Side::Container) if syn => Self::Answered,
             (Self::Answered, Side::Client) if proven && fin => Self::ClientClosed,
-            (Self::Answered, Side::Container) if proven && fin => Self::ContainerClosed,
+            (Self::Opening | Self::Answered, Side::Container) if proven && fin => {
+                Self::ContainerClosed
+            }
+            // It has accepted the client before: a forged reset and SYN have made the flow look new.
+            (Self::Opening, Side::Container) if proven => Self::Established,
             (Self::Answered, _) if proven && !syn => Self::Established,
             (Self::Established, Side::Client) if fin => Self::ClientClosed,
             (Self::Established, Side::Container) if fin => Self::ContainerClosed,

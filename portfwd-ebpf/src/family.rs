@@ -380,7 +380,8 @@ impl Family for V6 {
             return Err(Unparsed::Malformed);
         }
         let payload = (second >> 16) as u64;
-        let total = length(hook, if payload == 0 { 0 } else { payload + 40 })?;
+        let is_jumbo = payload == 0 && hook.segment() != 0;
+        let total = length(hook, if is_jumbo { 0 } else { payload + 40 })?;
         let addresses: [u64; 4] = hook
             .load(hook.network() + Self::SOURCE_AT)
             .ok_or(Unparsed::Malformed)?;

@@ -220,7 +220,9 @@ pub fn open<A: Family>(
         .insert(key, flow, flags)
         .map_err(|_| Reason::FlowTableFull)?;
     // Its predecessor may be in the other table, which is asked first.
-    let _ = A::flows().remove(key);
+    if place == Place::Any {
+        let _ = A::flows().remove(key);
+    }
     forward::count_connection(published.index);
     let entry = A::young().get_ptr_mut(key).ok_or(Reason::FlowTableFull)?;
     Ok(Live { entry, state, now })

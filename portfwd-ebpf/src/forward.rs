@@ -153,9 +153,14 @@ pub fn fits_reverse_path<H: Hook, A: Family>(hook: &H, packet: &Packet<A>) -> bo
 /// Whether the address is one of the host's own, as of the last command.
 #[inline(always)]
 pub fn is_host_address<A: Address>(address: A) -> bool {
-    let key = address.ip();
+    is_host_ip(&address.ip())
+}
+
+/// The same of an address of either family.
+#[inline(always)]
+pub fn is_host_ip(ip: &Ip) -> bool {
     // SAFETY: only the presence counts.
-    unsafe { HOST_ADDRESSES.get(&key) }.is_some()
+    unsafe { HOST_ADDRESSES.get(ip) }.is_some()
 }
 
 /// Whether a socket of the host owns the connection that `packet` belongs to: then it keeps it, although

@@ -13,7 +13,7 @@ use portfwd_common::{
 
 use self::packet::{LATER, Read, Write, note_fragment};
 use crate::{
-    clock, fib,
+    clock, fib, forward,
     maps::DEVICE_IPS,
     owner,
     packet::{Hook, Tc},
@@ -104,9 +104,6 @@ pub fn back(hook: &Tc) -> Verdict {
         note_fragment(hook, work, &seen);
         return way::by_family(hook, Write(End::Destination));
     }
-    if work.key.protocol() == Protocol::Udp.number() && seen.fragment != LATER {
-        expect_answer(work);
-    }
     Verdict::NEXT
 }
 
@@ -148,8 +145,17 @@ fn step(seen: &Seen, key: &Key, live: &Live, side: Side) -> Step {
 #[inline(always)]
 fn open(hook: &Tc, work: &mut Work, seen: &Seen) -> Verdict {
     let stays = hook.came_in_by() == hook.device() || seen.fragment == LATER;
+    // What the host itself sends on behalf of what came in: translated replies, tunnels' packets.
+    if stays || forward::is_host_ip(&work.key.source) {
+        return Verdict::NEXT;
+    }
+    let is_local = is_local(&work.key.destination);
     let id = match owner::of_source(&work.key.source) {
-        Some(id) if !stays && !is_local(&work.key.destination) => id,
+        Some(id) if !is_local => id,
+        None if is_local && work.key.protocol() == Protocol::Udp.number() => {
+            expect_answer(work);
+            return Verdict::NEXT;
+        }
         _ => return Verdict::NEXT,
     };
     let is_tcp = work.key.protocol() == Protocol::Tcp.number();
@@ -211,8 +217,8 @@ fn address(hook: &Tc, key: &Key) -> Address {
     }
 }
 
-/// A datagram to a container under its own address, from where it is known: the answer is to leave under
-/// that address too. (Of TCP and pings only what opens something is masqueraded, and an answer does not.)
+/// A datagram that has been let through to a container under its own address, from where that is known: the
+/// answer is to leave under it too. (Of TCP and pings only what opens something is masqueraded, and an answer does not.)
 /// So this is a flow as well, whose host's end is the container's.
 #[inline(always)]
 fn expect_answer(work: &mut Work) {
@@ -223,7 +229,8 @@ fn expect_answer(work: &mut Work) {
     let end = (container, port);
     work.half = Half::new(end, end, id, clock::now());
     work.half.state = State::UdpUnanswered as u32;
-    pair::copy(&work.key, &mut work.other);
+    let far = (work.key.source, work.key.source_port);
+    work.other = Key::new(Direction::In, work.key.protocol(), far, end);
     work.key = work.half.counterpart(&work.other);
     // If there is no room, or the container has asked from this port, then the answer is masqueraded.
     pair::open_as_it_is(work);

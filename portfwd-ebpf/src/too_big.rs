@@ -4,7 +4,7 @@
 use aya_ebpf::{
     bindings::{BPF_F_INVALIDATE_HASH, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC},
     helpers::{
-        bpf_csum_diff, bpf_redirect, bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_pull_data,
+        bpf_csum_diff, bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_pull_data,
         bpf_skb_store_bytes,
     },
 };
@@ -90,6 +90,6 @@ fn answer<A: Family>(hook: &Tc, host: A, container: A, mtu: u32) -> Option<Verdi
                 BPF_F_INVALIDATE_HASH as u64,
             ) == 0
     };
-    // SAFETY: the helper only notes the index.
-    is_made.then(|| Verdict::redirected(unsafe { bpf_redirect(hook.device(), 0) }))
+    // Not out by the link: a device without checksum offload would complete the quoted packet's checksum.
+    is_made.then(|| deliver::to_container(hook, hook.device()))
 }

@@ -1,6 +1,6 @@
 //! What becomes of a packet: counted, logged and turned into a return code here and nowhere else.
 
-use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_STOLEN, tcx_action_base::TCX_NEXT, xdp_action};
+use aya_ebpf::bindings::{TC_ACT_SHOT, tcx_action_base::TCX_NEXT, xdp_action};
 use portfwd_common::{Stage, verdict::Reason};
 
 use crate::{
@@ -43,8 +43,9 @@ impl Verdict {
     }
     /// It goes on to the next program and the stack, translated.
     pub const TRANSLATED: Self = Self(REDIRECTED | (TCX_NEXT as u32 as u64) << 32);
-    /// It has been kept, and comes back later.
-    pub const KEPT: Self = Self(REDIRECTED | (TC_ACT_STOLEN as u64) << 32);
+    /// It has been kept, and comes back later: of this one nothing is left. (`TC_ACT_STOLEN` is unknown to
+    /// `tcx_action_code`, which would let it go on.)
+    pub const KEPT: Self = Self(REDIRECTED | (TC_ACT_SHOT as u64) << 32);
     /// Another program goes on with it, from the beginning.
     pub const fn stage(stage: Stage) -> Self {
         Self(STAGE | (stage.place(false) as u64) << 8 | (stage.place(true) as u64) << 32)

@@ -181,5 +181,14 @@ fn no_header_hides_a_foreign_source() {
             }
         }
     }
+    for source in [ends.db, ends.host, ends.client] {
+        let frame = Frame::udp(at(source, 80), at(ends.foreign, 443), b"");
+        let mut frame = frame.on_link(WEB_MAC, GATEWAY_MAC).to_bytes();
+        frame.truncate(54);
+        // A length of 0 is that of a packet without payload, and not only of one too long to tell (`network` of
+        // IPv6 in family.rs).
+        frame[18..21].copy_from_slice(&[0, 0, 59]);
+        rows.push(Row::dropped("no payload", Program::Link, "veth1", frame));
+    }
     play(&datapath, &rows);
 }

@@ -150,6 +150,38 @@ fn fragments_arrive_in_any_order() {
     }
 }
 
+/// How many fragments the host's own stack has seen.
+fn fragments_of_the_stack(topology: &Topology) -> u64 {
+    let text = topology.host.output("cat", &["/proc/thread-self/net/snmp"]);
+    let [names, numbers] = [0, 1].map(|row| {
+        let line = text.lines().filter(|line| line.starts_with("Ip:")).nth(row);
+        line.expect("counters of IP").split(' ').collect::<Vec<_>>()
+    });
+    let place = names.iter().position(|name| *name == "ReasmReqds");
+    numbers[place.expect("a counter")]
+        .parse()
+        .expect("a number")
+}
+
+// Fails if what waits goes to the stack as well (`KEPT` in verdict.rs), as it does by a return code that TCX does
+// not know.
+#[test]
+fn what_waits_for_its_first_fragment_is_not_the_stacks_any_more() {
+    let topology = Topology::new(Shape::default());
+    topology.attach("web", 0, &["8080:80/udp"]);
+    let [own, _] = &topology.containers;
+    let server = bound(&topology, SocketAddr::new(own.addresses()[0], 80));
+    let (client, host) = (SocketAddr::new(CLIENT, 4_000), SocketAddr::new(HOST, 8080));
+    let question = pattern(5_000);
+    let datagram = Frame::udp(client, host, &question).on_link(CLIENT_MAC, HOST_MAC);
+    for frame in fragments(&datagram, 1_400, 0x7800).iter().rev() {
+        capture::inject(&topology.client, "eth0", frame);
+    }
+    let received = server.recv(&mut vec![0; LONGEST]).expect("a datagram");
+    assert_eq!(received, question.len());
+    assert_eq!(fragments_of_the_stack(&topology), 0);
+}
+
 // Fails if a port that nobody publishes is held up by fragments that wait, or if the bound is not kept.
 #[test]
 fn fragments_that_never_come_hold_up_nobody_else() {

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use portfwd_tests::datapath::{Datapath, Program, Row, Verdict};
 use portfwd_tests::packet::{Frame, Transport, flag};
 use portfwd_tests::table::{Ends, at, families, inbound, is_extended, opening_frames, play};
-use portfwd_tests::topology::{Shape, Topology};
+use portfwd_tests::topology::{GATEWAY, GATEWAY6, Shape, Topology};
 
 /// A host that forwards and masquerades both containers.
 fn topology() -> Topology {
@@ -333,4 +333,36 @@ fn a_device_without_an_address_of_the_family_lets_nothing_of_it_out() {
         output,
     );
     play(&datapath, &[dropped, other]);
+}
+
+// Fails if a datagram to a container is noted before the host has let it through (`expect_answer`).
+#[test]
+fn a_datagram_that_the_host_has_not_let_through_changes_no_source() {
+    let topology = topology();
+    let datapath = Datapath::open(&topology);
+    let mut rows = Vec::new();
+    for ends in families() {
+        let (inside, far) = (at(ends.web, 5_200), at(ends.foreign, 53));
+        let forged = inbound(Frame::udp(far, inside, b"forged"));
+        rows.push(stays("forged", Program::Device, "eth0", &forged));
+        let question = Frame::udp(inside, far, b"question");
+        let output = question.clone().between(at(leaving(&ends), 5_200), far);
+        rows.push(changed("asked", Program::Egress, "eth1", &question, output));
+    }
+    play(&datapath, &rows);
+}
+
+// Fails if what bears an address of the host is masqueraded because the address lies in the subnet (`open`):
+// translated replies pass by there, and the packets of tunnels.
+#[test]
+fn the_hosts_own_address_within_the_subnet_is_not_masqueraded() {
+    let topology = topology();
+    let datapath = Datapath::open(&topology);
+    let mut rows = Vec::new();
+    for (gateway, ends) in [GATEWAY, GATEWAY6].into_iter().zip(families()) {
+        for (name, frame) in opening_frames(at(gateway, 8080), at(ends.foreign, 4_000)) {
+            rows.push(stays(name, Program::Egress, "eth1", &frame));
+        }
+    }
+    play(&datapath, &rows);
 }

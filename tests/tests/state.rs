@@ -327,3 +327,15 @@ fn a_flow_that_moves_is_found_in_every_moment() {
         assert_eq!(missed, 0, "of {MOVES}");
     });
 }
+
+// Fails if what a container sends does not count in a flow that a forged reset and SYN have made look new
+// (`State::after`): it would stay among those that floods push out.
+#[test]
+fn a_forged_reset_and_syn_do_not_take_an_established_flow_down_for_good() {
+    each(|connection| {
+        connection.goes(&OPEN);
+        connection.goes(&[(Client, RST, "client-reset"), (Client, SYN, "opening")]);
+        connection.segment(Container, ACK, b"data", true);
+        assert_eq!(connection.state().as_deref(), Some("established"));
+    });
+}

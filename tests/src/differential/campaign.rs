@@ -18,13 +18,12 @@ const MANY_FLOWS: usize = 4_096;
 const MANY_WAITING: usize = 200;
 
 /// What packets can meet: the hook, the decision, whether they are translated.
-const EVERYTHING: [(At, Decision, bool); 14] = [
+const EVERYTHING: [(At, Decision, bool); 13] = [
     (At::Device, Decision::Redirect, false),
     (At::Device, Decision::Next, false),
     (At::Device, Decision::Next, true),
     (At::Device, Decision::Redirect, true),
     (At::Device, Decision::Drop, false),
-    (At::Device, Decision::Kept, false),
     (At::EarlyDevice, Decision::Next, false),
     (At::EarlyDevice, Decision::Next, true),
     (At::Link, Decision::Next, false),
@@ -238,15 +237,13 @@ fn fault(step: &Step, outcome: &Outcome, decision: Decision, bytes: &[u8]) -> Op
     let expected = match outcome.verdict {
         Verdict::Next => Decision::Next,
         Verdict::Redirect(_) => Decision::Redirect,
-        Verdict::Drop => Decision::Drop,
-        Verdict::Kept => Decision::Kept,
+        Verdict::Drop | Verdict::Kept => Decision::Drop,
     };
     let after = outcome.frame.as_deref().unwrap_or(&step.frame);
     if outcome.optional && decision == Decision::Next && bytes == step.frame {
         return None;
     }
-    let gone = matches!(decision, Decision::Drop | Decision::Kept);
-    if decision == expected && (gone || bytes == after) {
+    if decision == expected && (decision == Decision::Drop || bytes == after) {
         let sound = outcome.frame.is_none() || !checksum_faults(&step.frame, false).is_empty();
         let faults = if sound {
             Vec::new()
@@ -262,7 +259,7 @@ fn fault(step: &Step, outcome: &Outcome, decision: Decision, bytes: &[u8]) -> Op
     for reason in &outcome.reasons {
         let _ = writeln!(what, "expected reason: {reason:?}");
     }
-    if !matches!(expected, Decision::Drop | Decision::Kept) {
+    if expected != Decision::Drop {
         what.push_str(&difference(after, bytes));
     }
     Some(what)

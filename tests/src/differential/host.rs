@@ -70,10 +70,8 @@ pub enum Decision {
     Next,
     /// Redirected.
     Redirect,
-    /// Dropped.
+    /// Dropped, or kept to come back later: then no reason is counted.
     Drop,
-    /// Taken, to come back later.
-    Kept,
 }
 
 /// A topology for [`publish`].
@@ -305,7 +303,6 @@ fn decision(at: At, code: i32) -> Decision {
         (At::Device | At::Link | At::Egress, -1) => Decision::Next,
         (At::Device | At::Link | At::Egress, 7) => Decision::Redirect,
         (At::Device | At::Link | At::Egress, 2) => Decision::Drop,
-        (At::Device, 4) => Decision::Kept,
         (at, code) => panic!("{at:?} must not return {code}"),
     }
 }
