@@ -146,9 +146,13 @@ pub fn masquerade(writable: &mut Writable, netns: &Netns, subnet: Subnet) -> Res
 /// When a step fails; what could not be removed, the next command tries to.
 pub fn unmasquerade(writable: &mut Writable, netns: &Netns, subnet: Subnet) -> Result<(), Error> {
     let Datapath { tables, layout } = &mut writable.datapath;
+    let doing = || format!("masquerade {subnet} no longer");
     let mut transaction = Transaction::begin(tables);
-    masquerade::remove(transaction.tables(), subnet)
-        .doing(|| format!("masquerade {subnet} no longer"))?;
+    // With the commit its flows end. Its row goes just before: it would hide that of a wider subnet.
+    if let Some(owner) = masquerade::owner_of(transaction.tables(), subnet).doing(doing)? {
+        transaction.withdraw_owner(owner).doing(doing)?;
+    }
+    masquerade::remove(transaction.tables(), subnet).doing(doing)?;
     transaction.commit();
     sweep::sweep(tables, layout, netns)
 }

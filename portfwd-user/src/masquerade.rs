@@ -145,7 +145,7 @@ pub fn add(tables: &mut Tables, subnet: Subnet, id: u32) -> Result<(), TableErro
     })
 }
 
-/// Masquerades a subnet no longer. Its flows end with the owner, which [`sweep`] removes.
+/// Removes a subnet from those that are masqueraded. Its flows end with its owner.
 ///
 /// # Errors
 /// When the table cannot be changed.
