@@ -204,11 +204,16 @@ fn target<A: Argument>(call: &Call, address: A, datagram: bool) -> Option<End> {
         .filter(|_| host.is_loopback() || forward::is_host_address(host));
     let Some(published) = published else {
         let end = (address.ip(), port);
-        if datagram {
-            note_datagram(call, end);
+        // The same socket may have got there through a published port before.
+        if !datagram {
+            let key = SocketKey::new(call.cookie(), end.0, end.1);
+            let _ = HOST_SOCKETS.remove(&key);
+            forget_datagrams(protocol, &key);
         } else {
-            // The same socket may have got there through a published port before.
-            let _ = HOST_SOCKETS.remove(&SocketKey::new(call.cookie(), end.0, end.1));
+            if slot.has(PortSlot::CONTAINER_SIDE) {
+                note_direct(&SocketKey::new(call.cookie(), end.0, end.1));
+            }
+            note_datagram(call, end);
         }
         return None;
     };
@@ -237,8 +242,43 @@ fn target<A: Argument>(call: &Call, address: A, datagram: bool) -> Option<End> {
     }
     if datagram {
         note_datagram(call, end);
+    } else {
+        forget_datagrams(protocol, &key);
     }
     Some(end)
+}
+
+/// Once a UDP socket is connected, what it sent to that end before tells no more whom it asks.
+#[inline(always)]
+fn forget_datagrams(protocol: Protocol, key: &SocketKey) {
+    if protocol == Protocol::Udp {
+        let _ = HOST_PEERS.remove(key);
+    }
+}
+
+/// Remembers that a datagram goes to the container's own address, if the socket got there through a published
+/// port before: for as long as that is remembered.
+#[inline(always)]
+fn note_direct(key: &SocketKey) {
+    let Some(known) = sent_through(key) else {
+        return;
+    };
+    // SAFETY: an element of an LRU map; see `flow::Live`.
+    let mut origin = unsafe { *known };
+    if (origin.address, origin.port) != (key.peer, key.port) {
+        (origin.address, origin.port) = (key.peer, key.port);
+        // Without room for it the answer bears the other address.
+        let _ = HOST_PEERS.insert(key, &origin, 0);
+    }
+}
+
+/// What a UDP socket asked by, when its datagrams went to that end: a datagram that is sent to an address of
+/// its own comes after the `connect`.
+#[inline(always)]
+fn sent_through(key: &SocketKey) -> Option<*const SocketOrigin> {
+    HOST_PEERS
+        .get_ptr(key)
+        .or_else(|| HOST_SOCKETS.get_ptr(key))
 }
 
 /// Remembers whom an unconnected UDP socket talks to, if its own port is one that is published: the
@@ -263,13 +303,15 @@ fn note_datagram(call: &Call, (remote, remote_port): End) {
     }
 }
 
-/// What the process that owns the socket takes the other end for.
+/// What the process that owns the socket takes the other end for; `datagram`: the sender of one.
 #[inline(always)]
-fn origin<A: Argument>(call: &Call, address: A) -> Option<End> {
+fn origin<A: Argument>(call: &Call, address: A, datagram: bool) -> Option<End> {
     let key = SocketKey::new(call.cookie(), address.ip(), call.port());
-    let origin = HOST_SOCKETS
-        .get_ptr(&key)
-        .or_else(|| HOST_PEERS.get_ptr(&key))?;
+    let origin = if datagram {
+        sent_through(&key)
+    } else {
+        HOST_SOCKETS.get_ptr(&key)
+    }?;
     // SAFETY: an element of an LRU map; see `flow::Live`.
     unsafe { Some(((*origin).address, (*origin).port)) }
 }
@@ -299,9 +341,9 @@ fn to<A: Argument>(context: &SockAddrContext, datagram: bool) -> i32 {
 
 /// An address that is told to the owner of a socket of family `A`.
 #[inline(always)]
-fn from<A: Argument>(context: &SockAddrContext) -> i32 {
+fn from<A: Argument>(context: &SockAddrContext, datagram: bool) -> i32 {
     if let Some(call) = Call::of_host(context) {
-        rewrite::<A>(&call, origin(&call, A::read(&call)));
+        rewrite::<A>(&call, origin(&call, A::read(&call), datagram));
     }
     ALLOW
 }
@@ -324,19 +366,19 @@ pub fn sendmsg6(context: SockAddrContext) -> i32 {
 }
 #[cgroup_sock_addr(recvmsg4)]
 pub fn recvmsg4(context: SockAddrContext) -> i32 {
-    from::<V4>(&context)
+    from::<V4>(&context, true)
 }
 #[cgroup_sock_addr(recvmsg6)]
 pub fn recvmsg6(context: SockAddrContext) -> i32 {
-    from::<V6>(&context)
+    from::<V6>(&context, true)
 }
 #[cgroup_sock_addr(getpeername4)]
 pub fn getpeername4(context: SockAddrContext) -> i32 {
-    from::<V4>(&context)
+    from::<V4>(&context, false)
 }
 #[cgroup_sock_addr(getpeername6)]
 pub fn getpeername6(context: SockAddrContext) -> i32 {
-    from::<V6>(&context)
+    from::<V6>(&context, false)
 }
 
 /// A socket that is closed needs its entry no more: so the table holds those that `detach` has to end.

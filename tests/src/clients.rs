@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
+use nix::libc;
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, SockaddrStorage, bind, setsockopt, socket, sockopt,
 };
@@ -162,6 +164,22 @@ pub fn ask_from(socket: &UdpSocket, to: SocketAddr) -> io::Result<Answer> {
         return Err(io::Error::other(format!("asked {to}, answered by {from}")));
     }
     datagram_answer(&buffer[..length], socket.local_addr()?)
+}
+
+/// Makes a connected UDP socket one that is not.
+///
+/// # Errors
+/// Those of the call.
+pub fn disconnect(socket: &UdpSocket) -> io::Result<()> {
+    let nobody = libc::sockaddr {
+        sa_family: libc::AF_UNSPEC as libc::sa_family_t,
+        sa_data: [0; 14],
+    };
+    let length = size_of_val(&nobody) as libc::socklen_t;
+    // SAFETY: the kernel reads `length` bytes of `nobody`.
+    let result = unsafe { libc::connect(socket.as_raw_fd(), &raw const nobody, length) };
+    Errno::result(result)?;
+    Ok(())
 }
 
 fn datagram_answer(datagram: &[u8], own: SocketAddr) -> io::Result<Answer> {

@@ -1,6 +1,6 @@
 //! Published ports work: both families, both protocols, from everywhere, on both wirings.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
 use portfwd_tests::clients::{self, Answer, Closed, Protocol};
 use portfwd_tests::deadline::{PATIENCE, patient};
@@ -114,7 +114,7 @@ fn a_host_socket_may_ask_by_one_address_after_another() {
     ] {
         let socket = topology
             .host
-            .run(|| std::net::UdpSocket::bind(any))
+            .run(|| UdpSocket::bind(any))
             .expect("bind any port");
         for address in addresses {
             // Answers that do not come from where the question went are errors.
@@ -122,6 +122,67 @@ fn a_host_socket_may_ask_by_one_address_after_another() {
             clients::ask_from(&socket, to).unwrap_or_else(|error| panic!("{to}: {error}"));
         }
     }
+}
+
+/// Which of its calls took a host socket to the container last.
+#[derive(Clone, Copy, Debug)]
+enum Before {
+    Nothing,
+    Connected,
+    Disconnected,
+}
+
+// Fails if what a call has noted (`HOST_SOCKETS`, `HOST_PEERS` in socket.rs) outlives the next that goes to
+// the same container.
+#[test]
+fn a_host_socket_is_told_the_address_that_it_asked_last() {
+    let topology = Topology::new(Shape::default());
+    let _servers = topology.serve();
+    topology.attach("web", 0, &BOTH);
+    let [v4, v6] = topology.containers[0].addresses();
+    for (any, loopback, host, container) in [
+        ("0.0.0.0:0", LOOPBACK, HOST, v4),
+        ("[::]:0", LOOPBACK6, HOST6, v6),
+    ] {
+        let published = SocketAddr::new(loopback, 8080);
+        let other = SocketAddr::new(host, 8080);
+        let direct = SocketAddr::new(container, 80);
+        for before in [Before::Nothing, Before::Connected, Before::Disconnected] {
+            for order in [[published, direct, other], [other, direct, published]] {
+                let what = format!("{before:?}, {order:?}");
+                let socket = topology.host.run(|| UdpSocket::bind(any)).expect("bind");
+                if !matches!(before, Before::Nothing) {
+                    socket.connect(published).expect("connect");
+                    asks_its_peer(&socket, published);
+                }
+                if matches!(before, Before::Disconnected) {
+                    clients::disconnect(&socket).expect("disconnect");
+                }
+                for to in order {
+                    let asked = clients::ask_from(&socket, to);
+                    asked.unwrap_or_else(|error| panic!("{to}, {what}: {error}"));
+                    if matches!(before, Before::Connected) {
+                        assert_eq!(socket.peer_addr().expect("a peer"), published, "{what}");
+                    }
+                }
+                for to in [other, direct, published] {
+                    socket.connect(to).expect("connect");
+                    asks_its_peer(&socket, to);
+                    assert_eq!(socket.peer_addr().expect("a peer"), to, "{what}");
+                }
+            }
+        }
+    }
+}
+
+/// Sends to the peer of a connected socket, and is told that it answered.
+#[track_caller]
+fn asks_its_peer(socket: &UdpSocket, peer: SocketAddr) {
+    let patience = Some(patient(PATIENCE));
+    socket.set_read_timeout(patience).expect("a time limit");
+    socket.send(b"across and back").expect("send");
+    let (_, from) = socket.recv_from(&mut [0; 256]).expect("an answer");
+    assert_eq!(from, peer);
 }
 
 #[test]
@@ -163,7 +224,7 @@ fn a_host_socket_bound_to_loopback_is_refused_at_once() {
         );
         let socket = topology
             .host
-            .run(|| std::net::UdpSocket::bind(from))
+            .run(|| UdpSocket::bind(from))
             .expect("bind loopback");
         socket.connect(to).expect("connect a datagram socket");
         socket
