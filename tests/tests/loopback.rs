@@ -495,9 +495,14 @@ fn a_client_comes_again_from_the_port_of_a_connection_that_the_service_closed() 
             .run(|| TcpListener::bind(at(loopback, 6379)))
             .expect("listen");
         for _ in 0..2 {
-            let mut stream =
-                clients::connect_from(&topology.client, at(own, 41_000), at(host, 8080))
-                    .expect("connect");
+            // The client's end of the last connection waits for the acknowledgment of its FIN.
+            let mut stream = until("the client's port to be free", PATIENCE, || {
+                let (from, to) = (at(own, 41_000), at(host, 8080));
+                match clients::connect_from(&topology.client, from, to) {
+                    Err(error) if error.kind() == ErrorKind::AddrNotAvailable => None,
+                    connected => Some(connected.expect("connect")),
+                }
+            });
             drop(listener.accept().expect("a connection"));
             assert_eq!(stream.read(&mut [0; 16]).expect("its end"), 0);
         }
