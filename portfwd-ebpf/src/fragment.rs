@@ -102,7 +102,8 @@ pub fn decide<A: Family>(
     let _ = DATAGRAMS.insert(&key_of(network, seen), &datagram, 0);
 }
 
-/// Keeps the key of what may be a first fragment, from a device, for [`let_pass`]: on the stack there is no room for it.
+/// Keeps the key of what may be a first fragment, from a device, for [`let_pass`]: on the stack there is no
+/// room for it.
 #[inline(always)]
 pub fn remember<A: Family>(network: &Network<A>) {
     if let Some(first) = FIRST_FRAGMENT.get_ptr_mut(0) {

@@ -218,8 +218,8 @@ fn address(hook: &Tc, key: &Key) -> Address {
 }
 
 /// A datagram that has been let through to a container under its own address, from where that is known: the
-/// answer is to leave under it too. (Of TCP and pings only what opens something is masqueraded, and an answer does not.)
-/// So this is a flow as well, whose host's end is the container's.
+/// answer is to leave under it too. (Of TCP and pings only what opens something is masqueraded, and an
+/// answer does not.) So this is a flow as well, whose host's end is the container's.
 #[inline(always)]
 fn expect_answer(work: &mut Work) {
     let (container, port) = (work.key.destination, work.key.destination_port);

@@ -76,8 +76,8 @@ pub fn open<A: Family>(
     }
     let shift = key_of(&Request::of(packet), packet.network.protocol);
     // Ports that are tried, at random, before a client's port counts as taken; one that another CPU takes
-    // meanwhile is left to the client's next SYN. Written out, not a loop: Linux 6.1 refuses one whose end lies right before its beginning, as LLVM
-    // would place it (`visit_insn`: only a jump may lead back).
+    // meanwhile is left to the client's next SYN. Written out, not a loop: Linux 6.1 refuses one whose end
+    // lies right before its beginning, as LLVM would place it (`visit_insn`: only a jump may lead back).
     let mut attempt = || {
         // SAFETY: takes and touches nothing.
         let random = unsafe { bpf_get_prandom_u32() } & 0xffff;
