@@ -25,21 +25,10 @@ const NOTICED: &str = "fails, as it should";
 pub(super) fn all(names: &[String], together: usize) -> anyhow::Result<()> {
     let directory = workspace::target().join("mutants-run");
     let chosen = chosen(names)?;
-    let mut bench = Bench::new(&directory)?;
+    let mut bench = Bench::new(directory)?;
     let mut wrong = Vec::new();
     for group in chosen.chunks(together) {
-        let binary = make(group, &directory, &ebpf::sources(&directory))?;
-        let loads = bench.passes(LOADS, &binary)?;
-        for mutant in group {
-            let outcome = match loads {
-                true => bench.play(mutant, &binary)?,
-                false => "IS NOT RUN: the kernel refuses the programs",
-            };
-            println!("{}: {} {outcome}", mutant.name, mutant.test);
-            if outcome != NOTICED {
-                wrong.push(mutant.name);
-            }
-        }
+        bench.play_all(group, &mut wrong)?;
     }
     ensure!(
         wrong.is_empty(),
@@ -63,6 +52,7 @@ fn chosen(names: &[String]) -> anyhow::Result<Vec<&'static Mutant>> {
 
 /// The tests, and the command as it is.
 struct Bench {
+    directory: PathBuf,
     tests: BTreeMap<String, PathBuf>,
     sound: PathBuf,
     /// Tests that have passed with it.
@@ -70,12 +60,35 @@ struct Bench {
 }
 
 impl Bench {
-    fn new(directory: &Path) -> anyhow::Result<Self> {
+    fn new(directory: PathBuf) -> anyhow::Result<Self> {
         Ok(Self {
             tests: executables(&ebpf::build()?)?,
-            sound: make(&[], directory, &ebpf::sources(directory))?,
+            sound: make(&[], &directory, &ebpf::sources(&directory))?,
             passed: BTreeSet::new(),
+            directory,
         })
+    }
+
+    /// Plays mutants that are built together; where the kernel refuses that, each half of them.
+    fn play_all(&mut self, group: &[&Mutant], wrong: &mut Vec<&'static str>) -> anyhow::Result<()> {
+        let binary = make(group, &self.directory, &ebpf::sources(&self.directory))?;
+        let loads = self.passes(LOADS, &binary)?;
+        if !loads && group.len() > 1 {
+            let (first, second) = group.split_at(group.len() / 2);
+            self.play_all(first, wrong)?;
+            return self.play_all(second, wrong);
+        }
+        for mutant in group {
+            let outcome = match loads {
+                true => self.play(mutant, &binary)?,
+                false => "IS NOT RUN: the kernel refuses the programs",
+            };
+            println!("{}: {} {outcome}", mutant.name, mutant.test);
+            if outcome != NOTICED {
+                wrong.push(mutant.name);
+            }
+        }
+        Ok(())
     }
 
     /// What becomes of a mutant in `binary`, after a look at whether its test passes without it.
