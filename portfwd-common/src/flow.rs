@@ -5,14 +5,17 @@
 //!
 //! A flow is young until both ends have proven that they want it, and again once it is closed. Young
 //! flows have a table of their own, so that neither a flood of openings nor any number of finished
-//! connections pushes out what lives.
+//! connections pushes out what lives. So have UDP streams: of a connection a client has proven by a number
+//! that it sees it, of a stream nobody can.
 
 use bytemuck::{Pod, Zeroable};
 
 use crate::net::{Address, NetPort, V4, V6};
 
-/// Entries of the table of settled flows of each family.
+/// Entries of the table of settled connections of each family.
 pub const MAX_FLOWS: u32 = 131_072;
+/// Entries of the table of UDP streams of each family.
+pub const MAX_STREAMS: u32 = 131_072;
 /// Entries of the table of young flows of each family.
 pub const MAX_YOUNG_FLOWS: u32 = 65_536;
 /// Entries of the table of clients' ports that were changed, both families together.
@@ -273,7 +276,7 @@ impl Lifetimes {
 }
 
 /// Seconds after which a UDP flow that goes on counts as a stream.
-const ASSURED_AFTER: u32 = 2;
+pub const ASSURED_AFTER: u32 = 2;
 
 impl State {
     /// From what lies in the map.

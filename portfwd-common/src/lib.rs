@@ -17,7 +17,7 @@ pub mod verdict;
 
 /// Version of everything that is pinned: names, types and meaning of maps. A loader refuses an instance
 /// with another number.
-pub const LAYOUT: u32 = 2;
+pub const LAYOUT: u32 = 3;
 
 /// Names of the maps, which are also the names of their pins.
 pub mod maps {
@@ -39,10 +39,14 @@ pub mod maps {
     pub const DEVICES: &str = "devices";
     /// Hash [`crate::net::Ip`] to u32 (1): the host's own addresses.
     pub const HOST_ADDRESSES: &str = "host_addresses";
-    /// LRU hash [`crate::flow::FlowKey`] to [`crate::flow::Flow`]: settled flows of IPv4.
+    /// LRU hash [`crate::flow::FlowKey`] to [`crate::flow::Flow`]: settled connections of IPv4.
     pub const FLOWS_V4: &str = "flows_v4";
-    /// LRU hash [`crate::flow::FlowKey`] to [`crate::flow::Flow`]: settled flows of IPv6.
+    /// LRU hash [`crate::flow::FlowKey`] to [`crate::flow::Flow`]: settled connections of IPv6.
     pub const FLOWS_V6: &str = "flows_v6";
+    /// LRU hash [`crate::flow::FlowKey`] to [`crate::flow::Flow`]: UDP streams of IPv4.
+    pub const STREAMS_V4: &str = "streams_v4";
+    /// LRU hash [`crate::flow::FlowKey`] to [`crate::flow::Flow`]: UDP streams of IPv6.
+    pub const STREAMS_V6: &str = "streams_v6";
     /// LRU hash [`crate::flow::FlowKey`] to [`crate::flow::Flow`]: young flows of IPv4.
     pub const YOUNG_V4: &str = "young_v4";
     /// LRU hash [`crate::flow::FlowKey`] to [`crate::flow::Flow`]: young flows of IPv6.

@@ -9,7 +9,7 @@ use portfwd_common::{
 };
 
 use crate::{
-    maps::{FLOWS_V4, FLOWS_V6, YOUNG_V4, YOUNG_V6},
+    maps::{FLOWS_V4, FLOWS_V6, STREAMS_V4, STREAMS_V6, YOUNG_V4, YOUNG_V6},
     packet::Hook,
     parse::{Fragment, Network, Unparsed},
 };
@@ -35,8 +35,10 @@ pub trait Family: Address + 'static {
     /// The answer.
     const ECHO_REPLY: u8;
 
-    /// The table of settled flows.
+    /// The table of settled connections.
     fn flows() -> &'static LruHashMap<FlowKey<Self>, Flow<Self>>;
+    /// The table of UDP streams.
+    fn streams() -> &'static LruHashMap<FlowKey<Self>, Flow<Self>>;
     /// The table of young flows.
     fn young() -> &'static LruHashMap<FlowKey<Self>, Flow<Self>>;
     /// Whether ICMP messages of this type are errors that quote a packet: destination unreachable, packet
@@ -152,6 +154,10 @@ impl Family for V4 {
     #[inline(always)]
     fn flows() -> &'static LruHashMap<FlowKey<Self>, Flow<Self>> {
         &FLOWS_V4
+    }
+    #[inline(always)]
+    fn streams() -> &'static LruHashMap<FlowKey<Self>, Flow<Self>> {
+        &STREAMS_V4
     }
     #[inline(always)]
     fn young() -> &'static LruHashMap<FlowKey<Self>, Flow<Self>> {
@@ -363,6 +369,10 @@ impl Family for V6 {
     #[inline(always)]
     fn flows() -> &'static LruHashMap<FlowKey<Self>, Flow<Self>> {
         &FLOWS_V6
+    }
+    #[inline(always)]
+    fn streams() -> &'static LruHashMap<FlowKey<Self>, Flow<Self>> {
+        &STREAMS_V6
     }
     #[inline(always)]
     fn young() -> &'static LruHashMap<FlowKey<Self>, Flow<Self>> {

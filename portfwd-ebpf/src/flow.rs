@@ -99,10 +99,28 @@ pub fn lifetimes() -> Option<&'static Lifetimes> {
         .map(|journal| unsafe { &(*journal).lifetimes })
 }
 
-/// The settled flow with this key.
+/// The settled flow with this key. A lookup for each table, where [`home`] would do: the kernel writes the
+/// lookup out in place only if it knows the table.
 #[inline(always)]
 pub fn settled<A: Family>(key: &FlowKey<A>) -> Option<Live<A>> {
-    Live::of(A::flows().get_ptr_mut(key)?)
+    Live::of(match is_datagram(key) {
+        true => A::streams().get_ptr_mut(key)?,
+        false => A::flows().get_ptr_mut(key)?,
+    })
+}
+
+#[inline(always)]
+fn is_datagram<A>(key: &FlowKey<A>) -> bool {
+    key.protocol == Protocol::Udp as u32
+}
+
+/// The table that a flow with this key settles in.
+#[inline(always)]
+fn home<A: Family>(key: &FlowKey<A>) -> &'static LruHashMap<FlowKey<A>, Flow<A>> {
+    match is_datagram(key) {
+        true => A::streams(),
+        false => A::flows(),
+    }
 }
 
 /// The flow with this key, settled or young. One that settles on another CPU may be in neither table when
@@ -221,7 +239,7 @@ pub fn open<A: Family>(
         .map_err(|_| Reason::FlowTableFull)?;
     // Its predecessor may be in the other table, which is asked first.
     if place == Place::Any {
-        let _ = A::flows().remove(key);
+        let _ = home(key).remove(key);
     }
     forward::count_connection(published.index);
     let entry = A::young().get_ptr_mut(key).ok_or(Reason::FlowTableFull)?;
@@ -250,8 +268,8 @@ pub fn advance<A: Family>(live: &Live<A>, key: &FlowKey<A>, side: Side, packet: 
     }
     flow.state = next as u32;
     match (state.is_settled(), next.is_settled()) {
-        (false, true) => settle(A::young(), A::flows(), key, flow),
-        (true, false) => settle(A::flows(), A::young(), key, flow),
+        (false, true) => settle(A::young(), home(key), key, flow),
+        (true, false) => settle(home(key), A::young(), key, flow),
         _ => {}
     }
 }

@@ -6,7 +6,7 @@ use aya_ebpf::{
 };
 use portfwd_common::{
     MAX_STAGES,
-    flow::{Flow, FlowKey, MAX_FLOWS, MAX_SHIFTS, MAX_YOUNG_FLOWS, Shift},
+    flow::{Flow, FlowKey, MAX_FLOWS, MAX_SHIFTS, MAX_STREAMS, MAX_YOUNG_FLOWS, Shift},
     forward::{AddressPort, Counters, Forward, Journal, MAX_FORWARDS, PORT_SLOTS, PortSlot},
     fragment::{Datagram, DatagramKey, Held, HeldKey, MAX_DATAGRAMS, MAX_HELD},
     host::{Attachment, Device, HostDatagram, Label, Link, LinkSource, SocketKey, SocketOrigin},
@@ -50,6 +50,12 @@ pub static HOST_ADDRESSES: HashMap<Ip, u32> = HashMap::with_max_entries(MAX_FORW
 pub static FLOWS_V4: LruHashMap<FlowKey<V4>, Flow<V4>> = LruHashMap::with_max_entries(MAX_FLOWS, 0);
 #[map(name = "flows_v6")]
 pub static FLOWS_V6: LruHashMap<FlowKey<V6>, Flow<V6>> = LruHashMap::with_max_entries(MAX_FLOWS, 0);
+#[map(name = "streams_v4")]
+pub static STREAMS_V4: LruHashMap<FlowKey<V4>, Flow<V4>> =
+    LruHashMap::with_max_entries(MAX_STREAMS, 0);
+#[map(name = "streams_v6")]
+pub static STREAMS_V6: LruHashMap<FlowKey<V6>, Flow<V6>> =
+    LruHashMap::with_max_entries(MAX_STREAMS, 0);
 #[map(name = "young_v4")]
 pub static YOUNG_V4: LruHashMap<FlowKey<V4>, Flow<V4>> =
     LruHashMap::with_max_entries(MAX_YOUNG_FLOWS, 0);

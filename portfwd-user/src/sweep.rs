@@ -114,9 +114,7 @@ where
     FlowKey<A>: aya::Pod,
     Flow<A>: aya::Pod,
 {
-    // Young ones first: a flow that settles meanwhile is in both tables, or in the other.
-    let [settled, young] = flows.tables_mut();
-    for (name, flows) in [young, settled] {
+    for (name, flows) in flows.tables_mut() {
         purge_table(flows, name, alive)?;
     }
     Ok(())

@@ -154,8 +154,10 @@ pub type FlowTable<A> = (&'static str, Hash<FlowKey<A>, Flow<A>>);
 
 /// The flows of one family.
 pub struct Flows<A> {
-    /// Settled ones.
+    /// Settled connections.
     pub settled: FlowTable<A>,
+    /// UDP streams.
+    pub streams: FlowTable<A>,
     /// Young ones.
     pub young: FlowTable<A>,
 }
@@ -165,13 +167,25 @@ where
     FlowKey<A>: Pod,
     Flow<A>: Pod,
 {
-    /// Both tables.
-    pub fn tables(&self) -> [&FlowTable<A>; 2] {
-        [&self.settled, &self.young]
+    fn open(
+        [settled, streams, young]: [&'static str; 3],
+        mut open: impl FnMut(&'static str) -> Result<MapData, TableError>,
+    ) -> Result<Self, TableError> {
+        let mut table = |name| Ok((name, hash(name, open(name)?)?));
+        Ok(Self {
+            settled: table(settled)?,
+            streams: table(streams)?,
+            young: table(young)?,
+        })
     }
-    /// The same to change.
-    pub fn tables_mut(&mut self) -> [&mut FlowTable<A>; 2] {
-        [&mut self.settled, &mut self.young]
+    /// All of them.
+    pub fn tables(&self) -> [&FlowTable<A>; 3] {
+        [&self.young, &self.settled, &self.streams]
+    }
+    /// The same to change. Young ones come first: a flow that settles meanwhile is in both tables, or in
+    /// the other.
+    pub fn tables_mut(&mut self) -> [&mut FlowTable<A>; 3] {
+        [&mut self.young, &mut self.settled, &mut self.streams]
     }
     /// How many flows there are.
     pub fn count(&self) -> usize {
@@ -315,14 +329,14 @@ impl Tables {
             link_sources: hash(maps::LINK_SOURCES, open(maps::LINK_SOURCES)?)?,
             devices: hash(maps::DEVICES, open(maps::DEVICES)?)?,
             host_addresses: hash(maps::HOST_ADDRESSES, open(maps::HOST_ADDRESSES)?)?,
-            flows_v4: Flows {
-                settled: (maps::FLOWS_V4, hash(maps::FLOWS_V4, open(maps::FLOWS_V4)?)?),
-                young: (maps::YOUNG_V4, hash(maps::YOUNG_V4, open(maps::YOUNG_V4)?)?),
-            },
-            flows_v6: Flows {
-                settled: (maps::FLOWS_V6, hash(maps::FLOWS_V6, open(maps::FLOWS_V6)?)?),
-                young: (maps::YOUNG_V6, hash(maps::YOUNG_V6, open(maps::YOUNG_V6)?)?),
-            },
+            flows_v4: Flows::open(
+                [maps::FLOWS_V4, maps::STREAMS_V4, maps::YOUNG_V4],
+                &mut open,
+            )?,
+            flows_v6: Flows::open(
+                [maps::FLOWS_V6, maps::STREAMS_V6, maps::YOUNG_V6],
+                &mut open,
+            )?,
             shifts: hash(maps::SHIFTS, open(maps::SHIFTS)?)?,
             counters: per_cpu(maps::COUNTERS, open(maps::COUNTERS)?)?,
             reasons: per_cpu(maps::REASONS, open(maps::REASONS)?)?,

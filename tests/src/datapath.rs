@@ -74,12 +74,7 @@ impl<'a> Datapath<'a> {
     /// When one is not there.
     #[must_use]
     pub fn open(topology: &'a Topology) -> Self {
-        let pins = kernel::pins(&topology.pins());
-        let open = |program: Program| {
-            let path = pins.iter().find(|path| path.ends_with(program.pin()));
-            let path = path.unwrap_or_else(|| panic!("{} is not among {pins:?}", program.pin()));
-            kernel::open_pin(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
-        };
+        let open = |program: Program| topology.pinned(program.pin());
         Self {
             topology,
             device: open(Program::Device),

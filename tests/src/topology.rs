@@ -13,6 +13,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -211,6 +212,19 @@ impl Topology {
     #[must_use]
     pub fn pins(&self) -> PathBuf {
         self.bpffs().join("portfwd").join(&self.instance)
+    }
+
+    /// What the instance has pinned under this name: a program, or a table.
+    ///
+    /// # Panics
+    /// When it is not there.
+    #[must_use]
+    #[track_caller]
+    pub fn pinned(&self, name: &str) -> OwnedFd {
+        let pins = kernel::pins(&self.pins());
+        let path = pins.iter().find(|path| path.ends_with(name));
+        let path = path.unwrap_or_else(|| panic!("{name} is not among {pins:?}"));
+        kernel::open_pin(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
     }
 
     /// The directory of its pins by kind: links, maps and programs.

@@ -3,15 +3,18 @@
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::ops::Range;
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use portfwd_common::flow::MAX_YOUNG_FLOWS;
+use portfwd_common::flow::{ASSURED_AFTER, MAX_STREAMS, MAX_YOUNG_FLOWS};
+use portfwd_common::maps;
 use portfwd_tests::clients::{ask_stream, connect, datagram_socket};
 use portfwd_tests::datapath::{Burst, Datapath, Program};
 use portfwd_tests::deadline::{PATIENCE, patient, until};
+use portfwd_tests::kernel;
 use portfwd_tests::packet::{Frame, Transport, flag};
 use portfwd_tests::table::{Ends, at, families, inbound};
 use portfwd_tests::topology::{GATEWAY_MAC, HOST, HOST6, Shape, Topology};
@@ -109,9 +112,9 @@ fn segment(ends: &Ends, program: Program, flags: u8, acknowledgment: u32) -> Ste
     step(ends, program, frame)
 }
 
-/// The steps of each of `count` spoofed connections, one connection after the other.
-fn flood(burst: &mut Burst, steps: &mut [Step], count: u32) {
-    for number in 0..count {
+/// The steps of each of these spoofed connections, one connection after the other.
+fn flood(burst: &mut Burst, steps: &mut [Step], numbers: Range<u32>) {
+    for number in numbers {
         for step in &mut *steps {
             spoof(&mut step.frame, number, step.spoofed);
             burst.run(step.program, &step.frame);
@@ -207,7 +210,7 @@ fn survives(what: &str, count: u32, steps: fn(&Ends) -> Vec<Step>) {
         topology.host.run(|| {
             for ends in families() {
                 let mut burst = datapath.burst("eth0", "veth1");
-                flood(&mut burst, &mut steps(&ends), count);
+                flood(&mut burst, &mut steps(&ends), 0..count);
             }
         });
     });
@@ -305,13 +308,8 @@ fn a_flood_of_spoofed_datagrams_ends_no_stream() {
     let streams = families().map(|ends| (ends, Stream::open(&topology, ends.host, ends.web)));
     for (ends, stream) in &streams {
         topology.host.run(|| {
-            let request = Frame::udp(spoofer(ends), at(ends.host, 8080), b"question");
-            let answer = Frame::udp(at(ends.web, 80), spoofer(ends), b"answer");
-            let mut steps = [
-                step(ends, Program::Device, request),
-                step(ends, Program::Link, answer),
-            ];
-            flood(&mut datapath.burst("eth0", "veth1"), &mut steps, *MANY);
+            let mut burst = datapath.burst("eth0", "veth1");
+            flood(&mut burst, &mut datagrams(ends), 0..*MANY);
         });
         stream.server.send(b"more").expect("send");
         let length = stream
@@ -320,4 +318,48 @@ fn a_flood_of_spoofed_datagrams_ends_no_stream() {
             .expect("the stream goes on");
         assert_eq!(length, 4);
     }
+}
+
+/// Datagrams of a spoofer that counts as a stream: a question, an answer, and later another question.
+fn datagrams(ends: &Ends) -> [Step; 2] {
+    let request = Frame::udp(spoofer(ends), at(ends.host, 8080), b"question");
+    let answer = Frame::udp(at(ends.web, 80), spoofer(ends), b"answer");
+    [
+        step(ends, Program::Device, request),
+        step(ends, Program::Link, answer),
+    ]
+}
+
+// Fails if UDP streams share a table with connections (`home` in flow.rs).
+#[test]
+fn a_flood_of_spoofed_streams_breaks_and_holds_up_nothing() {
+    // What the table of young flows holds of them at a time.
+    const AT_ONCE: u32 = 50_000;
+    let topology = published();
+    let _servers = topology.serve();
+    let datapath = Datapath::open(&topology);
+    let alive = Alive::open(&topology);
+    while_clients_come(&topology, "spoofed streams", || {
+        topology.host.run(|| {
+            for first in (0..*MANY).step_by(AT_ONCE as usize) {
+                let numbers = first..(first + AT_ONCE).min(*MANY);
+                for ends in families() {
+                    let mut burst = datapath.burst("eth0", "veth1");
+                    flood(&mut burst, &mut datagrams(&ends), numbers.clone());
+                }
+                // The rule itself has this time: a flow of that age is a stream when its client goes on.
+                thread::sleep(Duration::from_secs(ASSURED_AFTER.into()));
+                for ends in families() {
+                    let mut burst = datapath.burst("eth0", "veth1");
+                    flood(&mut burst, &mut datagrams(&ends)[..1], numbers.clone());
+                }
+            }
+        });
+    });
+    for table in [maps::STREAMS_V4, maps::STREAMS_V6] {
+        let table = topology.pinned(table);
+        let streams = kernel::keys(&table, kernel::key_size(&table)).expect("keys");
+        assert!(streams.len() as u32 > MAX_STREAMS / 2, "{}", streams.len());
+    }
+    alive.all_go_on("spoofed streams");
 }

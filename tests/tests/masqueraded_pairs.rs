@@ -59,14 +59,7 @@ impl Stand {
         for subnet in ["10.88.0.0/24", "fd88::/64"] {
             topology.portfwd(&["masquerade", "add", subnet]).expect_ok();
         }
-        let pins = kernel::pins(&topology.pins());
-        let tables = [maps::MASQUERADED_YOUNG, maps::MASQUERADED].map(|name| {
-            let path = pins
-                .iter()
-                .find(|path| path.ends_with(name))
-                .expect("a pin");
-            kernel::open_pin(path).expect("the table")
-        });
+        let tables = [maps::MASQUERADED_YOUNG, maps::MASQUERADED].map(|name| topology.pinned(name));
         Self { topology, tables }
     }
 

@@ -295,15 +295,11 @@ const MOVES: u32 = 20_000;
 fn a_flow_that_moves_is_found_in_every_moment() {
     each(|connection| {
         connection.goes(&OPEN);
-        let pins = kernel::pins(&connection.topology.pins());
         let names = match connection.client.is_ipv4() {
             true => [maps::YOUNG_V4, maps::FLOWS_V4],
             false => [maps::YOUNG_V6, maps::FLOWS_V6],
         };
-        let [young, settled] = names.map(|name| {
-            let path = pins.iter().find(|path| path.ends_with(name));
-            kernel::open_pin(path.expect("a pin")).expect("the table")
-        });
+        let [young, settled] = names.map(|name| connection.topology.pinned(name));
         let size = kernel::key_size(&settled);
         let key = kernel::keys(&settled, size).expect("keys").remove(0);
         let mut flow = vec![0; kernel::value_size(&settled)];

@@ -177,9 +177,7 @@ fn a_container_comes_again_under_the_hosts_address() {
     for subnet in ["10.88.0.0/24", "fd88::/64"] {
         topology.portfwd(&["masquerade", "add", subnet]).expect_ok();
     }
-    let pins = kernel::pins(&topology.pins());
-    let settled = pins.iter().find(|path| path.ends_with(maps::MASQUERADED));
-    let settled = kernel::open_pin(settled.expect("a pin")).expect("the table");
+    let settled = topology.pinned(maps::MASQUERADED);
     let web = &topology.containers[0];
     let end = |end: SocketAddr| (Ip::from(end.ip()), NetPort::new(end.port()));
     for (own, far) in web.addresses().into_iter().zip([FOREIGN, FOREIGN6]) {

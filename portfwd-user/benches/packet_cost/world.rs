@@ -12,7 +12,7 @@ use portfwd_common::{
 };
 use portfwd_user::{
     object::{self, Options},
-    tables::{Hash, Tables},
+    tables::{Flows, Tables},
 };
 
 use super::{
@@ -57,8 +57,8 @@ impl World {
                     };
                     way.publish(&mut tables);
                     match family {
-                        Family::V4 => way.open(&mut tables.flows_v4.settled.1)?,
-                        Family::V6 => way.open(&mut tables.flows_v6.settled.1)?,
+                        Family::V4 => way.open(&mut tables.flows_v4)?,
+                        Family::V6 => way.open(&mut tables.flows_v6)?,
                     }
                     index += 1;
                 }
@@ -123,7 +123,7 @@ impl Way {
         tables.ports.set(place, slot.to_bits());
     }
 
-    fn open<A: Address>(&self, flows: &mut Hash<FlowKey<A>, Flow<A>>) -> Result<(), Box<dyn Error>>
+    fn open<A: Address>(&self, flows: &mut Flows<A>) -> Result<(), Box<dyn Error>>
     where
         FlowKey<A>: Pod,
         Flow<A>: Pod,
@@ -137,14 +137,15 @@ impl Way {
             NetPort::new(PORTS[1 - self.end]),
             self.transport.number(),
         );
+        let (state, (_, table)) = match self.transport {
+            Transport::Tcp => (State::Established, &mut flows.settled),
+            Transport::Udp => (State::UdpAssured, &mut flows.streams),
+        };
         let flow = Flow {
             host: address(self.family.end(self.end)),
             host_port: NetPort::new(PORTS[self.end]),
             client_port: NetPort::new(CLIENT_PORT),
-            state: match self.transport {
-                Transport::Tcp => State::Established,
-                Transport::Udp => State::UdpAssured,
-            } as u32,
+            state: state as u32,
             delivery: Delivery::Redirect as u32,
             link: DEVICE,
             forward: self.index,
@@ -162,7 +163,7 @@ impl Way {
                 next_hop: address(self.family.client()),
             },
         };
-        flows.insert(key, flow, 0)?;
+        table.insert(key, flow, 0)?;
         Ok(())
     }
 }

@@ -17,9 +17,11 @@ pub const DEVICES: [&str; 4] = ["eth0", "br0", "veth1", "veth2"];
 const SKB_WORDS: usize = 48;
 const XDP_WORDS: usize = 6;
 /// Tables whose elements come from packets. An instance may have fewer.
-const TABLES: [&str; 7] = [
+const TABLES: [&str; 9] = [
     maps::FLOWS_V4,
     maps::FLOWS_V6,
+    maps::STREAMS_V4,
+    maps::STREAMS_V6,
     maps::YOUNG_V4,
     maps::YOUNG_V6,
     maps::SHIFTS,
@@ -194,12 +196,9 @@ impl Subject {
     #[must_use]
     pub fn open(topology: &Topology) -> Self {
         let pins = kernel::pins(&topology.pins());
-        let find = |name: &str| pins.iter().find(|path| path.ends_with(name));
-        let open = |name: &str| {
-            let path = find(name).unwrap_or_else(|| panic!("{name} is not among {pins:?}"));
-            kernel::open_pin(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
-        };
-        let tables = TABLES.iter().filter(|name| find(name).is_some());
+        let is_there = |name: &&&str| pins.iter().any(|path| path.ends_with(name));
+        let open = |name: &str| topology.pinned(name);
+        let tables = TABLES.iter().filter(is_there);
         let processors = fs_possible_processors();
         Self {
             programs: [

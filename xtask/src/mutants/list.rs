@@ -577,6 +577,13 @@ pub(super) const OF_ONE_TEST: &[Mutant] = &[
         wrong: "fn young() -> &'static LruHashMap<FlowKey<Self>, Flow<Self>> { let _ = &YOUNG_V4; &FLOWS_V4 }",
     },
     Mutant {
+        name: "flood-streams",
+        test: "flood::a_flood_of_spoofed_streams_breaks_and_holds_up_nothing",
+        file: "ebpf/flow.rs",
+        right: "key.protocol == Protocol::Udp as u32",
+        wrong: "key.protocol == 0",
+    },
+    Mutant {
         name: "flood-blind",
         test: "flood::a_flood_of_spoofed_syns_with_blind_acknowledgments_breaks_and_holds_up_nothing",
         file: "common/flow.rs",
