@@ -173,7 +173,8 @@ impl Key {
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Pod, Zeroable)]
 pub struct Half {
-    /// The container's address; [`Ip::NONE`] in an in-half that only holds its port.
+    /// The container's address; [`Ip::NONE`] in an in-half that holds its port for nobody, the host's in one
+    /// that holds it for the host.
     pub container: Ip,
     /// The host's address, chosen when the flow opened and kept as long as it lives.
     pub host: Ip,
@@ -181,7 +182,7 @@ pub struct Half {
     pub container_port: NetPort,
     /// The host's port.
     pub host_port: NetPort,
-    /// ID of the [`Owner`].
+    /// ID of the [`Owner`]; 0 in an in-half that only holds its port.
     pub owner: u32,
     /// The same number in both halves, and in no others: never 0.
     pub claim: u32,

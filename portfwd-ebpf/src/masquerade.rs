@@ -13,11 +13,14 @@ use portfwd_common::{
 
 use self::packet::{LATER, Read, Write, note_fragment};
 use crate::{
-    clock, fib, forward,
+    clock,
+    family::Family,
+    fib, forward,
     maps::DEVICE_IPS,
     owner,
     packet::{Hook, Tc},
     pair::{self, Live, Opened, Seen, Step, Work},
+    parse::Network,
     translate::End,
     verdict::Verdict,
     way,
@@ -48,6 +51,16 @@ pub fn leaving(hook: &Tc, verdict: Verdict) -> Verdict {
     match owner::is_active() && hook.came_in_by() != 0 {
         true => verdict.unless_claimed(Stage::MasqueradeOut),
         false => verdict,
+    }
+}
+
+/// Of what has no ports, the stage looks at ICMP whoever sends it: the host's own pings have identifiers
+/// too.
+#[inline(always)]
+pub fn leaving_other<A: Family>(network: &Network<A>) -> Verdict {
+    match owner::is_active() && network.protocol == A::ICMP {
+        true => Verdict::stage(Stage::MasqueradeOut),
+        false => Verdict::NEXT,
     }
 }
 
@@ -144,9 +157,14 @@ fn step(seen: &Seen, key: &Key, live: &Live, side: Side) -> Step {
 /// Opens a flow for the packet of `work.key`; READ if it did.
 #[inline(always)]
 fn open(hook: &Tc, work: &mut Work, seen: &Seen) -> Verdict {
-    let stays = hook.came_in_by() == hook.device() || seen.fragment == LATER;
-    // What the host itself sends on behalf of what came in: translated replies, tunnels' packets.
-    if stays || forward::is_host_ip(&work.key.source) {
+    if hook.came_in_by() == hook.device() || seen.fragment == LATER {
+        return Verdict::NEXT;
+    }
+    // What the host itself sends: also on behalf of what came in, as translated replies, tunnels' packets.
+    if forward::is_host_ip(&work.key.source) {
+        if seen.is_echo != 0 {
+            pair::hold(work);
+        }
         return Verdict::NEXT;
     }
     let is_local = is_local(&work.key.destination);

@@ -16,6 +16,7 @@ use crate::{
     flow::{self, Live, Request},
     forward::{self, Way},
     maps::{LINK_SOURCES, LINKS},
+    masquerade,
     packet::{Hook, Tc, Xdp},
     parse::{self, Network, Packet, Unparsed},
     translate::{self, End},
@@ -226,7 +227,10 @@ impl PacketWay<Tc> for Egress {
         const FIRST: Verdict = Verdict::stage(Stage::EgressFirst);
         const ERROR: Verdict = Verdict::stage(Stage::EgressError);
         let network: Network<A> = parsed!(A::network(hook), FIRST, ERROR);
-        let ports = parsed!(parse::ports(hook, &network), FIRST, ERROR);
+        let ports = match parse::ports(hook, &network) {
+            Err(Unparsed::Other) => return masquerade::leaving_other(&network),
+            other => parsed!(other, FIRST, ERROR),
+        };
         if forward::slot::<A>(ports.protocol, ports.source).has(PortSlot::CONTAINER_SIDE) {
             FIRST
         } else {

@@ -124,6 +124,22 @@ fn two_containers_with_one_source_port_are_told_apart() {
     }
 }
 
+// Fails if a ping of the host does not take its identifier (`hold` in pair.rs).
+#[test]
+fn the_host_and_a_container_ping_with_one_identifier() {
+    let topology = forwarding(Shape::default());
+    masquerade_all(&topology);
+    let web = &topology.containers[0].namespace;
+    for to in [FOREIGN, FOREIGN6] {
+        for turn in 0..3 {
+            for (who, namespace) in [("container", web), ("host", &topology.host)] {
+                ping(namespace, 77, to, 8)
+                    .unwrap_or_else(|error| panic!("{who} to {to}, turn {turn}: {error}"));
+            }
+        }
+    }
+}
+
 #[test]
 fn a_detached_container_is_masqueraded_no_longer() {
     let topology = forwarding(Shape::default());

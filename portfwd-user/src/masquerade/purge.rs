@@ -50,6 +50,12 @@ fn purge_table(
     }
     let flows = dead.iter().filter(|(key, _)| key.is_out()).count();
     for (key, half) in dead {
+        // By now the port may be another flow's.
+        match table.get(&key, 0) {
+            Ok(now) if now.claim == half.claim => {}
+            Ok(_) | Err(MapError::KeyNotFound) => continue,
+            Err(error) => return Err(failed(name)(error)).doing(doing),
+        }
         let held = if key.is_out() {
             None
         } else {

@@ -577,6 +577,13 @@ pub(super) const OF_ONE_TEST: &[Mutant] = &[
         wrong: "fn young() -> &'static LruHashMap<FlowKey<Self>, Flow<Self>> { let _ = &YOUNG_V4; &FLOWS_V4 }",
     },
     Mutant {
+        name: "host-ping",
+        test: "masqueraded_traffic::the_host_and_a_container_ping_with_one_identifier",
+        file: "ebpf/way.rs",
+        right: "return masquerade::leaving_other(&network)",
+        wrong: "return Verdict::NEXT",
+    },
+    Mutant {
         name: "flood-streams",
         test: "flood::a_flood_of_spoofed_streams_breaks_and_holds_up_nothing",
         file: "ebpf/flow.rs",
