@@ -143,7 +143,7 @@ pub struct Topology {
     instance: String,
     /// Another binary than the one under test.
     binary: Option<PathBuf>,
-    before: Vec<Snapshot>,
+    before: Option<Vec<Snapshot>>,
 }
 
 impl Topology {
@@ -172,7 +172,7 @@ impl Topology {
         for container in &containers {
             wire_container(&host, container, shape.wiring);
         }
-        let mut topology = Self {
+        let topology = Self {
             bpffs,
             client,
             host,
@@ -180,11 +180,22 @@ impl Topology {
             containers,
             instance,
             binary: None,
-            before: Vec::new(),
+            before: None,
         };
         topology.configure(shape);
         topology.wait_for_neighbours();
-        topology.before = topology.snapshots();
+        topology
+    }
+
+    /// The same, for a test that takes it down: it remembers what it was like before. That is apart as it
+    /// takes as long as everything else of a short test together.
+    ///
+    /// # Panics
+    /// When a step fails.
+    #[must_use]
+    pub fn watched(shape: Shape) -> Self {
+        let mut topology = Self::new(shape);
+        topology.before = Some(topology.snapshots());
         topology
     }
 
@@ -357,7 +368,7 @@ impl Topology {
     /// link of it anywhere in the kernel, and host, client and containers as they were.
     ///
     /// # Panics
-    /// When something is left, saying what.
+    /// When something is left, saying what, or when it was not [`Self::watched`].
     #[track_caller]
     pub fn take_down(&self) {
         let objects = self.objects();
@@ -368,7 +379,7 @@ impl Topology {
     /// Asserts that none of `objects` lives and that everything is as it was before.
     ///
     /// # Panics
-    /// When something is left, saying what.
+    /// When something is left, saying what, or when it was not [`Self::watched`].
     #[track_caller]
     pub fn assert_nothing_left(&self, objects: &BTreeSet<Object>) {
         let pins = kernel::pins(self.bpffs());
@@ -386,8 +397,9 @@ impl Topology {
             PATIENCE,
             || objects.iter().all(|object| !object.lives()).then_some(()),
         );
+        let before = self.before.as_ref().expect("a watched topology");
         let mut report = String::new();
-        for (before, after) in self.before.iter().zip(self.snapshots()) {
+        for (before, after) in before.iter().zip(self.snapshots()) {
             let _ = write!(report, "{}", before.difference(&after));
         }
         assert!(report.is_empty(), "something has changed:\n{report}");

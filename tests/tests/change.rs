@@ -209,7 +209,7 @@ fn no_mount_is_left_of_a_dry_run_or_a_failed_up() {
 
 #[test]
 fn a_second_instance_in_another_bpffs_is_refused() {
-    let topology = Topology::new(Shape::default());
+    let topology = Topology::watched(Shape::default());
     topology.attach("web", 0, &["8080:80"]);
     let unmounted = Unmounted::new();
     let netns = topology.containers[1].netns();
@@ -249,7 +249,7 @@ fn an_instance_whose_namespace_is_gone_can_be_taken_down() {
 
 #[test]
 fn an_instance_with_missing_pins_can_be_taken_down() {
-    let topology = Topology::new(Shape::default());
+    let topology = Topology::watched(Shape::default());
     topology.attach("web", 0, &["8080:80"]);
     let objects = topology.objects();
     std::fs::remove_file(topology.layout().join("maps/forwards")).expect("remove a pin");
@@ -261,7 +261,7 @@ fn an_instance_with_missing_pins_can_be_taken_down() {
 
 #[test]
 fn the_egress_hooks_go_with_the_last_forward_through_the_stack() {
-    let topology = Topology::new(Shape::default());
+    let topology = Topology::watched(Shape::default());
     let shown = || topology.portfwd(&["status"]).expect_ok().stdout;
     topology
         .host
@@ -278,7 +278,7 @@ fn the_egress_hooks_go_with_the_last_forward_through_the_stack() {
 
 #[test]
 fn xdp_is_attached_to_all_devices_or_to_none() {
-    let topology = Topology::new(Shape::default());
+    let topology = Topology::watched(Shape::default());
     topology.attach("web", 0, &["8080:80"]);
     let before = topology.state();
     // A bridge has no driver to run a program in.

@@ -26,7 +26,7 @@ fn what_is_published_is_printed_one_line_a_family() {
 
 #[test]
 fn a_dry_run_prints_the_same_and_changes_nothing() {
-    let topology = Topology::new(Shape::default());
+    let topology = Topology::watched(Shape::default());
     let netns = topology.containers[0].netns();
     let dry = [
         "attach",

@@ -97,7 +97,7 @@ fn an_attach_of_ten_ports_of_which_one_is_taken_publishes_none() {
 
 #[test]
 fn of_fifty_concurrent_attaches_exactly_one_wins() {
-    let topology = Topology::new(Shape::default());
+    let topology = Topology::watched(Shape::default());
     let _servers = topology.serve();
     let racers: Vec<_> = (0..50)
         .map(|number| {

@@ -25,7 +25,7 @@ struct Stand {
 
 impl Stand {
     fn new() -> Self {
-        let topology = Topology::new(Shape::default());
+        let topology = Topology::watched(Shape::default());
         let servers = topology.serve();
         Self {
             topology,

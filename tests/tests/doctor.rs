@@ -59,7 +59,7 @@ fn doctor(topology: &Topology, code: i32) -> BTreeMap<String, Value> {
 
 #[test]
 fn a_host_that_has_everything_is_told_so_with_and_without_an_instance() {
-    let topology = Topology::new(Shape {
+    let topology = Topology::watched(Shape {
         forwarding: true,
         ..Shape::default()
     });
@@ -103,7 +103,7 @@ fn where_no_cgroup2_is_mounted_host_processes_are_named_as_the_cost() {
     const UNMOUNT: &str = "awk '$3 == \"cgroup2\" { print $2 }' /proc/self/mounts \
                            | xargs -r umount -l && exec \"$@\"";
     let unshare = ["--mount", "sh", "-c", UNMOUNT, "sh"];
-    let topology = Topology::new(Shape::default());
+    let topology = Topology::watched(Shape::default());
     let run = |arguments: &[&str]| by(&topology, "unshare", &unshare, arguments).expect_ok();
     let found = checks(&run(&["--json", "doctor"]));
     expect(
@@ -148,7 +148,7 @@ impl Drop for ControlGroup {
 /// Fails if the hooks do not tell their control group.
 #[test]
 fn a_part_of_the_hierarchy_is_told_from_its_root() {
-    let topology = Topology::new(Shape::default());
+    let topology = Topology::watched(Shape::default());
     let group = ControlGroup::new();
     let point = tempfile::tempdir().expect("a directory");
     let (part, point) = (group.0.display(), point.path().display());
@@ -169,7 +169,7 @@ fn a_part_of_the_hierarchy_is_told_from_its_root() {
 
 #[test]
 fn without_privileges_it_says_what_it_cannot_see() {
-    let topology = Topology::new(Shape::default());
+    let topology = Topology::watched(Shape::default());
     topology.portfwd(&["up"]).expect_ok();
     let without = ["--inh-caps=-all", "--bounding-set=-all"];
     let outcome = by(&topology, "setpriv", &without, &["--json", "doctor"]).expect_code(5);
@@ -286,7 +286,7 @@ fn ports_published_in_ipv6_are_told_that_the_host_has_none() {
 
 #[test]
 fn devices_that_came_later_are_named_until_they_are_served() {
-    let topology = Topology::new(Shape::default());
+    let topology = Topology::watched(Shape::default());
     topology.portfwd(&["up"]).expect_ok();
     topology.host.ip("link add eth7 type veth peer name eth8
          addr add 198.51.100.1/24 dev eth7\n");

@@ -121,7 +121,7 @@ fn a_snapshot_sees_a_new_device_a_qdisc_and_a_sysctl() {
 
 #[test]
 fn the_kernel_lists_pins_and_forgets_objects() {
-    let topology = Topology::new(Shape::default());
+    let topology = Topology::watched(Shape::default());
     let pin = topology.bpffs().join("program");
     let observer = Observer::load();
     observer.pin(&pin);

@@ -56,7 +56,7 @@ fn program_id(path: &Path) -> u32 {
 
 #[test]
 fn up_serves_the_devices_that_it_names_and_a_second_one_adds_to_them() {
-    let topology = Topology::new(Shape::default());
+    let topology = Topology::watched(Shape::default());
     let _servers = topology.serve();
     topology.portfwd(&["up", "--device", "eth1"]).expect_ok();
     topology.attach("web", 0, &["8080:80", "8080:80/udp"]);
@@ -74,7 +74,7 @@ fn up_serves_the_devices_that_it_names_and_a_second_one_adds_to_them() {
 
 #[test]
 fn a_device_that_is_not_there_or_bears_no_address_is_named() {
-    let topology = Topology::new(Shape::default());
+    let topology = Topology::watched(Shape::default());
     for fresh in [true, false] {
         for (device, why) in [("nosuch0", "no such device"), ("veth1", "no address")] {
             let outcome = topology.portfwd(&["up", "--device", "eth0", "--device", device]);
@@ -95,7 +95,7 @@ fn a_device_that_is_not_there_or_bears_no_address_is_named() {
 
 #[test]
 fn xdp_goes_from_one_mode_to_the_other_and_away_with_down() {
-    let topology = Topology::new(Shape {
+    let topology = Topology::watched(Shape {
         offloads: false,
         ..Shape::default()
     });
@@ -122,7 +122,7 @@ fn xdp_goes_from_one_mode_to_the_other_and_away_with_down() {
 
 #[test]
 fn auto_warns_of_a_device_without_xdp_and_serves_it_all_the_same() {
-    let topology = Topology::new(Shape::default());
+    let topology = Topology::watched(Shape::default());
     // A bridge has no driver to run a program in.
     let up = topology.portfwd(&["up", "--xdp", "auto"]).expect_ok();
     let _ = up.expect_stderr("warning: br0 runs without XDP");
@@ -136,7 +136,7 @@ fn auto_warns_of_a_device_without_xdp_and_serves_it_all_the_same() {
 
 #[test]
 fn a_program_that_has_the_xdp_hook_already_keeps_it_and_is_named() {
-    let topology = Topology::new(Shape::default());
+    let topology = Topology::watched(Shape::default());
     topology.portfwd(&["up"]).expect_ok();
     let pin = topology.layout().join("programs/xdp_device");
     let occupy = format!("link set dev eth0 xdpgeneric pinned {}\n", pin.display());
@@ -299,7 +299,7 @@ fn without_cgroup2(topology: &Topology, arguments: &[&str]) -> Outcome {
 
 #[test]
 fn without_cgroup2_ports_are_published_with_a_warning() {
-    let topology = Topology::new(Shape::default());
+    let topology = Topology::watched(Shape::default());
     let _servers = topology.serve();
     let _ = without_cgroup2(&topology, &["up"])
         .expect_ok()

@@ -351,8 +351,8 @@ fn programs_behind_ours_still_see_what_is_not_ours() {
 #[test]
 fn instances_of_two_host_namespaces_never_see_each_other() {
     let (one, two) = (
-        Topology::new(Shape::default()),
-        Topology::new(Shape::default()),
+        Topology::watched(Shape::default()),
+        Topology::watched(Shape::default()),
     );
     let (_servers, _others) = (one.serve(), two.serve());
     one.attach("web", 0, &["8080:80"]);

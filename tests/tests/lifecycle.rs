@@ -195,7 +195,7 @@ fn detach_needs_the_name_alone_and_is_idempotent() {
 #[test]
 fn down_leaves_nothing_behind() {
     for shape in [Shape::default(), Shape::routed()] {
-        let topology = Topology::new(shape);
+        let topology = Topology::watched(shape);
         let _servers = topology.serve();
         topology.attach("web", 0, &["8080:80", "8080:80/udp", "127.0.0.1:8081:80"]);
         topology.attach("db", 1, &["8090:80", "[::1]:8091:80"]);

@@ -57,7 +57,7 @@ fn refuses(from: &Namespace, to: SocketAddr) {
 fn a_service_on_the_containers_loopback_is_reached_from_everywhere() {
     need(Need::Tcx);
     for shape in [Shape::default(), Shape::routed()] {
-        let topology = Topology::new(shape);
+        let topology = Topology::watched(shape);
         let _service = serve(&topology, 6379);
         attach(&topology, "db", 0, &["--loopback", "-p", "8080:6379"]).expect_ok();
         for (address, own) in [(HOST, CLIENT), (HOST6, CLIENT6)] {
@@ -242,7 +242,7 @@ fn programs(topology: &Topology) -> Vec<u32> {
 #[test]
 fn the_program_in_the_container_goes_with_the_last_forward_that_needs_it() {
     need(Need::Tcx);
-    let topology = Topology::new(Shape::default());
+    let topology = Topology::watched(Shape::default());
     let _service = serve(&topology, 6379);
     let gone = || {
         until("the program to go", PATIENCE, || {
@@ -286,7 +286,7 @@ const POD: [(&str, u16); 2] = [("db", 8090), ("cache", 8091)];
 #[test]
 fn containers_of_one_namespace_share_the_program() {
     need(Need::Tcx);
-    let topology = Topology::new(Shape::default());
+    let topology = Topology::watched(Shape::default());
     let _services = [6379, 6380].map(|port| serve(&topology, port));
     let gone = || {
         until("the program to go", PATIENCE, || {
@@ -379,7 +379,7 @@ fn detach_ends_the_connections_of_host_processes_and_forgets_the_flows() {
 #[test]
 fn detach_works_when_the_container_is_gone() {
     need(Need::Tcx);
-    let topology = Topology::new(Shape::default());
+    let topology = Topology::watched(Shape::default());
     let gone = Namespace::new("gone");
     topology.host.ip(&format!(
         "link add veth9 index 49 type veth peer name eth0 index 39 netns {0}
@@ -451,7 +451,7 @@ fn what_cannot_reach_a_loopback_listener_is_refused_before_anything_is_done() {
 #[ignore = "needs a kernel without TCX: cargo xtask test --kernels"]
 fn without_tcx_the_kernel_is_named_and_nothing_is_left() {
     need(Need::NoTcx);
-    let topology = Topology::new(Shape::default());
+    let topology = Topology::watched(Shape::default());
     topology.attach("web", 0, &["8079:80"]);
     let state = topology.state();
     let outcome = attach(&topology, "db", 1, &["--loopback", "-p", "8080:6379"]);

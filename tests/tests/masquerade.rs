@@ -18,7 +18,7 @@ fn row(subnet: &str, container: Option<&str>) -> Value {
 
 #[test]
 fn a_subnet_is_masqueraded_until_it_is_removed() {
-    let topology = Topology::new(Shape::default());
+    let topology = Topology::watched(Shape::default());
     assert_eq!(listed(&topology), json!([]), "nothing is up");
     topology
         .portfwd(&["masquerade", "add", "10.88.0.0/24"])
@@ -87,7 +87,7 @@ fn malformed_subnets_are_named_and_make_nothing() {
 
 #[test]
 fn a_containers_own_addresses_are_masqueraded_as_long_as_it_is_attached() {
-    let topology = Topology::new(Shape::default());
+    let topology = Topology::watched(Shape::default());
     let [web, _] = &topology.containers;
     web.namespace.ip("addr add 10.88.0.77/24 dev eth0\n");
     let netns = web.netns();

@@ -19,7 +19,7 @@ struct Stand {
 
 impl Stand {
     fn new() -> Self {
-        let topology = Topology::new(Shape {
+        let topology = Topology::watched(Shape {
             forwarding: true,
             ..Shape::default()
         });

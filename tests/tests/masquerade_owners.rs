@@ -22,7 +22,7 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        let topology = Topology::new(Shape {
+        let topology = Topology::watched(Shape {
             forwarding: true,
             ..Shape::default()
         });

@@ -142,7 +142,10 @@ fn the_host_and_a_container_ping_with_one_identifier() {
 
 #[test]
 fn a_detached_container_is_masqueraded_no_longer() {
-    let topology = forwarding(Shape::default());
+    let topology = Topology::watched(Shape {
+        forwarding: true,
+        ..Shape::default()
+    });
     let _server = foreign_server(&topology);
     let container = &topology.containers[0];
     let netns = container.netns();
@@ -444,7 +447,10 @@ fn two_hundred_transfers_at_once_arrive_intact() {
 // Edge case 35. Fails if no port is held (`Half::held`).
 #[test]
 fn after_a_detach_no_packet_comes_back_and_the_port_is_not_given_out_again() {
-    let topology = forwarding(Shape::default());
+    let topology = Topology::watched(Shape {
+        forwarding: true,
+        ..Shape::default()
+    });
     let _server = foreign_server(&topology);
     let [web, db] = &topology.containers;
     for (number, address) in [FOREIGN, FOREIGN6].into_iter().enumerate() {

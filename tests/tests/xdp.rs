@@ -16,7 +16,7 @@ fn published_ports_work_behind_xdp_and_the_rest_is_left_alone() {
                 offloads: false,
                 ..shape
             };
-            let topology = Topology::new(shape);
+            let topology = Topology::watched(shape);
             let _servers = topology.serve();
             let _own = Server::start(&topology.host, &[HOST, HOST6], 22, "host");
             topology
