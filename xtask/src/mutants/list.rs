@@ -255,6 +255,13 @@ pub(super) const OF_ONE_TEST: &[Mutant] = &[
         wrong: "change.ports as u64, none | BPF_F_PSEUDO_HDR as u64)",
     },
     Mutant {
+        name: "summed-up",
+        test: "checksums::what_a_device_has_summed_up_stays_the_sum_of_the_packet",
+        file: "ebpf/packet.rs",
+        right: "unsafe { bpf_csum_update(self.context, difference) };",
+        wrong: "let _ = difference;",
+    },
+    Mutant {
         name: "icmp-pseudo-header",
         test: "icmp_errors::errors_about_requests_and_replies_are_translated_in_both_directions",
         file: "ebpf/family.rs",
