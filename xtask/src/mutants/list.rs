@@ -451,6 +451,13 @@ pub(super) const OF_ONE_TEST: &[Mutant] = &[
         wrong: "if true || claim == 0",
     },
     Mutant {
+        name: "generation",
+        test: "packets::a_flow_that_outlives_its_forward_is_none_of_its_successors",
+        file: "ebpf/forward.rs",
+        right: "(seen == generation && is_visible).then_some",
+        wrong: "((seen == generation || generation != 0) && is_visible).then_some",
+    },
+    Mutant {
         name: "committed",
         test: "packets::flows_of_a_withdrawn_forward_do_not_exist",
         file: "ebpf/forward.rs",
