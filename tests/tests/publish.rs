@@ -246,7 +246,8 @@ fn a_host_socket_bound_to_loopback_is_refused_at_once() {
     );
 }
 
-// Without the type of the packet (`address_to_host` in packet.rs) this still passes.
+// Without the type of the packet (`address_to_host` in packet.rs) this still passes where the kernel sets it itself,
+// as it does since Linux 6.15 when it hands a packet to a peer (`skb_scrub_packet` in `skb_do_redirect`).
 #[test]
 fn containers_reach_published_ports_and_keep_their_addresses() {
     for shape in [Shape::default(), Shape::routed()] {
