@@ -50,7 +50,7 @@ use packet::{Tc, Xdp};
 #[classifier]
 pub fn tc_device(context: TcContext) -> i32 {
     let hook = Tc::new(&context);
-    masquerade::coming_back(&hook, way::by_family(&hook, way::Device)).tc(&hook)
+    way::by_family(&hook, way::Device).tc(&hook)
 }
 
 /// Ingress of an attached container's host-side link.
@@ -179,10 +179,7 @@ mod l3 {
         };
     }
 
-    program!(tc_device_l3, |hook| masquerade::coming_back(
-        &hook,
-        way::by_family(&hook, way::Device)
-    ));
+    program!(tc_device_l3, |hook| way::by_family(&hook, way::Device));
     program!(tc_egress_l3, |hook| masquerade::leaving(
         &hook,
         way::by_family(&hook, way::Egress)

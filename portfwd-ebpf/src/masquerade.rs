@@ -20,7 +20,7 @@ use crate::{
     owner,
     packet::{Hook, Tc},
     pair::{self, Live, Opened, Seen, Step, Work},
-    parse::Network,
+    parse::{Network, Ports},
     translate::End,
     verdict::Verdict,
     way,
@@ -70,6 +70,24 @@ pub fn coming_back(hook: &Tc, verdict: Verdict) -> Verdict {
     match owner::is_active() && hook.is_for_host() {
         true => verdict.unless_claimed(Stage::MasqueradeIn),
         false => verdict,
+    }
+}
+
+/// The same of a packet of which no more is known than its ports.
+#[inline(always)]
+pub fn coming_back_to(ports: Ports) -> Verdict {
+    match owner::is_active() && pair::is_marked(ports.protocol.number(), ports.destination) {
+        true => Verdict::stage(Stage::MasqueradeIn),
+        false => Verdict::NEXT,
+    }
+}
+
+/// The same of what has no ports.
+#[inline(always)]
+pub fn coming_back_other<A: Family>(network: &Network<A>) -> Verdict {
+    match owner::is_active() && network.protocol == A::ICMP {
+        true => Verdict::stage(Stage::MasqueradeIn),
+        false => Verdict::NEXT,
     }
 }
 

@@ -93,10 +93,13 @@ impl PacketWay<Tc> for Device {
             return Verdict::NEXT;
         }
         let network: Network<A> = parsed!(A::network(hook), Self::FRAGMENT, Self::ERROR);
-        let ports = parsed!(parse::ports(hook, &network), Self::FIRST, Self::ERROR);
+        let ports = match parse::ports(hook, &network) {
+            Err(Unparsed::Other) => return masquerade::coming_back_other(&network),
+            other => parsed!(other, Self::FIRST, Self::ERROR),
+        };
         let slot = forward::slot::<A>(ports.protocol, ports.destination);
         if slot.is_empty() {
-            return Verdict::NEXT;
+            return masquerade::coming_back_to(ports);
         }
         let packet = parsed!(
             parse::transport(hook, network, ports),
@@ -105,6 +108,7 @@ impl PacketWay<Tc> for Device {
         );
         match request(hook, &packet, slot, 0) {
             Some(Ok(live)) => delivered(hook, live.flow().link, live.flow().delivery),
+            Some(Err(verdict)) if verdict.goes_on() => masquerade::coming_back_to(ports),
             Some(Err(verdict)) => verdict,
             None => Self::FIRST,
         }

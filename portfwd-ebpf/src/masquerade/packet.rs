@@ -81,10 +81,8 @@ impl PacketWay<Tc> for Read {
             }
             _ => return Verdict::NEXT,
         }
-        // A datagram to a port without a mark may still be one to a container under its own address.
-        let may_return = network.protocol == Protocol::Udp.number()
-            || pair::is_marked(network.protocol, work.key.destination_port);
-        match matches!(self.0, Direction::Out) || may_return {
+        let may_return = || pair::is_marked(network.protocol, work.key.destination_port);
+        match matches!(self.0, Direction::Out) || may_return() {
             true => Verdict::READ,
             false => Verdict::NEXT,
         }
