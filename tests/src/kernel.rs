@@ -77,6 +77,20 @@ impl Object {
     }
 }
 
+/// The kernel's version, its first two numbers.
+///
+/// # Panics
+/// When it does not begin with them.
+#[must_use]
+pub fn release() -> (u32, u32) {
+    let text = fs::read_to_string("/proc/sys/kernel/osrelease").expect("a version");
+    let mut numbers = text.split(|c: char| !c.is_ascii_digit()).map(str::parse);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) => (major, minor),
+        _ => panic!("{text:?} is no version"),
+    }
+}
+
 /// Every pin under `directory`.
 ///
 /// # Panics

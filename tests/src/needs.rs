@@ -23,6 +23,8 @@ pub enum Need {
     Netem,
     /// The transport protocol SCTP.
     Sctp,
+    /// The address that the routing table gives for a source (`BPF_FIB_LOOKUP_SRC`, Linux 6.7).
+    RouteSource,
 }
 
 /// Asks for what a test needs, by trying it.
@@ -41,6 +43,7 @@ pub fn need(need: Need) {
         ),
         Need::Netem => makes("tc", "qdisc add dev parent root netem loss 1%"),
         Need::Sctp => has_sctp(),
+        Need::RouteSource => kernel::release() >= (6, 7),
     };
     let name = match need {
         Need::Device(kind) | Need::Child(kind) => kind.split(' ').next().unwrap_or(kind),
@@ -48,6 +51,7 @@ pub fn need(need: Need) {
         Need::NoTcx => "lack of TCX",
         Need::Netem => "netem",
         Need::Sctp => "SCTP",
+        Need::RouteSource => "sources of routes",
     };
     assert!(is_there, "this kernel has no {name}");
 }

@@ -240,6 +240,12 @@ fn a_flood_of_spoofed_syns_with_blind_acknowledgments_breaks_and_holds_up_nothin
 // Fails if the container's answer settles a flow.
 #[test]
 fn a_flood_of_spoofed_syns_that_are_answered_breaks_and_holds_up_nothing() {
+    survives("answered SYNs", *MANY, |ends| {
+        vec![
+            segment(ends, Program::Device, SYN, 0),
+            segment(ends, Program::Link, SYN_ACK, 5_001),
+        ]
+    });
     survives("answered SYNs and blind ACKs", *MANY, |ends| {
         vec![
             segment(ends, Program::Device, SYN, 0),

@@ -74,7 +74,7 @@ fn a_port_published_on_loopback_serves_the_host_alone() {
     }
 }
 
-// Fails if a loopback destination is a published port's (`request` in first.rs, `admits` in forward.rs).
+// Two checks keep these out, `request` in first.rs and `admits` in forward.rs. Fails without both.
 #[test]
 fn frames_crafted_to_loopback_never_reach_a_container() {
     for publish in [&LOOPBACK_ONLY[..], &["8080:80", "8080:80/udp"]] {
@@ -119,7 +119,6 @@ fn frames_crafted_to_loopback_never_reach_a_container() {
     }
 }
 
-// Fails if any destination counts as the host's (`admits` in forward.rs).
 #[test]
 fn a_container_that_sends_to_a_foreign_host_at_a_published_port_reaches_that_host() {
     for wiring in [Shape::default(), Shape::routed()] {
@@ -197,6 +196,8 @@ fn a_clients_port_that_a_flow_has_reaches_foreign_hosts_all_the_same() {
     }
 }
 
+// Fails if any destination counts as the host's (`admits` in forward.rs). Where the host forwards, its routing
+// table says so as well.
 #[test]
 fn without_forwarding_a_foreign_address_gets_nothing_from_us() {
     let topology = Topology::new(Shape::default());

@@ -236,7 +236,7 @@ fn what_is_not_to_be_masqueraded_goes_on_untouched() {
     play(&datapath, &rows);
 }
 
-// Fails if the far port is not in the key of what comes back (`counterpart` in masquerade.rs of
+// Fails if the far port is not in the key of what comes back (`Key::new` in masquerade.rs of
 // portfwd-common).
 #[test]
 fn answers_of_others_than_the_one_that_was_asked_go_on_untouched() {
@@ -264,6 +264,15 @@ fn answers_of_others_than_the_one_that_was_asked_go_on_untouched() {
             let frame = inbound(Frame::udp(from, to, b"answer"));
             rows.push(stays(name, Program::Device, "eth0", &frame));
         }
+        let frame = inbound(Frame::udp(far, outside, b"answer"));
+        let output = frame.clone().between(far, inside);
+        rows.push(changed(
+            "its answer",
+            Program::Device,
+            "eth0",
+            &frame,
+            output,
+        ));
     }
     play(&datapath, &rows);
 }

@@ -7,6 +7,7 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use portfwd_tests::clients::{self, Protocol, ask};
 use portfwd_tests::deadline::{PATIENCE, SILENCE, patient, until};
 use portfwd_tests::namespace::Namespace;
+use portfwd_tests::needs::{Need, need};
 use portfwd_tests::ping::ping;
 use portfwd_tests::servers::Server;
 use portfwd_tests::topology::{CLIENT, CLIENT6, FOREIGN, FOREIGN6, Shape, Topology};
@@ -173,7 +174,6 @@ fn a_detached_container_is_masqueraded_no_longer() {
     topology.take_down();
 }
 
-// Fails if the address is any other than that of the way out (`source` in fib.rs).
 #[test]
 fn the_way_out_decides_the_address() {
     let topology = forwarding(Shape::default());
@@ -189,6 +189,26 @@ fn the_way_out_decides_the_address() {
         let answer = ask(&web.namespace, Protocol::Tcp, SocketAddr::new(to, 7000)).expect("answer");
         let seen = answer.seen.ip().to_string();
         assert!(seen.starts_with(leaves_by), "{seen}");
+    }
+}
+
+// Fails if the address is the device's whatever the route says (`address` in masquerade.rs).
+#[test]
+fn a_route_that_names_a_source_decides_the_address() {
+    need(Need::RouteSource);
+    let topology = forwarding(Shape::default());
+    let _server = foreign_server(&topology);
+    topology.host.ip(&format!(
+        "addr add 203.0.113.99/32 dev eth1
+         addr add 2001:db8:3::99/128 dev eth1 nodad
+         route add {FOREIGN}/32 dev eth1 src 203.0.113.99
+         route add {FOREIGN6}/128 dev eth1 src 2001:db8:3::99\n"
+    ));
+    masquerade_all(&topology);
+    let [web, _] = &topology.containers;
+    for (to, named) in [(FOREIGN, "203.0.113.99"), (FOREIGN6, "2001:db8:3::99")] {
+        let answer = ask(&web.namespace, Protocol::Tcp, SocketAddr::new(to, 7000)).expect("answer");
+        assert_eq!(answer.seen.ip().to_string(), named);
     }
 }
 
@@ -495,13 +515,14 @@ fn after_a_detach_no_packet_comes_back_and_the_port_is_not_given_out_again() {
     topology.take_down();
 }
 
-/// A server behind the foreign one, by a narrow link: `198.51.100.7` and `2001:db8:7::7`.
+/// A server behind the foreign one, by a link that is narrow toward it: `198.51.100.7` and `2001:db8:7::7`. It
+/// does not know that, and asks for segments that do not fit.
 fn narrow_beyond(topology: &Topology) -> Namespace {
     let far = Namespace::new("far");
     topology.foreign.set_sysctl("ipv4/ip_forward", "1");
     topology.foreign.set_sysctl("ipv6/conf/all/forwarding", "1");
     topology.foreign.ip(&format!(
-        "link add narrow index 41 mtu 1300 type veth peer name eth0 index 51 mtu 1300 netns {}
+        "link add narrow index 41 mtu 1300 type veth peer name eth0 index 51 netns {}
          addr add 198.51.100.1/24 dev narrow
          addr add 2001:db8:7::1/64 dev narrow nodad
          addr add fe80::1/64 dev narrow nodad
@@ -519,7 +540,7 @@ fn narrow_beyond(topology: &Topology) -> Namespace {
     far
 }
 
-// Fails if the quote keeps the host's address (`ErrorBack` in masquerade/error.rs).
+// Fails if the quote keeps the host's address (`Back` in masquerade/error.rs).
 #[test]
 fn what_routers_on_the_way_tell_reaches_the_container() {
     let topology = forwarding(Shape::default());

@@ -126,6 +126,16 @@ const SHUTDOWN_ACK: u8 = 8;
 const SHUTDOWN_COMPLETE: u8 = 14;
 const COOKIE_ECHO: u8 = 10;
 const COOKIE_ACK: u8 = 11;
+/// What opens nothing.
+const NO_INIT: [u8; 7] = [
+    DATA,
+    INIT_ACK,
+    SHUTDOWN,
+    SHUTDOWN_ACK,
+    SHUTDOWN_COMPLETE,
+    COOKIE_ECHO,
+    COOKIE_ACK,
+];
 
 // Fails if the checksum is touched (`rewrite` in translate.rs), if anything but INIT opens a flow
 // (`of_chunk` in flow.rs), or if the client's port is changed (`open` in shift.rs).
@@ -151,8 +161,11 @@ fn sctp_packets_get_other_addresses_and_nothing_else() {
             let name = format!("chunk {chunk} of the container");
             Row::translated(&name, Program::Link, "veth1", frame.to_bytes(), output)
         };
-        let stray = request(COOKIE_ECHO, ends.host).to_bytes();
-        rows.push(Row::untouched("no INIT", Program::Device, "eth0", stray));
+        for chunk in NO_INIT {
+            let (name, stray) = (format!("stray chunk {chunk}"), request(chunk, ends.host));
+            let stray = stray.to_bytes();
+            rows.push(Row::untouched(&name, Program::Device, "eth0", stray));
+        }
         rows.push(asked(INIT));
         rows.push(answered(INIT_ACK));
         rows.push(asked(COOKIE_ECHO));

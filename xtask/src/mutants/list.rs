@@ -580,8 +580,8 @@ pub(super) const OF_ONE_TEST: &[Mutant] = &[
         name: "masqueraded-filter",
         test: "masqueraded_packets::answers_of_others_than_the_one_that_was_asked_go_on_untouched",
         file: "common/masquerade.rs",
-        right: "Direction::In, key.protocol, (key.destination, key.destination_port),",
-        wrong: "Direction::In, key.protocol, (key.destination, NetPort::new(0)),",
+        right: "source_port: source.1,",
+        wrong: "source_port: match direction { Direction::In => NetPort::new(0), Direction::Out => source.1 },",
     },
     Mutant {
         name: "flood-shared",
@@ -664,8 +664,8 @@ pub(super) const OF_ONE_TEST: &[Mutant] = &[
         name: "port-published",
         test: "masqueraded_traffic::ports_that_somebody_else_uses_are_neither_kept_nor_given_out",
         file: "ebpf/pair.rs",
-        right: "is_free && !is_published",
-        wrong: "is_free && (!is_published || port.get() != 0)",
+        right: "ports::port_index(family, protocol, port)",
+        wrong: "ports::port_index(family, { let _ = protocol; Protocol::Sctp }, port)",
     },
     Mutant {
         name: "ping-identifier",
@@ -704,7 +704,7 @@ pub(super) const OF_ONE_TEST: &[Mutant] = &[
     },
     Mutant {
         name: "masqueraded-address",
-        test: "masqueraded_traffic::the_way_out_decides_the_address",
+        test: "masqueraded_traffic::a_route_that_names_a_source_decides_the_address",
         file: "ebpf/masquerade.rs",
         right: "fib::source(hook, hook.came_in_by(), key).unwrap_or(stored)",
         wrong: "stored",
@@ -829,15 +829,8 @@ pub(super) const OF_ONE_TEST: &[Mutant] = &[
         wrong: "let hairpin = false;",
     },
     Mutant {
-        name: "loopback",
-        test: "isolation::frames_crafted_to_loopback_never_reach_a_container",
-        file: "ebpf/first.rs",
-        right: "if destination.is_never_forwarded() || record.target.is_unspecified()",
-        wrong: "if record.target.is_unspecified()",
-    },
-    Mutant {
         name: "host-address",
-        test: "isolation::a_container_that_sends_to_a_foreign_host_at_a_published_port_reaches_that_host",
+        test: "isolation::without_forwarding_a_foreign_address_gets_nothing_from_us",
         file: "ebpf/forward.rs",
         right: "if !is_host_address(destination)",
         wrong: "if false",
@@ -937,8 +930,8 @@ pub(super) const OF_ONE_TEST: &[Mutant] = &[
         name: "loopback-taker",
         test: "loopback::a_service_on_the_containers_own_address_keeps_its_connections",
         file: "ebpf/loopback.rs",
-        right: "if !taker.is_null() {",
-        wrong: "if false && !taker.is_null() {",
+        right: "unsafe { bpf_sk_release(taker.cast()) }; return; }",
+        wrong: "unsafe { bpf_sk_release(taker.cast()) }; }",
     },
     Mutant {
         name: "loopback-listener",
