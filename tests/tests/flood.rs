@@ -11,13 +11,15 @@ use std::time::{Duration, Instant};
 
 use portfwd_common::flow::{ASSURED_AFTER, MAX_STREAMS, MAX_YOUNG_FLOWS};
 use portfwd_common::maps;
-use portfwd_tests::clients::{ask_stream, connect, datagram_socket};
+use portfwd_common::masquerade::MAX_YOUNG;
+use portfwd_tests::clients::{ask_stream, connect, datagram_socket, echo};
 use portfwd_tests::datapath::{Burst, Datapath, Program};
 use portfwd_tests::deadline::{PATIENCE, patient, until};
 use portfwd_tests::kernel;
 use portfwd_tests::packet::{Frame, Transport, flag};
+use portfwd_tests::servers::Server;
 use portfwd_tests::table::{Ends, at, families, inbound};
-use portfwd_tests::topology::{GATEWAY_MAC, HOST, HOST6, Shape, Topology};
+use portfwd_tests::topology::{FOREIGN, FOREIGN6, GATEWAY_MAC, HOST, HOST6, Shape, Topology};
 
 const SYN: u8 = flag::SYN;
 const ACK: u8 = flag::ACK;
@@ -368,4 +370,46 @@ fn a_flood_of_spoofed_streams_breaks_and_holds_up_nothing() {
         assert!(streams.len() as u32 > MAX_STREAMS / 2, "{}", streams.len());
     }
     alive.all_go_on("spoofed streams");
+}
+
+// Fails if masqueraded flows that open share a table with those that are established (`table` in pair.rs).
+#[test]
+fn a_container_that_opens_many_connections_ends_none_of_others() {
+    /// Toward each of 12 destinations, six times what the table takes.
+    const AT_EACH: u16 = (MAX_YOUNG / 4) as u16;
+    let topology = Topology::new(Shape {
+        forwarding: true,
+        ..Shape::default()
+    });
+    let _server = Server::start(&topology.foreign, &[FOREIGN, FOREIGN6], 7000, "foreign");
+    for subnet in ["10.88.0.0/24", "fd88::/64"] {
+        topology.portfwd(&["masquerade", "add", subnet]).expect_ok();
+    }
+    let datapath = Datapath::open(&topology);
+    let [web, greedy] = &topology.containers;
+    let streams = [FOREIGN, FOREIGN6].map(|to| {
+        let stream = connect(&web.namespace, at(to, 7000)).expect("connect");
+        ask_stream(&stream).expect("an answer");
+        stream
+    });
+    topology.host.run(|| {
+        let mut burst = datapath.burst("eth1", "veth2");
+        for (ends, from) in families().into_iter().zip(greedy.addresses()) {
+            let frame = Frame::tcp(at(from, 2_000), at(ends.foreign, 80), SYN);
+            let mut frame = frame.to_bytes();
+            let (_, port) = places(&ends, Program::Device);
+            let last = port - 2;
+            for destination in 0..12 {
+                frame[last..last + 2].copy_from_slice(&[destination, 80]);
+                // Ports that are kept.
+                for number in 2_000_u16..2_000 + AT_EACH {
+                    frame[port..port + 2].copy_from_slice(&number.to_be_bytes());
+                    burst.leave(&frame);
+                }
+            }
+        }
+    });
+    for stream in &streams {
+        echo(stream, b"still here").expect("the connection goes on");
+    }
 }

@@ -76,6 +76,32 @@ impl World {
     }
 }
 
+// Fails if a lookup among subnets takes a wider one (`of_source` in owner.rs asks a trie by the whole
+// address), or if a flow goes on under another owner than its own (`is_masqueraded` there).
+#[test]
+fn of_subnets_within_one_another_the_narrowest_counts_and_its_flows_end_with_it() {
+    let world = World::new();
+    let change = |verb: &str, subnet: &str| {
+        let arguments = ["masquerade", verb, subnet];
+        world.topology.portfwd(&arguments).expect_ok();
+    };
+    change("add", "10.88.0.0/16");
+    change("add", "10.88.0.0/24");
+    let to = SocketAddr::new(FOREIGN, 7000);
+    let stream = clients::connect(world.inside(), to).expect("connect");
+    clients::ask_stream(&stream).expect("an answer");
+    change("remove", "10.88.0.0/24");
+    clients::echo(&stream, b"late").expect_err("the flow was the narrow one's");
+    world.expect_masqueraded("the wider one is left");
+    let stream = clients::connect(world.inside(), to).expect("connect");
+    clients::ask_stream(&stream).expect("an answer");
+    change("add", "10.88.0.0/24");
+    clients::echo(&stream, b"still").expect("the flow is the wide one's");
+    change("remove", "10.88.0.0/16");
+    clients::echo(&stream, b"late").expect_err("the flow was the wide one's");
+    world.expect_masqueraded("the narrower one is left");
+}
+
 // Fails if an attach takes the address from who has it (`set_addresses`).
 #[test]
 fn an_address_is_masqueraded_as_long_as_one_of_those_that_share_it_is() {

@@ -116,3 +116,27 @@ fn reports_a_datagram_that_is_too_large(shape: Shape, link_finishes_checksums: b
         assert_eq!(client.recv(&mut buffer).expect("what fits arrives"), 1200);
     }
 }
+
+// Fails if a request is measured against the container's device as a reply is against the host's (`fits` in
+// deliver.rs).
+#[test]
+fn a_request_larger_than_the_containers_device_takes_is_delivered() {
+    for shape in [Shape::default(), Shape::routed()] {
+        let topology = Topology::new(shape);
+        let [own, _] = &topology.containers;
+        own.namespace.ip("link set eth0 mtu 1280\n");
+        topology.attach("web", 0, &["8080:80/udp"]);
+        for (address, container) in [HOST, HOST6].into_iter().zip(own.addresses()) {
+            let at = SocketAddr::new(container, 80);
+            let server = own.namespace.run(|| UdpSocket::bind(at)).expect("bind");
+            let limit = Some(patient(PATIENCE));
+            server.set_read_timeout(limit).expect("a limit");
+            let to = SocketAddr::new(address, 8080);
+            let client = clients::datagram_socket(&topology.client, to).expect("a socket");
+            client.send(&[7; 1400]).expect("send");
+            let mut buffer = [0; 2048];
+            let length = server.recv(&mut buffer).expect("the request");
+            assert_eq!(buffer[..length], [7; 1400], "{shape:?}");
+        }
+    }
+}

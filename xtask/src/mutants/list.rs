@@ -591,6 +591,20 @@ pub(super) const OF_ONE_TEST: &[Mutant] = &[
         wrong: "fn young() -> &'static LruHashMap<FlowKey<Self>, Flow<Self>> { let _ = &YOUNG_V4; &FLOWS_V4 }",
     },
     Mutant {
+        name: "masqueraded-shared",
+        test: "flood::a_container_that_opens_many_connections_ends_none_of_others",
+        file: "ebpf/pair.rs",
+        right: "true => &MASQUERADED,",
+        wrong: "true => &MASQUERADED_YOUNG,",
+    },
+    Mutant {
+        name: "masqueraded-owner",
+        test: "masquerade_owners::of_subnets_within_one_another_the_narrowest_counts_and_its_flows_end_with_it",
+        file: "ebpf/pair.rs",
+        right: "half_of(key).filter(|live| owner::is_masqueraded(live.half().owner))",
+        wrong: "half_of(key).filter(|live| live.half().owner != 0)",
+    },
+    Mutant {
         name: "host-ping",
         test: "masqueraded_traffic::the_host_and_a_container_ping_with_one_identifier",
         file: "ebpf/way.rs",
