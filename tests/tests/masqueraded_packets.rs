@@ -82,7 +82,6 @@ fn openings_leave_under_the_hosts_address_and_answers_come_back() {
     play(&datapath, &rows);
 }
 
-// Fails if a port is not changed (`rewrite` in translate.rs).
 #[test]
 fn a_connection_is_translated_from_open_to_close_and_its_port_serves_the_next_one() {
     let topology = topology();

@@ -136,13 +136,6 @@ pub(super) const OF_ONE_TEST: &[Mutant] = &[
         wrong: "let _ = is_later; if first >> 28 != 4 || header < 20",
     },
     Mutant {
-        name: "error-anew",
-        test: "icmp_errors::an_error_with_a_wrong_checksum_stays_wrong",
-        file: "ebpf/error.rs",
-        right: "let sum: u16 = hook.load(field).ok_or(Reason::RewriteFailed)?;",
-        wrong: "let sum: u16 = hook.load(field).ok_or(Reason::RewriteFailed)? | 1;",
-    },
-    Mutant {
         name: "error-own-source",
         test: "icmp_errors::a_container_sends_no_errors_in_the_name_of_others",
         file: "ebpf/error.rs",
@@ -554,13 +547,6 @@ pub(super) const OF_ONE_TEST: &[Mutant] = &[
         file: "ebpf/masquerade.rs",
         right: "Some(live) => pair::advance(work, &live, step(&seen, &work.key, &live, Side::Container)), None => false,",
         wrong: "Some(live) if !TcpFlags(seen.flags as u8).opens() => pair::advance(work, &live, step(&seen, &work.key, &live, Side::Container)), _ => false,",
-    },
-    Mutant {
-        name: "masqueraded-syn-on-closed",
-        test: "masqueraded_packets::a_connection_is_translated_from_open_to_close_and_its_port_serves_the_next_one",
-        file: "ebpf/translate.rs",
-        right: "*place = port.wire()",
-        wrong: "*place = old_port.wire()",
     },
     Mutant {
         name: "masqueraded-inside",
