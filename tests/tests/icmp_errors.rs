@@ -497,7 +497,7 @@ fn the_first_fragment_is_quoted_with_ports_and_later_ones_without() {
 }
 
 // Were the message's checksum computed anew, a message that was damaged on its way would be believed. No such
-// mistake is listed: programs that add up a whole message are too large to load.
+// mistake is listed: the verifier took no program that adds up a whole message.
 #[test]
 fn an_error_with_a_wrong_checksum_stays_wrong() {
     let topology = published();
