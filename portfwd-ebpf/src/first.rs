@@ -330,27 +330,44 @@ fn request<A: Family>(hook: &Tc, packet: &Packet<A>, slot: PortSlot, ingress: In
             Err(verdict) => return verdict,
         },
     };
+    to_container(hook, packet, &key, &live, way_in.delivery, ingress)
+}
+
+/// Counts, translates and delivers a request that comes this way.
+#[inline(always)]
+fn to_container<A: Family>(
+    hook: &Tc,
+    packet: &Packet<A>,
+    key: &FlowKey<A>,
+    live: &Live<A>,
+    way_in: u32,
+    ingress: Ingress,
+) -> Verdict {
     let flow = live.flow();
+    let index = flow.forward;
     let Some([link, delivery]) = parse::forget([flow.link, flow.delivery]) else {
         return Verdict::NEXT;
     };
-    let index = published.index;
     forward::count_packet(index, Way::ToContainer, packet.length);
     if packet.network.fragment == Fragment::First {
-        fragment::decide(
-            &packet.network,
-            ingress.seen(),
-            Decision::ToContainer,
-            Some(&key),
-        );
+        let to_container = Decision::ToContainer;
+        fragment::decide(&packet.network, ingress.seen(), to_container, Some(key));
     }
-    let end = End::Destination;
-    let translated = translate::rewrite(hook, packet, end, target, target_port, hop).and_then(
-        |()| match hairpin || key.client_port.wire() != packet.source_port.wire() {
-            true => translate::rewrite(hook, packet, End::Source, client, key.client_port, false),
-            false => Ok(()),
-        },
+    let hop = way_in != Delivery::Stack as u32;
+    let is_other_client =
+        way_in == Delivery::Hairpin as u32 || key.client_port.wire() != packet.source_port.wire();
+    let (container, client) = (
+        (key.container, key.container_port),
+        (key.client, key.client_port),
     );
+    let end = End::Destination;
+    let translated =
+        translate::rewrite(hook, packet, end, container.0, container.1, hop).and_then(|()| {
+            match is_other_client {
+                true => translate::rewrite(hook, packet, End::Source, client.0, client.1, false),
+                false => Ok(()),
+            }
+        });
     match translated {
         Ok(()) => way::delivered(hook, link, delivery),
         Err(reason) => Verdict::drop(reason, index),

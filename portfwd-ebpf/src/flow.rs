@@ -184,25 +184,19 @@ pub enum Place {
     Free,
 }
 
-/// Opens a flow through `published`.
+/// What there is to say of a flow that `packet` opens, with its state and the second.
 #[inline(always)]
-pub fn open<A: Family>(
-    key: &FlowKey<A>,
+fn new<A: Family>(
     packet: &Packet<A>,
     published: &Published,
     target: Target,
     ingress: u32,
-    place: Place,
-) -> Result<Live<A>, Reason> {
+) -> (Flow<A>, State, u32) {
     let now = clock::now();
     let state = match packet.protocol {
         Protocol::Udp => State::UdpUnanswered,
         _ => State::Opening,
     };
-    let scratch = SCRATCH
-        .get_ptr_mut(0)
-        .ok_or(Reason::FlowTableFull)?
-        .cast::<Flow<A>>();
     let flow = Flow {
         host: packet.network.destination,
         host_port: packet.destination_port,
@@ -225,6 +219,24 @@ pub fn open<A: Family>(
             next_hop: packet.network.source,
         },
     };
+    (flow, state, now)
+}
+
+/// Opens a flow through `published`.
+#[inline(always)]
+pub fn open<A: Family>(
+    key: &FlowKey<A>,
+    packet: &Packet<A>,
+    published: &Published,
+    target: Target,
+    ingress: u32,
+    place: Place,
+) -> Result<Live<A>, Reason> {
+    let scratch = SCRATCH
+        .get_ptr_mut(0)
+        .ok_or(Reason::FlowTableFull)?
+        .cast::<Flow<A>>();
+    let (flow, state, now) = new(packet, published, target, ingress);
     let flags = match place {
         Place::Any => 0,
         Place::Free => BPF_NOEXIST as u64,

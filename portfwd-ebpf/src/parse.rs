@@ -230,46 +230,44 @@ pub fn transport<H: Hook, A: Family>(
         header: 8,
     };
     match packet.protocol {
-        Protocol::Tcp => {
-            // Sequence and acknowledgment number, offset and flags, window, checksum, urgent pointer.
-            let rest: [u32; 4] = hook
-                .load(network.transport_at(4))
-                .ok_or(Unparsed::Malformed)?;
-            packet.sequence = u32::from_be(rest[0]);
-            packet.acknowledgment = u32::from_be(rest[1]);
-            let word = u32::from_be(rest[2]);
-            packet.flags = TcpFlags((word >> 16) as u8);
-            packet.header = word >> 28 << 2;
-            if packet.header < 20 || packet.header as u64 > available {
-                return Err(Unparsed::Malformed);
-            }
-        }
-        Protocol::Udp => {
-            let length: u16 = hook
-                .load(network.transport_at(4))
-                .ok_or(Unparsed::Malformed)?;
-            let _: u16 = hook
-                .load(network.transport_at(6))
-                .ok_or(Unparsed::Malformed)?;
-            let length = u16::from_be(length) as u64;
-            let whole = packet.network.fragment == Fragment::Whole;
-            if length < 8 || (whole && length > available) {
-                return Err(Unparsed::Malformed);
-            }
-        }
-        Protocol::Sctp => {
-            // Verification tag and checksum, then the first chunk's type (RFC 9260, section 3).
-            let chunk: u8 = hook
-                .load(network.transport_at(12))
-                .ok_or(Unparsed::Malformed)?;
-            packet.flags = TcpFlags::of_chunk(chunk);
-            packet.header = 12;
-            if available < 16 {
-                return Err(Unparsed::Malformed);
-            }
-        }
+        Protocol::Tcp => packet.read_segment(hook, available),
+        Protocol::Udp => packet.read_datagram(hook, available),
+        Protocol::Sctp => packet.read_chunk(hook, available),
     }
+    .ok_or(Unparsed::Malformed)?;
     Ok(packet)
+}
+
+impl<A: Family> Packet<A> {
+    /// RFC 9293, section 3.1; `available` bytes are there, from the transport header on.
+    #[inline(always)]
+    fn read_segment<H: Hook>(&mut self, hook: &H, available: u64) -> Option<()> {
+        // Sequence and acknowledgment number, offset and flags, window, checksum, urgent pointer.
+        let rest: [u32; 4] = hook.load(self.network.transport_at(4))?;
+        self.sequence = u32::from_be(rest[0]);
+        self.acknowledgment = u32::from_be(rest[1]);
+        let word = u32::from_be(rest[2]);
+        self.flags = TcpFlags((word >> 16) as u8);
+        self.header = word >> 28 << 2;
+        (self.header >= 20 && self.header as u64 <= available).then_some(())
+    }
+    /// RFC 768. The first fragment has not all that the length tells.
+    #[inline(always)]
+    fn read_datagram<H: Hook>(&mut self, hook: &H, available: u64) -> Option<()> {
+        let length: u16 = hook.load(self.network.transport_at(4))?;
+        let _: u16 = hook.load(self.network.transport_at(6))?;
+        let length = u16::from_be(length) as u64;
+        let whole = self.network.fragment == Fragment::Whole;
+        (length >= 8 && (!whole || length <= available)).then_some(())
+    }
+    /// RFC 9260, section 3: verification tag and checksum, then the first chunk's type.
+    #[inline(always)]
+    fn read_chunk<H: Hook>(&mut self, hook: &H, available: u64) -> Option<()> {
+        let chunk: u8 = hook.load(self.network.transport_at(12))?;
+        self.flags = TcpFlags::of_chunk(chunk);
+        self.header = 12;
+        (available >= 16).then_some(())
+    }
 }
 
 /// A packet whose headers may be extended or incomplete: its network header, with everything up to the

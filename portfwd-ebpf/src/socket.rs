@@ -6,6 +6,7 @@ use aya_ebpf::{
     bindings::{bpf_sock, bpf_sock_addr},
     helpers::{bpf_get_netns_cookie, bpf_get_socket_cookie},
     macros::{cgroup_sock, cgroup_sock_addr},
+    maps::LruHashMap,
     programs::{SockAddrContext, SockContext},
 };
 use portfwd_common::{
@@ -204,14 +205,14 @@ fn target<A: Argument>(call: &Call, address: A, datagram: bool) -> Option<End> {
         .filter(|_| host.is_loopback() || forward::is_host_address(host));
     let Some(published) = published else {
         let end = (address.ip(), port);
+        let key = SocketKey::new(call.cookie(), end.0, end.1);
         // The same socket may have got there through a published port before.
         if !datagram {
-            let key = SocketKey::new(call.cookie(), end.0, end.1);
             let _ = HOST_SOCKETS.remove(&key);
             forget_datagrams(protocol, &key);
         } else {
             if slot.has(PortSlot::CONTAINER_SIDE) {
-                note_direct(&SocketKey::new(call.cookie(), end.0, end.1));
+                note_direct(&key);
             }
             note_datagram(call, end);
         }
@@ -230,22 +231,33 @@ fn target<A: Argument>(call: &Call, address: A, datagram: bool) -> Option<End> {
     let key = SocketKey::new(call.cookie(), end.0, end.1);
     let (index, generation) = (published.index, published.generation);
     let origin = SocketOrigin::new(host.ip(), port, protocol, index, generation);
-    let known = match known_ends.get_ptr(&key) {
-        // SAFETY: an element of an LRU map; see `flow::Live`.
-        Some(known) => unsafe { *known == origin },
-        None => false,
-    };
-    if !known {
-        // Without the entry the answers could not be translated back: leave the call alone then.
-        known_ends.insert(&key, &origin, 0).ok()?;
-        forward::count_connection(index);
-    }
+    note_origin(known_ends, &key, &origin)?;
     if datagram {
         note_datagram(call, end);
     } else {
         forget_datagrams(protocol, &key);
     }
     Some(end)
+}
+
+/// Remembers what a socket asked for. Without the entry the answers could not be translated back: then the
+/// call is to be left alone.
+#[inline(always)]
+fn note_origin(
+    known_ends: &LruHashMap<SocketKey, SocketOrigin>,
+    key: &SocketKey,
+    origin: &SocketOrigin,
+) -> Option<()> {
+    let known = match known_ends.get_ptr(key) {
+        // SAFETY: an element of an LRU map; see `flow::Live`.
+        Some(known) => unsafe { *known == *origin },
+        None => false,
+    };
+    if !known {
+        known_ends.insert(key, origin, 0).ok()?;
+        forward::count_connection(origin.forward);
+    }
+    Some(())
 }
 
 /// Once a UDP socket is connected, what it sent to that end before tells no more whom it asks.

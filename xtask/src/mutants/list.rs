@@ -916,7 +916,7 @@ pub(super) const OF_ONE_TEST: &[Mutant] = &[
         name: "host-sockets",
         test: "lifecycle::host_sockets_that_were_sent_to_the_container_are_ended",
         file: "ebpf/socket.rs",
-        right: "known_ends.insert(&key, &origin, 0).ok()?;",
+        right: "known_ends.insert(key, origin, 0).ok()?;",
         wrong: "let _ = &origin;",
     },
     Mutant {
