@@ -258,7 +258,7 @@ fn a_flood_of_spoofed_syns_that_are_answered_breaks_and_holds_up_nothing() {
     });
 }
 
-// Fails if a closed connection stays among the settled ones (`is_settled` in flow.rs).
+// Fails if a closed connection stays among the settled ones (`is_settled` in flow/state.rs).
 #[test]
 fn many_short_connections_break_and_hold_up_nothing() {
     survives("short connections", *MANY, |ends| {
@@ -308,7 +308,7 @@ impl Stream {
 }
 
 // Fails if datagrams that are answered, as they are to spoofed sources too, count as streams
-// (`after_datagram` in flow.rs): nothing that the container sends afterwards would arrive.
+// (`after_datagram` in flow/state.rs): nothing that the container sends afterwards would arrive.
 #[test]
 fn a_flood_of_spoofed_datagrams_ends_no_stream() {
     let topology = published();

@@ -12,7 +12,7 @@ use portfwd_tests::topology::{GATEWAY_MAC, Topology};
 /// Longer than the lifetime that the tests set, by far.
 const LIMIT: Duration = Duration::from_secs(20);
 
-// Fails if a flow is alive for longer than the journal says (`is_alive` in flow.rs).
+// Fails if a flow is alive for longer than the journal says (`is_alive` in flow/state.rs).
 #[test]
 fn a_flow_is_gone_after_its_lifetime_and_lifetimes_can_be_changed_while_it_lives() {
     let topology = topology();

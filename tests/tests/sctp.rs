@@ -138,7 +138,7 @@ const NO_INIT: [u8; 7] = [
 ];
 
 // Fails if the checksum is touched (`rewrite` in translate.rs), if anything but INIT opens a flow
-// (`of_chunk` in flow.rs), or if the client's port is changed (`open` in shift.rs).
+// (`of_chunk` in flow/state.rs), or if the client's port is changed (`open` in shift.rs).
 #[test]
 fn sctp_packets_get_other_addresses_and_nothing_else() {
     let topology = Topology::new(Shape::default());

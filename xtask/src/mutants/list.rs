@@ -488,7 +488,7 @@ pub(super) const OF_ONE_TEST: &[Mutant] = &[
     Mutant {
         name: "reset",
         test: "state::a_reset_connection_goes_on_with_the_next_segment_of_the_side_that_reset_it",
-        file: "common/flow.rs",
+        file: "common/flow/state.rs",
         right: "(_, Side::Client) => Self::ClientReset,",
         wrong: "(_, Side::Client) => Self::Reset,",
     },
@@ -523,7 +523,7 @@ pub(super) const OF_ONE_TEST: &[Mutant] = &[
     Mutant {
         name: "refused",
         test: "state::a_refused_connection_may_be_tried_again",
-        file: "common/flow.rs",
+        file: "common/flow/state.rs",
         right: "Self::Closed | Self::Reset | Self::ClientReset | Self::ContainerReset",
         wrong: "Self::Closed | Self::ClientReset | Self::ContainerReset",
     },
@@ -537,7 +537,7 @@ pub(super) const OF_ONE_TEST: &[Mutant] = &[
     Mutant {
         name: "answered-stream",
         test: "state::datagrams_are_a_stream_when_the_client_goes_on_after_an_answer",
-        file: "common/flow.rs",
+        file: "common/flow/state.rs",
         right: "(Self::UdpUnanswered, Side::Container) => Self::UdpAnswered,",
         wrong: "(Self::UdpUnanswered, Side::Container) => Self::UdpAssured,",
     },
@@ -607,28 +607,28 @@ pub(super) const OF_ONE_TEST: &[Mutant] = &[
     Mutant {
         name: "flood-blind",
         test: "flood::a_flood_of_spoofed_syns_with_blind_acknowledgments_breaks_and_holds_up_nothing",
-        file: "common/flow.rs",
+        file: "common/flow/state.rs",
         right: "(Self::Opening, Side::Container) if syn => Self::Answered,",
         wrong: "(Self::Opening, Side::Container) if syn => Self::Answered, (Self::Opening, Side::Client) => Self::Established,",
     },
     Mutant {
         name: "flood-answered",
         test: "flood::a_flood_of_spoofed_syns_that_are_answered_breaks_and_holds_up_nothing",
-        file: "common/flow.rs",
+        file: "common/flow/state.rs",
         right: "Self::Established | Self::ClientClosed | Self::ContainerClosed | Self::UdpAssured",
         wrong: "Self::Answered | Self::Established | Self::ClientClosed | Self::ContainerClosed | Self::UdpAssured",
     },
     Mutant {
         name: "flood-closed",
         test: "flood::many_short_connections_break_and_hold_up_nothing",
-        file: "common/flow.rs",
+        file: "common/flow/state.rs",
         right: "Self::Established | Self::ClientClosed | Self::ContainerClosed | Self::UdpAssured",
         wrong: "Self::Closed | Self::Established | Self::ClientClosed | Self::ContainerClosed | Self::UdpAssured",
     },
     Mutant {
         name: "flood-datagrams",
         test: "flood::a_flood_of_spoofed_datagrams_ends_no_stream",
-        file: "common/flow.rs",
+        file: "common/flow/state.rs",
         right: "(Self::UdpUnanswered, Side::Container) => Self::UdpAnswered,",
         wrong: "(Self::UdpUnanswered, Side::Container) => Self::UdpAssured,",
     },
@@ -943,7 +943,7 @@ pub(super) const OF_ONE_TEST: &[Mutant] = &[
     Mutant {
         name: "lifetime",
         test: "lifetimes::a_flow_is_gone_after_its_lifetime_and_lifetimes_can_be_changed_while_it_lives",
-        file: "common/flow.rs",
+        file: "common/flow/state.rs",
         right: "now <= last_seen || now - last_seen < state.lifetime(lifetimes)",
         wrong: "now <= last_seen || now - last_seen < state.lifetime(&Lifetimes::DEFAULT)",
     },
@@ -985,7 +985,7 @@ pub(super) const OF_ONE_TEST: &[Mutant] = &[
     Mutant {
         name: "sctp-opens",
         test: "sctp::sctp_packets_get_other_addresses_and_nothing_else",
-        file: "common/flow.rs",
+        file: "common/flow/state.rs",
         right: "1 => Self::SYN,",
         wrong: "1 | 0 => Self::SYN,",
     },
