@@ -129,16 +129,11 @@ impl Side {
     }
 
     fn new(by: By) -> Self {
-        let topology = Topology::new(Shape {
-            forwarding: true,
-            ..Shape::default()
-        });
+        let topology = Topology::new(Shape::forwarding());
         let server = server_beyond(&topology);
         match by {
             By::Portfwd => {
-                for subnet in ["10.88.0.0/24", "fd88::/64"] {
-                    topology.portfwd(&["masquerade", "add", subnet]).expect_ok();
-                }
+                topology.masquerade_containers();
             }
             By::Nftables => topology.host.feed("nft", &["-f", "-"], RULES),
         }

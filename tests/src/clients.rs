@@ -117,18 +117,25 @@ pub fn echo(mut stream: &TcpStream, data: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
+/// A UDP socket bound to an address, with a time limit.
+///
+/// # Errors
+/// Those of the socket.
+pub fn bound_socket(namespace: &Namespace, own: SocketAddr) -> io::Result<UdpSocket> {
+    let socket = namespace.run(|| UdpSocket::bind(own))?;
+    socket.set_read_timeout(Some(patient(PATIENCE)))?;
+    Ok(socket)
+}
+
 /// A connected UDP socket with a time limit.
 ///
 /// # Errors
 /// Those of the socket.
 pub fn datagram_socket(namespace: &Namespace, to: SocketAddr) -> io::Result<UdpSocket> {
     let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
-    namespace.run(|| {
-        let socket = UdpSocket::bind(any)?;
-        socket.connect(to)?;
-        socket.set_read_timeout(Some(patient(PATIENCE)))?;
-        Ok(socket)
-    })
+    let socket = bound_socket(namespace, any.parse().expect("an address"))?;
+    socket.connect(to)?;
+    Ok(socket)
 }
 
 /// Asks over a connected UDP socket.

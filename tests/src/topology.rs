@@ -88,6 +88,15 @@ impl Default for Shape {
 }
 
 impl Shape {
+    /// The default of a host that forwards.
+    #[must_use]
+    pub fn forwarding() -> Self {
+        Self {
+            forwarding: true,
+            ..Self::default()
+        }
+    }
+
     /// The default with containers on routed links.
     #[must_use]
     pub fn routed() -> Self {
@@ -282,6 +291,23 @@ impl Topology {
             arguments.extend(["-p", spec]);
         }
         self.portfwd(&arguments)
+    }
+
+    /// Publishes port 80 of container 0 or 1 under `name` and masquerades what the container sends.
+    #[track_caller]
+    pub fn attach_masqueraded(&self, name: &str, container: usize, spec: &str) {
+        let netns = self.containers[container].netns();
+        let arguments = ["attach", name, "--netns", &netns, "-p", spec];
+        self.portfwd(&[&arguments[..], &["--masquerade"]].concat())
+            .expect_ok();
+    }
+
+    /// Masquerades the subnets of the containers.
+    #[track_caller]
+    pub fn masquerade_containers(&self) {
+        for subnet in ["10.88.0.0/24", "fd88::/64"] {
+            self.portfwd(&["masquerade", "add", subnet]).expect_ok();
+        }
     }
 
     /// Servers on port 80 of both containers, which call themselves `web` and `db`.

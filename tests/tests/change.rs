@@ -84,10 +84,7 @@ fn a_family_that_a_container_gets_later_is_published() {
 
 #[test]
 fn an_identical_attach_lets_the_container_send_from_the_addresses_that_it_has_now() {
-    let topology = Topology::new(Shape {
-        forwarding: true,
-        ..Shape::default()
-    });
+    let topology = Topology::new(Shape::forwarding());
     let foreign = &topology.foreign;
     let _server = portfwd_tests::servers::Server::start(foreign, &[FOREIGN], 7, "foreign");
     topology.attach("web", 0, &["8080:80"]);

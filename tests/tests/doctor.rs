@@ -59,10 +59,7 @@ fn doctor(topology: &Topology, code: i32) -> BTreeMap<String, Value> {
 
 #[test]
 fn a_host_that_has_everything_is_told_so_with_and_without_an_instance() {
-    let topology = Topology::watched(Shape {
-        forwarding: true,
-        ..Shape::default()
-    });
+    let topology = Topology::watched(Shape::forwarding());
     let found = doctor(&topology, 0);
     expect(&found, "instance", "ok", &["not up"]);
     assert!(

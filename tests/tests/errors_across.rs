@@ -7,7 +7,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::sys::socket::{setsockopt, sockopt};
 
-use portfwd_tests::clients::{ask_stream, connect, datagram_socket, echo};
+use portfwd_tests::clients::{ask_stream, bound_socket, connect, datagram_socket, echo};
 use portfwd_tests::deadline::{PATIENCE, SILENCE, patient, until};
 use portfwd_tests::namespace::Namespace;
 use portfwd_tests::servers::Server;
@@ -82,13 +82,7 @@ fn shape(forwarding: bool) -> Shape {
 }
 
 fn bound(namespace: &Namespace, address: IpAddr) -> UdpSocket {
-    let socket = namespace
-        .run(|| UdpSocket::bind(at(address, 80)))
-        .expect("bind");
-    socket
-        .set_read_timeout(Some(patient(PATIENCE)))
-        .expect("a limit");
-    socket
+    bound_socket(namespace, at(address, 80)).expect("bind")
 }
 
 /// Much in both directions.

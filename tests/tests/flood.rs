@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use portfwd_common::flow::{ASSURED_AFTER, MAX_STREAMS, MAX_YOUNG_FLOWS};
 use portfwd_common::maps;
 use portfwd_common::masquerade::MAX_YOUNG;
-use portfwd_tests::clients::{ask_stream, connect, datagram_socket, echo};
+use portfwd_tests::clients::{ask_stream, bound_socket, connect, datagram_socket, echo};
 use portfwd_tests::datapath::{Burst, Datapath, Program};
 use portfwd_tests::deadline::{PATIENCE, patient, until};
 use portfwd_tests::kernel;
@@ -283,11 +283,7 @@ impl Stream {
     /// Goes on until it counts as a stream.
     fn open(topology: &Topology, host: IpAddr, container: IpAddr) -> Self {
         let [web, _] = &topology.containers;
-        let server = web.namespace.run(|| UdpSocket::bind(at(container, 80)));
-        let server = server.expect("bind");
-        server
-            .set_read_timeout(Some(patient(PATIENCE)))
-            .expect("a limit");
+        let server = bound_socket(&web.namespace, at(container, 80)).expect("bind");
         let client = datagram_socket(&topology.client, at(host, 8080)).expect("a socket");
         let own = client.local_addr().expect("an address").to_string();
         until("the stream to be assured", PATIENCE, || {
@@ -377,14 +373,9 @@ fn a_flood_of_spoofed_streams_breaks_and_holds_up_nothing() {
 fn a_container_that_opens_many_connections_ends_none_of_others() {
     /// Toward each of 12 destinations, six times what the table takes.
     const AT_EACH: u16 = (MAX_YOUNG / 4) as u16;
-    let topology = Topology::new(Shape {
-        forwarding: true,
-        ..Shape::default()
-    });
+    let topology = Topology::new(Shape::forwarding());
     let _server = Server::start(&topology.foreign, &[FOREIGN, FOREIGN6], 7000, "foreign");
-    for subnet in ["10.88.0.0/24", "fd88::/64"] {
-        topology.portfwd(&["masquerade", "add", subnet]).expect_ok();
-    }
+    topology.masquerade_containers();
     let datapath = Datapath::open(&topology);
     let [web, greedy] = &topology.containers;
     let streams = [FOREIGN, FOREIGN6].map(|to| {

@@ -4,7 +4,6 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use portfwd_tests::clients::{self, Protocol};
 use portfwd_tests::datapath::{Datapath, Program, Row};
-use portfwd_tests::deadline::{PATIENCE, patient};
 use portfwd_tests::packet::{Frame, flag};
 use portfwd_tests::servers::Server;
 use portfwd_tests::table::{inbound, play};
@@ -47,14 +46,8 @@ fn a_host_connection_whose_ephemeral_port_gets_published_goes_on() {
         let (from, to) = (SocketAddr::new(own, port), SocketAddr::new(peer, 7));
         let stream = clients::connect_from(&topology.host, from, to).expect("connect");
         clients::ask_stream(&stream).expect("an answer before");
-        let datagrams = topology
-            .host
-            .run(|| std::net::UdpSocket::bind(from))
-            .expect("bind");
+        let datagrams = clients::bound_socket(&topology.host, from).expect("bind");
         datagrams.connect(to).expect("connect");
-        datagrams
-            .set_read_timeout(Some(patient(PATIENCE)))
-            .expect("a time limit");
         let name = format!("web{number}");
         topology.attach(&name, 0, &[&format!("{port}:80")]);
         for _ in 0..3 {

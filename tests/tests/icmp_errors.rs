@@ -544,10 +544,7 @@ const FAR: [&str; 2] = ["198.51.100.9", "2001:db8:51::9"];
 // error.rs), if a router's address is replaced there, or if a hop is counted twice.
 #[test]
 fn errors_about_flows_through_the_stack_are_translated_on_their_way_through_it() {
-    let topology = Topology::new(Shape {
-        forwarding: true,
-        ..Shape::default()
-    });
+    let topology = Topology::new(Shape::forwarding());
     topology.host.ip(&format!(
         "route add {} via 203.0.113.9\nroute add {} via 2001:db8:3::9\n",
         FAR[0], FAR[1]

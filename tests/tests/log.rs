@@ -64,10 +64,7 @@ fn an_opened_flow_is_logged_with_its_client() {
 // Fails if flows are logged where they are masqueraded (`open` in masquerade.rs).
 #[test]
 fn masqueraded_flows_are_not_logged() {
-    let topology = Topology::new(Shape {
-        forwarding: true,
-        ..Shape::default()
-    });
+    let topology = Topology::new(Shape::forwarding());
     let _servers = topology.serve();
     let _server = Server::start(&topology.foreign, &[FOREIGN], 7000, "foreign");
     let told = told(&topology, "debug", || {

@@ -91,10 +91,7 @@ fn a_service_on_the_containers_loopback_is_reached_from_everywhere() {
 #[test]
 fn nothing_of_the_container_is_reached_beside_the_published_port() {
     need(Need::Tcx);
-    let topology = Topology::new(Shape {
-        forwarding: true,
-        ..Shape::default()
-    });
+    let topology = Topology::new(Shape::forwarding());
     let _service = serve(&topology, 6379);
     let _other = serve(&topology, 6380);
     let _third = serve(&topology, 6381);

@@ -55,9 +55,7 @@ fn masqueraded(topology: &Topology) -> Way<'_> {
     for key in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
         topology.host.set_sysctl(key, "1");
     }
-    for subnet in ["10.88.0.0/24", "fd88::/64"] {
-        topology.portfwd(&["masquerade", "add", subnet]).expect_ok();
-    }
+    topology.masquerade_containers();
     let containers: Vec<_> = topology.containers.iter().collect();
     Way {
         senders: containers.iter().map(|one| &one.namespace).collect(),

@@ -19,10 +19,7 @@ struct Stand {
 
 impl Stand {
     fn new() -> Self {
-        let topology = Topology::watched(Shape {
-            forwarding: true,
-            ..Shape::default()
-        });
+        let topology = Topology::watched(Shape::forwarding());
         topology.portfwd(&["up"]).expect_ok();
         Self { topology }
     }

@@ -22,10 +22,7 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        let topology = Topology::watched(Shape {
-            forwarding: true,
-            ..Shape::default()
-        });
+        let topology = Topology::watched(Shape::forwarding());
         let _server = Server::start(&topology.foreign, &[FOREIGN, FOREIGN6], 7000, "foreign");
         Self { topology, _server }
     }

@@ -10,13 +10,8 @@ use portfwd_tests::topology::{GATEWAY, GATEWAY6, Shape, Topology};
 
 /// A host that forwards and masquerades both containers.
 fn topology() -> Topology {
-    let topology = Topology::new(Shape {
-        forwarding: true,
-        ..Shape::default()
-    });
-    for subnet in ["10.88.0.0/24", "fd88::/64"] {
-        topology.portfwd(&["masquerade", "add", subnet]).expect_ok();
-    }
+    let topology = Topology::new(Shape::forwarding());
+    topology.masquerade_containers();
     topology
 }
 

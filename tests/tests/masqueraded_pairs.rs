@@ -52,13 +52,8 @@ impl Flow {
 
 impl Stand {
     fn new() -> Self {
-        let topology = Topology::new(Shape {
-            forwarding: true,
-            ..Shape::default()
-        });
-        for subnet in ["10.88.0.0/24", "fd88::/64"] {
-            topology.portfwd(&["masquerade", "add", subnet]).expect_ok();
-        }
+        let topology = Topology::new(Shape::forwarding());
+        topology.masquerade_containers();
         let tables = [maps::MASQUERADED_YOUNG, maps::MASQUERADED].map(|name| topology.pinned(name));
         Self { topology, tables }
     }

@@ -26,12 +26,6 @@ fn foreign_server(topology: &Topology) -> Server {
     Server::start(&topology.foreign, &[FOREIGN, FOREIGN6], 7000, "foreign")
 }
 
-fn masquerade_all(topology: &Topology) {
-    for subnet in ["10.88.0.0/24", "fd88::/64"] {
-        topology.portfwd(&["masquerade", "add", subnet]).expect_ok();
-    }
-}
-
 /// The address that the far side is to see.
 fn leaving(to: IpAddr) -> IpAddr {
     LEAVING[usize::from(to.is_ipv6())]
@@ -44,7 +38,7 @@ fn what_containers_send_leaves_under_the_hosts_address_and_answers_come_back() {
     for shape in [Shape::default(), Shape::routed()] {
         let topology = forwarding(shape);
         let _server = foreign_server(&topology);
-        masquerade_all(&topology);
+        topology.masquerade_containers();
         for container in &topology.containers {
             for address in [FOREIGN, FOREIGN6] {
                 let to = SocketAddr::new(address, 7000);
@@ -75,7 +69,7 @@ fn what_the_host_sends_and_what_goes_to_containers_keeps_its_address() {
     let topology = forwarding(Shape::routed());
     let _server = foreign_server(&topology);
     let _servers = topology.serve();
-    masquerade_all(&topology);
+    topology.masquerade_containers();
     let [web, db] = &topology.containers;
     for protocol in [Protocol::Tcp, Protocol::Udp] {
         let own = ask(&topology.host, protocol, SocketAddr::new(FOREIGN, 7000)).expect("the host");
@@ -98,7 +92,7 @@ fn what_the_host_sends_and_what_goes_to_containers_keeps_its_address() {
 fn two_containers_with_one_source_port_are_told_apart() {
     let topology = forwarding(Shape::default());
     let _server = foreign_server(&topology);
-    masquerade_all(&topology);
+    topology.masquerade_containers();
     for (number, to) in [FOREIGN, FOREIGN6].into_iter().enumerate() {
         let to = SocketAddr::new(to, 7000);
         // One that may be kept, and one that may not.
@@ -129,7 +123,7 @@ fn two_containers_with_one_source_port_are_told_apart() {
 #[test]
 fn the_host_and_a_container_ping_with_one_identifier() {
     let topology = forwarding(Shape::default());
-    masquerade_all(&topology);
+    topology.masquerade_containers();
     let web = &topology.containers[0].namespace;
     for to in [FOREIGN, FOREIGN6] {
         for turn in 0..3 {
@@ -143,23 +137,10 @@ fn the_host_and_a_container_ping_with_one_identifier() {
 
 #[test]
 fn a_detached_container_is_masqueraded_no_longer() {
-    let topology = Topology::watched(Shape {
-        forwarding: true,
-        ..Shape::default()
-    });
+    let topology = Topology::watched(Shape::forwarding());
     let _server = foreign_server(&topology);
     let container = &topology.containers[0];
-    let netns = container.netns();
-    let attach = [
-        "attach",
-        "web",
-        "--netns",
-        &netns,
-        "-p",
-        "8080:80",
-        "--masquerade",
-    ];
-    topology.portfwd(&attach).expect_ok();
+    topology.attach_masqueraded("web", 0, "8080:80");
     let to = SocketAddr::new(FOREIGN, 7000);
     let before = ask(&container.namespace, Protocol::Udp, to).expect("masqueraded");
     assert_eq!(before.seen.ip(), leaving(FOREIGN));
@@ -179,7 +160,7 @@ fn the_way_out_decides_the_address() {
     let topology = forwarding(Shape::default());
     let _server = foreign_server(&topology);
     let _client = Server::start(&topology.client, &[CLIENT, CLIENT6], 7000, "client");
-    masquerade_all(&topology);
+    topology.masquerade_containers();
     let [web, _] = &topology.containers;
     for (to, leaves_by) in [
         (CLIENT, "192.0.2.1"),
@@ -204,7 +185,7 @@ fn a_route_that_names_a_source_decides_the_address() {
          route add {FOREIGN}/32 dev eth1 src 203.0.113.99
          route add {FOREIGN6}/128 dev eth1 src 2001:db8:3::99\n"
     ));
-    masquerade_all(&topology);
+    topology.masquerade_containers();
     let [web, _] = &topology.containers;
     for (to, named) in [(FOREIGN, "203.0.113.99"), (FOREIGN6, "2001:db8:3::99")] {
         let answer = ask(&web.namespace, Protocol::Tcp, SocketAddr::new(to, 7000)).expect("answer");
@@ -261,7 +242,7 @@ fn strict_rules_and_conntrack_see_whole_connections() {
     ";
     topology.host.feed("nft", &["-f", "-"], rules);
     let _server = foreign_server(&topology);
-    masquerade_all(&topology);
+    topology.masquerade_containers();
     let web = &topology.containers[0];
     for address in [FOREIGN, FOREIGN6] {
         let to = SocketAddr::new(address, 7000);
@@ -285,7 +266,7 @@ fn every_port_that_may_be_given_out_is_found_and_then_there_is_none() {
     let _server = foreign_server(&topology);
     let _other = Server::start(&topology.foreign, &[FOREIGN, FOREIGN6], 7001, "other");
     leave_ports(&topology, 62_001, 62_300);
-    masquerade_all(&topology);
+    topology.masquerade_containers();
     for (number, address) in [FOREIGN, FOREIGN6].into_iter().enumerate() {
         let [web, db] = &topology.containers;
         let to = SocketAddr::new(address, 7000);
@@ -318,7 +299,7 @@ fn every_port_that_may_be_given_out_is_found_and_then_there_is_none() {
 fn ports_that_somebody_else_uses_are_neither_kept_nor_given_out() {
     let topology = forwarding(Shape::default());
     let _server = foreign_server(&topology);
-    masquerade_all(&topology);
+    topology.masquerade_containers();
     topology.attach("db", 1, &["5001:80/udp"]);
     topology
         .host
@@ -347,7 +328,7 @@ fn an_end_of_a_container_has_one_port_toward_everybody() {
     let topology = forwarding(Shape::default());
     let _server = foreign_server(&topology);
     let _other = Server::start(&topology.foreign, &[FOREIGN, FOREIGN6], 7001, "other");
-    masquerade_all(&topology);
+    topology.masquerade_containers();
     let web = &topology.containers[0];
     for (number, address) in [FOREIGN, FOREIGN6].into_iter().enumerate() {
         let from = SocketAddr::new(web.addresses()[number], 40_000);
@@ -365,7 +346,7 @@ fn an_end_of_a_container_has_one_port_toward_everybody() {
 #[test]
 fn errors_about_what_a_container_has_been_sent_reach_the_sender() {
     let topology = forwarding(Shape::default());
-    masquerade_all(&topology);
+    topology.masquerade_containers();
     let web = &topology.containers[0];
     for address in [FOREIGN, FOREIGN6] {
         let far = topology
@@ -413,7 +394,7 @@ fn large_datagrams_go_in_fragments_both_ways() {
             ";
             topology.host.feed("nft", &["-f", "-"], rules);
         }
-        masquerade_all(&topology);
+        topology.masquerade_containers();
         for container in &topology.containers {
             for address in [FOREIGN, FOREIGN6] {
                 let to = SocketAddr::new(address, 7000);
@@ -447,7 +428,7 @@ fn large_datagrams_go_in_fragments_both_ways() {
 fn two_hundred_transfers_at_once_arrive_intact() {
     let topology = forwarding(Shape::default());
     let _sink = Server::hash(&topology.foreign, &[FOREIGN, FOREIGN6], 7000);
-    masquerade_all(&topology);
+    topology.masquerade_containers();
     std::thread::scope(|scope| {
         let transfers: Vec<_> = (0..200)
             .map(|number| {
@@ -467,24 +448,11 @@ fn two_hundred_transfers_at_once_arrive_intact() {
 // Edge case 35. Fails if no port is held (`Half::held`).
 #[test]
 fn after_a_detach_no_packet_comes_back_and_the_port_is_not_given_out_again() {
-    let topology = Topology::watched(Shape {
-        forwarding: true,
-        ..Shape::default()
-    });
+    let topology = Topology::watched(Shape::forwarding());
     let _server = foreign_server(&topology);
     let [web, db] = &topology.containers;
     for (number, address) in [FOREIGN, FOREIGN6].into_iter().enumerate() {
-        let netns = web.netns();
-        let attach = [
-            "attach",
-            "web",
-            "--netns",
-            &netns,
-            "-p",
-            "8080:80",
-            "--masquerade",
-        ];
-        topology.portfwd(&attach).expect_ok();
+        topology.attach_masqueraded("web", 0, "8080:80");
         let to = SocketAddr::new(address, 7000);
         let from = SocketAddr::new(web.addresses()[number], 5_000);
         let stream = clients::connect_from(&web.namespace, from, to).expect("connect");
@@ -544,7 +512,7 @@ fn narrow_beyond(topology: &Topology) -> Namespace {
 #[test]
 fn what_routers_on_the_way_tell_reaches_the_container() {
     let topology = forwarding(Shape::default());
-    masquerade_all(&topology);
+    topology.masquerade_containers();
     let far = narrow_beyond(&topology);
     let addresses: [IpAddr; 2] = ["198.51.100.7", "2001:db8:7::7"].map(|a| a.parse().expect("one"));
     let _sink = Server::hash(&far, &addresses, 7000);
@@ -565,7 +533,7 @@ fn what_routers_on_the_way_tell_reaches_the_container() {
 #[test]
 fn large_pings_go_in_fragments_both_ways() {
     let topology = forwarding(Shape::default());
-    masquerade_all(&topology);
+    topology.masquerade_containers();
     for container in &topology.containers {
         for address in [FOREIGN, FOREIGN6] {
             ping(&container.namespace, 500, address, 4_000)

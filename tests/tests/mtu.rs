@@ -1,9 +1,9 @@
 //! Ways that are narrower than the container's device.
 
-use std::net::{SocketAddr, UdpSocket};
+use std::net::SocketAddr;
 
 use portfwd_tests::clients;
-use portfwd_tests::deadline::{PATIENCE, patient};
+use portfwd_tests::deadline::PATIENCE;
 use portfwd_tests::topology::{HOST, HOST6, Shape, Topology};
 
 /// Sends much over TCP, both ways.
@@ -95,10 +95,7 @@ fn reports_a_datagram_that_is_too_large(shape: Shape, link_finishes_checksums: b
     topology.attach("web", 0, &["8080:80/udp"]);
     for (address, container) in [(HOST, own.addresses()[0]), (HOST6, own.addresses()[1])] {
         let at = SocketAddr::new(container, 80);
-        let server = own.namespace.run(|| UdpSocket::bind(at)).expect("bind");
-        server
-            .set_read_timeout(Some(patient(PATIENCE)))
-            .expect("a limit");
+        let server = clients::bound_socket(&own.namespace, at).expect("bind");
         let client = clients::datagram_socket(&topology.client, SocketAddr::new(address, 8080))
             .expect("a socket");
         client.send(b"question").expect("send");
@@ -128,9 +125,7 @@ fn a_request_larger_than_the_containers_device_takes_is_delivered() {
         topology.attach("web", 0, &["8080:80/udp"]);
         for (address, container) in [HOST, HOST6].into_iter().zip(own.addresses()) {
             let at = SocketAddr::new(container, 80);
-            let server = own.namespace.run(|| UdpSocket::bind(at)).expect("bind");
-            let limit = Some(patient(PATIENCE));
-            server.set_read_timeout(limit).expect("a limit");
+            let server = clients::bound_socket(&own.namespace, at).expect("bind");
             let to = SocketAddr::new(address, 8080);
             let client = clients::datagram_socket(&topology.client, to).expect("a socket");
             client.send(&[7; 1400]).expect("send");

@@ -15,10 +15,7 @@ const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const LOOPBACK6: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
 
 fn shapes() -> [Shape; 3] {
-    let forwarding = Shape {
-        forwarding: true,
-        ..Shape::default()
-    };
+    let forwarding = Shape::forwarding();
     [Shape::default(), Shape::routed(), forwarding]
 }
 
@@ -222,14 +219,8 @@ fn a_host_socket_bound_to_loopback_is_refused_at_once() {
             std::io::ErrorKind::ConnectionRefused,
             "{from} {to}"
         );
-        let socket = topology
-            .host
-            .run(|| UdpSocket::bind(from))
-            .expect("bind loopback");
+        let socket = clients::bound_socket(&topology.host, from).expect("bind loopback");
         socket.connect(to).expect("connect a datagram socket");
-        socket
-            .set_read_timeout(Some(patient(PATIENCE)))
-            .expect("a time limit");
         let error = clients::ask_datagram(&socket).expect_err("no way");
         assert_eq!(
             error.kind(),

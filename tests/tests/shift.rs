@@ -2,11 +2,10 @@
 //! tell them apart, so the later ones get another port toward it.
 
 use std::io::{self, Write};
-use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 
-use portfwd_tests::clients::{Answer, ask_from, ask_stream, connect_from, echo};
+use portfwd_tests::clients::{Answer, ask_from, ask_stream, bound_socket, connect_from, echo};
 use portfwd_tests::datapath::{Datapath, Program, Row, Verdict};
-use portfwd_tests::deadline::{PATIENCE, patient};
 use portfwd_tests::packet::{Frame, flag};
 use portfwd_tests::table::{at, families, hopped, inbound, play};
 use portfwd_tests::topology::{
@@ -123,10 +122,7 @@ fn one_socket_asks_several_addresses_and_ports_by_datagrams() {
     let _servers = topology.serve();
     for (client, hosts) in FAMILIES {
         let from = at(client, 47_003);
-        let socket = topology.client.run(|| UdpSocket::bind(from)).expect("bind");
-        socket
-            .set_read_timeout(Some(patient(PATIENCE)))
-            .expect("a limit");
+        let socket = bound_socket(&topology.client, from).expect("bind");
         let ask =
             || hosts.map(|(host, port)| ask_from(&socket, at(host, port)).expect("an answer"));
         let answers = ask();

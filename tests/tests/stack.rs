@@ -40,10 +40,7 @@ const MASQUERADE: &str = "
 const FAR: [&str; 2] = ["198.51.100.9", "2001:db8:51::9"];
 
 fn forwarding() -> Topology {
-    Topology::new(Shape {
-        forwarding: true,
-        ..Shape::default()
-    })
+    Topology::new(Shape::forwarding())
 }
 
 /// The far server, behind the foreign host as its router.

@@ -170,13 +170,8 @@ fn a_client_comes_again_through_a_published_port() {
 // would leave from another port.
 #[test]
 fn a_container_comes_again_under_the_hosts_address() {
-    let topology = Topology::new(Shape {
-        forwarding: true,
-        ..Shape::default()
-    });
-    for subnet in ["10.88.0.0/24", "fd88::/64"] {
-        topology.portfwd(&["masquerade", "add", subnet]).expect_ok();
-    }
+    let topology = Topology::new(Shape::forwarding());
+    topology.masquerade_containers();
     let settled = topology.pinned(maps::MASQUERADED);
     let web = &topology.containers[0];
     let end = |end: SocketAddr| (Ip::from(end.ip()), NetPort::new(end.port()));

@@ -1,10 +1,10 @@
 //! Devices that carry IP packets without an Ethernet header: a tun device stands for WireGuard, PPP and
 //! IP tunnels, which this machine need not have.
 
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr};
 
 use portfwd_tests::capture::{Capture, faults};
-use portfwd_tests::clients::{self, Answer, Closed, Protocol};
+use portfwd_tests::clients::{self, Answer, Closed, Protocol, bound_socket};
 use portfwd_tests::deadline::{PATIENCE, until};
 use portfwd_tests::namespace::Namespace;
 use portfwd_tests::portfwd::expect_error;
@@ -179,15 +179,8 @@ fn datagrams_in_fragments_come_through_a_tun_device() {
         } else {
             container.v6.into()
         };
-        let bind = |namespace: &Namespace, at| {
-            let socket = namespace.run(|| UdpSocket::bind(at)).expect("bind");
-            socket
-                .set_read_timeout(Some(PATIENCE))
-                .expect("a time limit");
-            socket
-        };
-        let server = bind(&container.namespace, SocketAddr::new(target, 80));
-        let client = bind(&stand.remote, SocketAddr::new(own, 0));
+        let server = bound_socket(&container.namespace, SocketAddr::new(target, 80)).expect("bind");
+        let client = bound_socket(&stand.remote, SocketAddr::new(own, 0)).expect("bind");
         let to = SocketAddr::new(address, 8080);
         let datagram: Vec<u8> = (0..=250).cycle().take(5_000).collect();
         let mut buffer = [0; 8_192];
@@ -242,15 +235,8 @@ fn fragments_and_errors_that_lie_in_pages_are_translated() {
         } else {
             container.v6.into()
         };
-        let bind = |namespace: &Namespace, at| {
-            let socket = namespace.run(|| UdpSocket::bind(at)).expect("bind");
-            socket
-                .set_read_timeout(Some(PATIENCE))
-                .expect("a time limit");
-            socket
-        };
-        let server = bind(&container.namespace, SocketAddr::new(target, 80));
-        let client = bind(&stand.remote, SocketAddr::new(own, 0));
+        let server = bound_socket(&container.namespace, SocketAddr::new(target, 80)).expect("bind");
+        let client = bound_socket(&stand.remote, SocketAddr::new(own, 0)).expect("bind");
         let datagram: Vec<u8> = (0..=250).cycle().take(5_000).collect();
         let to = SocketAddr::new(address, 8080);
         client.send_to(&datagram, to).expect("send");
@@ -298,10 +284,7 @@ fn a_client_behind_a_tun_device_reaches_a_service_on_the_containers_loopback() {
 // server's address.
 #[test]
 fn a_client_behind_a_tun_device_reaches_what_goes_through_the_stack() {
-    let stand = Stand::new(Shape {
-        forwarding: true,
-        ..Shape::default()
-    });
+    let stand = Stand::new(Shape::forwarding());
     let topology = &stand.topology;
     topology
         .host
@@ -326,10 +309,7 @@ fn a_client_behind_a_tun_device_reaches_what_goes_through_the_stack() {
 
 #[test]
 fn a_guest_behind_a_tun_device_is_published() {
-    let stand = Stand::new(Shape {
-        forwarding: true,
-        ..Shape::default()
-    });
+    let stand = Stand::new(Shape::forwarding());
     let topology = &stand.topology;
     let own = [ip("198.18.0.2"), ip("fd18::2")];
     let _guest = Server::start(&stand.remote, &own, 80, "guest");
@@ -352,10 +332,7 @@ fn a_guest_behind_a_tun_device_is_published() {
 
 #[test]
 fn a_guest_behind_a_tun_device_may_serve_on_its_loopback_address() {
-    let stand = Stand::new(Shape {
-        forwarding: true,
-        ..Shape::default()
-    });
+    let stand = Stand::new(Shape::forwarding());
     let topology = &stand.topology;
     let _guest = Server::start(&stand.remote, &[ip("127.0.0.1"), ip("::1")], 80, "guest");
     let netns = stand.remote.path().display().to_string();

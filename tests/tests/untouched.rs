@@ -291,10 +291,7 @@ fn malformed_frames_are_counted_where_they_are_addressed_to_the_host() {
 /// Fails if `open` of first.rs does not ask `forward::fits_reverse_path`.
 #[test]
 fn sources_of_another_device_open_nothing_where_the_host_checks_them() {
-    let topology = Topology::new(Shape {
-        forwarding: true,
-        ..Shape::default()
-    });
+    let topology = Topology::new(Shape::forwarding());
     topology.attach("web", 0, &["8080:80", "8080:80/udp"]);
     let datapath = Datapath::open(&topology);
     let [v4, v6] = families();
