@@ -87,7 +87,7 @@ pub mod maps {
     pub const DEVICE_IPS: &str = "device_ips";
     /// LRU hash [`crate::masquerade::Key`] to [`crate::masquerade::Half`]: established flows.
     pub const MASQUERADED: &str = "masqueraded";
-    /// The same, of flows that open, close, or were never answered.
+    /// The same, of flows that open, close, or were never answered, and ports that are held.
     pub const MASQUERADED_YOUNG: &str = "masqueraded_new";
     /// Array by port of a byte for each [`crate::masquerade::plane`]: not 0 if a flow ever had the port.
     pub const MASQUERADE_MARKS: &str = "masquerade_mark";

@@ -215,6 +215,14 @@ impl Half {
             padding: 0,
         }
     }
+    /// Whether packets keep their addresses: the flow was opened from outside, toward the container's own.
+    #[inline(always)]
+    pub const fn is_noted(&self) -> bool {
+        let (container, host) = (self.container.halves(), self.host.halves());
+        container[0] == host[0]
+            && container[1] == host[1]
+            && self.container_port.wire() == self.host_port.wire()
+    }
     /// The key of the other half, given this one's.
     #[inline(always)]
     pub const fn counterpart(&self, key: &Key) -> Key {

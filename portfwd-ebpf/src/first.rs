@@ -16,7 +16,7 @@ use crate::{
     flow::{self, Found, Live, Place, Request, Target},
     forward::{self, Published, Way},
     fragment::{self, Seen},
-    log,
+    log, masquerade,
     packet::{Hook, Tc},
     parse::{self, Fragment, Network, Packet, Unparsed},
     shift,
@@ -139,7 +139,10 @@ impl PacketWay<Tc> for Egress {
         if network.fragment == Fragment::Later {
             return follow(hook, &network, Seen::Leaving).unwrap_or(Verdict::NEXT);
         }
-        let packet = parsed!(parse::packet(hook, network), Verdict::NEXT, ERROR);
+        let packet = match parse::packet(hook, network) {
+            Err(Unparsed::Other) => return masquerade::leaving_other(&network),
+            other => parsed!(other, Verdict::NEXT, ERROR),
+        };
         let key = way::reply_key(&packet);
         let of_stack = |live: &Live<A>| live.flow().delivery == Delivery::Stack as u32;
         match flow::of_reply(&key).filter(of_stack) {
@@ -330,7 +333,7 @@ fn request<A: Family>(hook: &Tc, packet: &Packet<A>, slot: PortSlot, ingress: In
             Err(verdict) => return verdict,
         },
     };
-    to_container(hook, packet, &key, &live, way_in.delivery, ingress)
+    to_container(hook, packet, &key, &live, published.index, way_in, ingress)
 }
 
 /// Counts, translates and delivers a request that comes this way.
@@ -340,11 +343,11 @@ fn to_container<A: Family>(
     packet: &Packet<A>,
     key: &FlowKey<A>,
     live: &Live<A>,
-    way_in: u32,
+    index: u32,
+    way_in: Target,
     ingress: Ingress,
 ) -> Verdict {
     let flow = live.flow();
-    let index = flow.forward;
     let Some([link, delivery]) = parse::forget([flow.link, flow.delivery]) else {
         return Verdict::NEXT;
     };
@@ -353,9 +356,9 @@ fn to_container<A: Family>(
         let to_container = Decision::ToContainer;
         fragment::decide(&packet.network, ingress.seen(), to_container, Some(key));
     }
-    let hop = way_in != Delivery::Stack as u32;
-    let is_other_client =
-        way_in == Delivery::Hairpin as u32 || key.client_port.wire() != packet.source_port.wire();
+    let hop = way_in.delivery != Delivery::Stack as u32;
+    let is_other_client = way_in.delivery == Delivery::Hairpin as u32
+        || key.client_port.wire() != packet.source_port.wire();
     let (container, client) = (
         (key.container, key.container_port),
         (key.client, key.client_port),

@@ -1,4 +1,4 @@
-//! Flows: found, opened, kept up, and moved between the tables of settled and of young ones.
+//! Flows: found, opened, kept up, and moved between the tables of settled ones and that of young ones.
 
 use aya_ebpf::{bindings::BPF_NOEXIST, maps::LruHashMap};
 use portfwd_common::{

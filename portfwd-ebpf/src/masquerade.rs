@@ -76,7 +76,10 @@ pub fn coming_back(hook: &Tc, verdict: Verdict) -> Verdict {
 /// The same of a packet of which no more is known than its ports.
 #[inline(always)]
 pub fn coming_back_to(ports: Ports) -> Verdict {
-    match owner::is_active() && pair::is_marked(ports.protocol.number(), ports.destination) {
+    let may_be = owner::is_active()
+        && ports.protocol != Protocol::Sctp
+        && pair::is_marked(ports.protocol.number(), ports.destination);
+    match may_be {
         true => Verdict::stage(Stage::MasqueradeIn),
         false => Verdict::NEXT,
     }
@@ -102,6 +105,9 @@ pub fn out(hook: &Tc) -> Verdict {
         return read;
     }
     let seen = work.seen();
+    if hook.came_in_by() == 0 {
+        return of_host(work, &seen);
+    }
     let known = match pair::of_key(&work.key) {
         Some(live) => pair::advance(work, &live, step(&seen, &work.key, &live, Side::Client)),
         None => false,
@@ -114,6 +120,15 @@ pub fn out(hook: &Tc) -> Verdict {
     }
     note_fragment(hook, work, &seen);
     way::by_family(hook, Write(End::Source))
+}
+
+/// What the host itself sends is its own, whatever its address.
+#[inline(always)]
+fn of_host(work: &mut Work, seen: &Seen) -> Verdict {
+    if seen.is_echo != 0 && !is_local(&work.key.destination) {
+        pair::hold(work);
+    }
+    Verdict::NEXT
 }
 
 /// After the TC ingress of a device, what is no published port's.
@@ -152,7 +167,11 @@ fn step(seen: &Seen, key: &Key, live: &Live, side: Side) -> Step {
     }
     if key.protocol() != Protocol::Tcp.number() {
         let age = live.now.wrapping_sub(half.created);
-        step.next = live.state.after_datagram(side, age);
+        let next = live.state.after_datagram(side, age);
+        // A noted one stays young: spoofed senders may have opened it, any number of them.
+        if !(half.is_noted() && next.is_settled()) {
+            step.next = next;
+        }
     } else if side == Side::Client && flags.opens() && live.state.gives_way_to_syn() {
         step = Step {
             next: State::Opening,
@@ -175,14 +194,9 @@ fn step(seen: &Seen, key: &Key, live: &Live, side: Side) -> Step {
 /// Opens a flow for the packet of `work.key`; READ if it did.
 #[inline(always)]
 fn open(hook: &Tc, work: &mut Work, seen: &Seen) -> Verdict {
-    if hook.came_in_by() == hook.device() || seen.fragment == LATER {
-        return Verdict::NEXT;
-    }
-    // What the host itself sends: also on behalf of what came in, as translated replies, tunnels' packets.
-    if forward::is_host_ip(&work.key.source) {
-        if seen.is_echo != 0 {
-            pair::hold(work);
-        }
+    let stays = hook.came_in_by() == hook.device() || seen.fragment == LATER;
+    // What the host sends on behalf of what came in: translated replies, tunnels' packets.
+    if stays || forward::is_host_ip(&work.key.source) {
         return Verdict::NEXT;
     }
     let is_local = is_local(&work.key.destination);

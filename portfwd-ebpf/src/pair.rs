@@ -272,24 +272,28 @@ pub fn open_as_it_is(work: &mut Work) {
     claim(work);
 }
 
-/// Keeps the port of `work.key`, which is the host's own, from masqueraded flows. One that has it gets
-/// another with the next packet of its container.
+/// Keeps the port of `work.key`, which is the host's own, from masqueraded flows, if there ever was one with
+/// it. One that has it gets another with the next packet of its container.
 #[inline(always)]
 pub fn hold(work: &mut Work) {
-    let now = clock::now();
-    let host = (work.key.source, work.key.source_port);
+    let (now, port) = (clock::now(), work.key.source_port);
+    if !is_marked(work.key.protocol(), port) {
+        return;
+    }
+    let host = (work.key.source, port);
     work.half = Half::new(host, host, 0, now);
     work.half.state = State::UdpUnanswered as u32;
     prepare(work);
     work.other = work.half.counterpart(&work.key);
     if let Some(live) = half_of(&work.other) {
         let half = live.half();
-        if half.owner == 0 && half.last_seen == now {
+        if half.owner != 0 {
+            work.key = half.counterpart(&work.other);
+            for table in [&MASQUERADED, &MASQUERADED_YOUNG] {
+                let _ = table.remove(&work.key);
+            }
+        } else if half.last_seen == now {
             return;
-        }
-        work.key = half.counterpart(&work.other);
-        for table in [&MASQUERADED, &MASQUERADED_YOUNG] {
-            let _ = table.remove(&work.key);
         }
     }
     if write(&work.other, &work.half, false) {

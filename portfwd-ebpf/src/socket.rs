@@ -205,14 +205,15 @@ fn target<A: Argument>(call: &Call, address: A, datagram: bool) -> Option<End> {
         .filter(|_| host.is_loopback() || forward::is_host_address(host));
     let Some(published) = published else {
         let end = (address.ip(), port);
-        let key = SocketKey::new(call.cookie(), end.0, end.1);
+        let key = || SocketKey::new(call.cookie(), end.0, end.1);
         // The same socket may have got there through a published port before.
         if !datagram {
+            let key = key();
             let _ = HOST_SOCKETS.remove(&key);
             forget_datagrams(protocol, &key);
         } else {
             if slot.has(PortSlot::CONTAINER_SIDE) {
-                note_direct(&key);
+                note_direct(&key());
             }
             note_datagram(call, end);
         }

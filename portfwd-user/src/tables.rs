@@ -169,16 +169,16 @@ where
 {
     fn open(
         [settled, streams, young]: [&'static str; 3],
-        mut open: impl FnMut(&'static str) -> Result<MapData, TableError>,
+        mut data: impl FnMut(&'static str) -> Result<MapData, TableError>,
     ) -> Result<Self, TableError> {
-        let mut table = |name| Ok((name, hash(name, open(name)?)?));
+        let mut table = |name| Ok((name, hash(name, data(name)?)?));
         Ok(Self {
             settled: table(settled)?,
             streams: table(streams)?,
             young: table(young)?,
         })
     }
-    /// All of them.
+    /// All of them. A flow that moves meanwhile may be in two, or be missed.
     pub fn tables(&self) -> [&FlowTable<A>; 3] {
         [&self.young, &self.settled, &self.streams]
     }

@@ -235,7 +235,7 @@ fn packets_of_either_direction_keep_both_halves_alive() {
     }
 }
 
-// Fails if an error counts as a packet of the flow that it is about (`ErrorBack` in masquerade/error.rs).
+// Fails if an error counts as a packet of the flow that it is about (`Back` in masquerade/error.rs).
 #[test]
 fn errors_do_not_keep_a_masqueraded_flow_alive() {
     let stand = Stand::new();

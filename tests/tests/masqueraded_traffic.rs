@@ -3,9 +3,13 @@
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::time::{Duration, Instant};
 
+use portfwd_common::flow::ASSURED_AFTER;
+use portfwd_common::maps;
 use portfwd_tests::clients::{self, Protocol, ask};
 use portfwd_tests::deadline::{PATIENCE, SILENCE, patient, until};
+use portfwd_tests::kernel;
 use portfwd_tests::namespace::Namespace;
 use portfwd_tests::needs::{Need, need};
 use portfwd_tests::ping::ping;
@@ -126,13 +130,59 @@ fn the_host_and_a_container_ping_with_one_identifier() {
     topology.masquerade_containers();
     let web = &topology.containers[0].namespace;
     for to in [FOREIGN, FOREIGN6] {
-        for turn in 0..3 {
-            for (who, namespace) in [("container", web), ("host", &topology.host)] {
-                ping(namespace, 77, to, 8)
-                    .unwrap_or_else(|error| panic!("{who} to {to}, turn {turn}: {error}"));
+        // The large ones go in fragments.
+        for (identifier, size) in [(77, 8), (78, 4_000)] {
+            for turn in 0..3 {
+                for (who, namespace) in [("container", web), ("host", &topology.host)] {
+                    let done = ping(namespace, identifier, to, size);
+                    done.unwrap_or_else(|error| panic!("{who}, {size} to {to}, {turn}: {error}"));
+                }
             }
         }
     }
+}
+
+/// How many halves of flows there are in a table.
+fn halves(topology: &Topology, table: &str) -> usize {
+    let table = topology.pinned(table);
+    kernel::keys(&table, kernel::key_size(&table))
+        .expect("keys")
+        .len()
+}
+
+// Fails if what the host sends is known by its address alone (`out` in masquerade.rs): this one is younger than
+// the table of the host's addresses.
+#[test]
+fn a_ping_of_the_host_from_an_address_that_came_later_keeps_it() {
+    let topology = forwarding(Shape::default());
+    topology
+        .portfwd(&["masquerade", "add", "10.99.0.0/24"])
+        .expect_ok();
+    topology.host.ip("addr add 10.99.0.1/32 dev lo
+         route add 203.0.113.9/32 dev eth1 src 10.99.0.1\n");
+    topology
+        .foreign
+        .ip("route replace 10.99.0.1/32 via 203.0.113.1\n");
+    ping(&topology.host, 77, FOREIGN, 8).expect("a reply");
+    assert_eq!(halves(&topology, maps::MASQUERADED_YOUNG), 0);
+}
+
+// Fails if a flow that was opened from outside, as any number of spoofed senders may, counts as a stream
+// (`step` in masquerade.rs): it would be among what floods are not to push out.
+#[test]
+fn datagrams_to_a_containers_own_address_are_no_stream() {
+    let topology = forwarding(Shape::routed());
+    topology.masquerade_containers();
+    let _servers = topology.serve();
+    let to = SocketAddr::new(topology.containers[0].addresses()[0], 80);
+    let socket = clients::datagram_socket(&topology.client, to).expect("a socket");
+    // A masqueraded flow of this age is a stream.
+    let end = Instant::now() + Duration::from_secs(u64::from(ASSURED_AFTER) + 1);
+    while Instant::now() < end {
+        clients::ask_datagram(&socket).expect("an answer");
+    }
+    assert_eq!(halves(&topology, maps::MASQUERADED_YOUNG), 2);
+    assert_eq!(halves(&topology, maps::MASQUERADED), 0);
 }
 
 #[test]
@@ -342,7 +392,7 @@ fn an_end_of_a_container_has_one_port_toward_everybody() {
     }
 }
 
-// Fails if the quote keeps the container's address (`ErrorOut` in masquerade/error.rs).
+// Fails if the quote keeps the container's address (`Out` in masquerade/error.rs).
 #[test]
 fn errors_about_what_a_container_has_been_sent_reach_the_sender() {
     let topology = forwarding(Shape::default());

@@ -188,7 +188,7 @@ impl State {
             _ => lifetimes.transitory,
         }
     }
-    /// Whether the flow belongs into the table of settled flows: both ends have proven that they want
+    /// Whether the flow belongs into a table of settled flows: both ends have proven that they want
     /// it, and at least one of them still does.
     #[inline(always)]
     pub const fn is_settled(self) -> bool {

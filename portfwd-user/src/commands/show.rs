@@ -2,6 +2,8 @@
 
 use std::{
     borrow::Cow,
+    collections::HashSet,
+    hash::Hash,
     net::{IpAddr, SocketAddr},
     time::Duration,
 };
@@ -12,7 +14,7 @@ use portfwd_common::{
     flow::{Flow, FlowKey, Lifetimes, State, is_alive},
     forward::Counters,
     maps,
-    net::{Address, Protocol},
+    net::{Address, NetPort, Protocol},
     verdict::Reason,
 };
 
@@ -27,7 +29,7 @@ use crate::{
     report::{self, DeviceRow, FlowRow, ForwardRow, Published, ReasonRow},
     spec::PortQuery,
     state::{self, Owned},
-    tables::{Hash, TableError, Tables},
+    tables::{Flows, TableError, Tables},
 };
 
 /// The instance, if it is up, and what its maps say.
@@ -150,12 +152,8 @@ pub(super) fn flows(cli: &Cli, container: Option<&Label>) -> Result<(), Error> {
             let tables = &datapath.tables;
             let lifetimes = tables.journal.get(0).lifetimes;
             let clock = Clock { now, lifetimes };
-            for (name, flows) in tables.flows_v4.tables() {
-                collect_flows(flows, name, &state, &clock, &mut rows)?;
-            }
-            for (name, flows) in tables.flows_v6.tables() {
-                collect_flows(flows, name, &state, &clock, &mut rows)?;
-            }
+            collect_flows(&tables.flows_v4, &state, &clock, &mut rows)?;
+            collect_flows(&tables.flows_v6, &state, &clock, &mut rows)?;
             rows.retain(|row| container.is_none_or(|label| *label == row.container));
         }
         None => require(&state::State::default(), container)?,
@@ -176,56 +174,61 @@ struct Clock {
 }
 
 fn collect_flows<A: Address>(
-    flows: &Hash<FlowKey<A>, Flow<A>>,
-    name: &'static str,
+    flows: &Flows<A>,
     state: &state::State,
     clock: &Clock,
     rows: &mut Vec<FlowRow>,
 ) -> Result<(), Error>
 where
-    FlowKey<A>: aya::Pod,
+    FlowKey<A>: aya::Pod + Eq + Hash,
     Flow<A>: aya::Pod,
 {
-    for entry in flows.iter() {
-        let (key, flow) = match entry {
-            Ok(entry) => entry,
-            // An LRU table may drop any entry at any time.
-            Err(MapError::KeyNotFound) => continue,
-            Err(source) => {
-                return Err(TableError::Map {
-                    name,
-                    source: Box::new(source),
-                })
-                .doing(|| "read the flows".to_owned());
+    // One that moves meanwhile is in two tables.
+    let mut shown = HashSet::new();
+    for (name, flows) in flows.tables() {
+        for entry in flows.iter() {
+            match entry {
+                Ok((key, flow)) if shown.insert(key) => {
+                    rows.extend(flow_row(&key, &flow, state, clock));
+                }
+                // An LRU table may drop any entry at any time.
+                Ok(_) | Err(MapError::KeyNotFound) => {}
+                Err(source) => {
+                    let source = Box::new(source);
+                    return Err(TableError::Map { name, source })
+                        .doing(|| "read the flows".to_owned());
+                }
             }
-        };
-        let owner = state.forwards.iter().find(|forward| {
-            forward.index == flow.forward && forward.record.generation == flow.generation
-        });
-        let lives = State::from_number(flow.state)
-            .filter(|state| is_alive(*state, flow.last_seen, clock.now, &clock.lifetimes));
-        let (Some(owner), Some(flow_state)) = (owner, lives) else {
-            continue;
-        };
-        let Some(protocol) = Protocol::from_number(key.protocol as u8) else {
-            continue;
-        };
-        let socket = |address: A, port: portfwd_common::net::NetPort| {
-            SocketAddr::new(IpAddr::from(address.ip()), port.get())
-        };
-        let since = |second: u32| Duration::from_secs(u64::from(clock.now.saturating_sub(second)));
-        rows.push(FlowRow {
-            container: owner.owner.clone(),
-            protocol,
-            client: socket(key.client, key.client_port),
-            host: socket(flow.host, flow.host_port),
-            container_address: socket(key.container, key.container_port),
-            state: Cow::Borrowed(flow_state.name()),
-            age: since(flow.created),
-            idle: since(flow.last_seen),
-        });
+        }
     }
     Ok(())
+}
+
+/// What there is to show of a flow, if it lives and its forward is published.
+fn flow_row<A: Address>(
+    key: &FlowKey<A>,
+    flow: &Flow<A>,
+    state: &state::State,
+    clock: &Clock,
+) -> Option<FlowRow> {
+    let owner = state.forwards.iter().find(|forward| {
+        forward.index == flow.forward && forward.record.generation == flow.generation
+    })?;
+    let flow_state = State::from_number(flow.state)
+        .filter(|state| is_alive(*state, flow.last_seen, clock.now, &clock.lifetimes))?;
+    let socket =
+        |address: A, port: NetPort| SocketAddr::new(IpAddr::from(address.ip()), port.get());
+    let since = |second: u32| Duration::from_secs(u64::from(clock.now.saturating_sub(second)));
+    Some(FlowRow {
+        container: owner.owner.clone(),
+        protocol: Protocol::from_number(key.protocol as u8)?,
+        client: socket(key.client, key.client_port),
+        host: socket(flow.host, flow.host_port),
+        container_address: socket(key.container, key.container_port),
+        state: Cow::Borrowed(flow_state.name()),
+        age: since(flow.created),
+        idle: since(flow.last_seen),
+    })
 }
 
 pub(super) fn status(cli: &Cli) -> Result<(), Error> {

@@ -48,11 +48,11 @@ fn purge_table(
             dead.push((key, half));
         }
     }
-    let flows = dead.iter().filter(|(key, _)| key.is_out()).count();
+    let mut flows = 0;
     for (key, half) in dead {
         // By now the port may be another flow's.
         match table.get(&key, 0) {
-            Ok(now) if now.claim == half.claim => {}
+            Ok(present) if present.claim == half.claim => {}
             Ok(_) | Err(MapError::KeyNotFound) => continue,
             Err(error) => return Err(failed(name)(error)).doing(doing),
         }
@@ -69,6 +69,7 @@ fn purge_table(
             },
         };
         done.map_err(failed(name)).doing(doing)?;
+        flows += usize::from(key.is_out());
     }
     Ok(flows)
 }
