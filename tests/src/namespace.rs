@@ -7,18 +7,27 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::{self, JoinHandle};
+use std::time::SystemTime;
 
 use nix::mount::{MntFlags, umount2};
 use nix::sched::{CloneFlags, setns};
 
 static COUNTER: AtomicU32 = AtomicU32::new(0);
 
-/// A number that no other object of this process has.
+/// Of this process: IDs come again, and what a test that was killed has left keeps its name.
+static STAMP: LazyLock<u32> = LazyLock::new(|| {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    now.map_or(0, |now| now.subsec_nanos() >> 8)
+});
+
+/// A part of names that no other test's objects have.
 #[must_use]
-pub fn unique() -> u32 {
-    COUNTER.fetch_add(1, Ordering::Relaxed)
+pub fn unique() -> String {
+    let number = COUNTER.fetch_add(1, Ordering::Relaxed);
+    format!("{}-{:x}-{number}", std::process::id(), *STAMP)
 }
 
 /// A named network namespace; dropping it removes the name.
@@ -29,13 +38,13 @@ pub struct Namespace {
 }
 
 impl Namespace {
-    /// Makes the namespace `pf-<pid>-<number>-<role>` with its loopback device up.
+    /// Makes the namespace `pf-<unique>-<role>` with its loopback device up.
     ///
     /// # Panics
     /// When `ip` is missing or refuses.
     #[must_use]
     pub fn new(role: &str) -> Self {
-        let name = format!("pf-{}-{}-{role}", std::process::id(), unique());
+        let name = format!("pf-{}-{role}", unique());
         check(
             Command::new("ip").args(["netns", "add", &name]),
             "make a network namespace",

@@ -162,7 +162,7 @@ impl Topology {
     /// When a step fails.
     #[must_use]
     pub fn new(shape: Shape) -> Self {
-        let instance = format!("t{}-{}", std::process::id(), unique());
+        let instance = format!("t{}", unique());
         let bpffs = Bpffs::mount(&instance);
         let host = Namespace::new("host");
         let client = Namespace::new("client");

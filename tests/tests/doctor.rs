@@ -127,7 +127,7 @@ struct ControlGroup(PathBuf);
 
 impl ControlGroup {
     fn new() -> Self {
-        let name = format!("pf-{}-{}", std::process::id(), unique());
+        let name = format!("pf-{}", unique());
         let path = kernel::cgroup_root().join(name);
         fs::create_dir(&path).expect("make a control group");
         Self(path)
