@@ -221,7 +221,7 @@ fn packets_of_either_direction_keep_both_halves_alive() {
         let whole = stand.half(&keys[0]).expect("the out-half");
         for asks in [true, false] {
             let mut old = whole;
-            old.last_seen -= 60;
+            old.last_seen -= 5;
             keys.iter().for_each(|key| stand.put(key, &old));
             match asks {
                 true => assert_eq!(stand.question(&flow), flow.outside),
@@ -243,7 +243,7 @@ fn errors_do_not_keep_a_masqueraded_flow_alive() {
         assert_eq!(stand.question(&flow), flow.outside);
         let keys = flow.keys();
         let mut old = stand.half(&keys[0]).expect("the out-half");
-        old.last_seen -= 60;
+        old.last_seen -= 5;
         keys.iter().for_each(|key| stand.put(key, &old));
         let v4 = flow.far.is_ipv4();
         let quoted = Frame::udp(flow.outside, flow.far, b"question").to_bytes();
@@ -316,12 +316,14 @@ fn port_of_round(round: u16) -> u16 {
 #[test]
 fn a_port_that_somebody_else_is_taking_is_left_to_him() {
     let stand = Stand::new();
+    let up = ["up", "--lifetime", "unanswered=5"];
+    stand.topology.portfwd(&up).expect_ok();
     for flow in Stand::flows() {
         assert_eq!(stand.question(&flow), flow.outside);
         let [out, back] = flow.keys();
         let mut half = stand.half(&back).expect("the in-half");
         stand.remove(&out);
-        half.last_seen -= 10_000;
+        half.last_seen -= 5;
         half.claim = 0;
         stand.put(&back, &half);
         assert_ne!(stand.question(&flow), flow.outside);
