@@ -103,6 +103,30 @@ impl Namespace {
         })
     }
 
+    /// What the kernel has counted here: `group` is that of a table of `/proc/net/netstat` or
+    /// `/proc/net/snmp`, each two lines of names and of values.
+    ///
+    /// # Panics
+    /// When there is no such counter.
+    pub fn counter(&self, group: &str, name: &str) -> u64 {
+        let tables = self.run(|| {
+            ["netstat", "snmp"].map(|file| {
+                fs::read_to_string(format!("/proc/thread-self/net/{file}")).expect("counters")
+            })
+        });
+        let prefix = format!("{group}: ");
+        let mut lines = tables
+            .iter()
+            .flat_map(|table| table.lines())
+            .filter_map(|line| line.strip_prefix(&prefix));
+        let (names, values) = (lines.next(), lines.next());
+        let names = names.unwrap_or_default().split(' ');
+        let mut columns = names.zip(values.unwrap_or_default().split(' '));
+        let found = columns.find(|(column, _)| *column == name);
+        let value = found.and_then(|(_, value)| value.parse().ok());
+        value.unwrap_or_else(|| panic!("no counter {name} of {group}"))
+    }
+
     /// Starts `work` on a thread of its own inside the namespace, without waiting for it.
     ///
     /// # Panics

@@ -152,15 +152,7 @@ fn fragments_arrive_in_any_order() {
 
 /// How many fragments the host's own stack has seen.
 fn fragments_of_the_stack(topology: &Topology) -> u64 {
-    let text = topology.host.output("cat", &["/proc/thread-self/net/snmp"]);
-    let [names, numbers] = [0, 1].map(|row| {
-        let line = text.lines().filter(|line| line.starts_with("Ip:")).nth(row);
-        line.expect("counters of IP").split(' ').collect::<Vec<_>>()
-    });
-    let place = names.iter().position(|name| *name == "ReasmReqds");
-    numbers[place.expect("a counter")]
-        .parse()
-        .expect("a number")
+    topology.host.counter("Ip", "ReasmReqds")
 }
 
 // Fails if what waits goes to the stack as well (`KEPT` in verdict.rs), as it does by a return code that TCX does

@@ -1,6 +1,5 @@
 //! A host with several ways to its clients: replies take the one of the routing table.
 
-use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 
 use portfwd_tests::capture::{Capture, Captured, faults};
@@ -122,20 +121,9 @@ fn check_sources(topology: &Topology, mode: &str) {
 
 /// How many packets the datapath has left to the host's own check, and how many that has dropped.
 fn refused(topology: &Topology) -> [u64; 2] {
-    let text = topology
-        .host
-        .run(|| fs::read_to_string("/proc/thread-self/net/netstat"));
-    let text = text.expect("the host's counters");
-    let mut lines = text
-        .lines()
-        .filter_map(|line| line.strip_prefix("TcpExt: "));
-    let (names, values) = (lines.next().expect("names"), lines.next().expect("values"));
-    let mut columns = names.split(' ').zip(values.split(' '));
-    let dropped = columns.find(|(name, _)| *name == "IPReversePathFilter");
-    let dropped = dropped.and_then(|(_, value)| value.parse().ok());
     [
         topology.counted("reverse-path"),
-        dropped.expect("the host's count"),
+        topology.host.counter("TcpExt", "IPReversePathFilter"),
     ]
 }
 
