@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use portfwd_tests::capture::{Capture, faults};
 use portfwd_tests::clients::{self, Protocol};
 use portfwd_tests::namespace::Namespace;
+use portfwd_tests::needs::{Need, need};
 use portfwd_tests::servers::Server;
 use portfwd_tests::topology::{
     CLIENT, CLIENT6, FOREIGN, FOREIGN6, GATEWAY, GATEWAY6, HOST, HOST6, Shape, Topology,
@@ -227,6 +228,7 @@ fn a_guest_behind_a_tap_device_is_published() {
 // Fails if --loopback asks for the hook on the host's end of a pair.
 #[test]
 fn a_guest_behind_a_tap_device_may_serve_on_its_loopback_address() {
+    need(Need::Tcx);
     let topology = forwarding();
     let guest = Namespace::new("guest");
     let _wire = Tunnel::new(Kind::Tap, (&topology.host, "tap0"), (&guest, "eth0"));

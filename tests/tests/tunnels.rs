@@ -7,6 +7,7 @@ use portfwd_tests::capture::{Capture, faults};
 use portfwd_tests::clients::{self, Answer, Closed, Protocol, bound_socket};
 use portfwd_tests::deadline::{PATIENCE, until};
 use portfwd_tests::namespace::Namespace;
+use portfwd_tests::needs::{Need, need};
 use portfwd_tests::portfwd::expect_error;
 use portfwd_tests::servers::Server;
 use portfwd_tests::topology::{CLIENT, CLIENT6, HOST, HOST6, Shape, Topology};
@@ -255,6 +256,7 @@ fn fragments_and_errors_that_lie_in_pages_are_translated() {
 
 #[test]
 fn a_client_behind_a_tun_device_reaches_a_service_on_the_containers_loopback() {
+    need(Need::Tcx);
     let stand = Stand::new(Shape::default());
     let topology = &stand.topology;
     let container = &topology.containers[0];
@@ -332,6 +334,7 @@ fn a_guest_behind_a_tun_device_is_published() {
 
 #[test]
 fn a_guest_behind_a_tun_device_may_serve_on_its_loopback_address() {
+    need(Need::Tcx);
     let stand = Stand::new(Shape::forwarding());
     let topology = &stand.topology;
     let _guest = Server::start(&stand.remote, &[ip("127.0.0.1"), ip("::1")], 80, "guest");
