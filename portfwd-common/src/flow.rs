@@ -59,6 +59,16 @@ impl<A: Address> FlowKey<A> {
             protocol: protocol as u32,
         }
     }
+    /// A number that two keys hardly share, which tells whose an entry is ([`Flow::key`]).
+    #[inline(always)]
+    pub fn digest(&self) -> u64 {
+        // 2^64 divided by the golden ratio.
+        const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
+        let ports = self.client_port.wire() as u64 | (self.container_port.wire() as u64) << 16;
+        let client = self.client.ip().folded().wrapping_mul(FACTOR);
+        let both = (client ^ self.container.ip().folded()).wrapping_mul(FACTOR);
+        both ^ ports ^ (self.protocol as u64) << 32
+    }
 }
 
 /// Where replies leave the host, as the FIB said when it was last asked.
@@ -82,6 +92,10 @@ pub struct Route<A> {
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Zeroable)]
 pub struct Flow<A> {
+    /// [`FlowKey::digest`] of its key. A table gives the entry to another flow while somebody still looks at
+    /// it; what was read of it counts if this is the same afterwards. It comes first because the kernel
+    /// stores an entry from its beginning.
+    pub key: u64,
     /// Address that the client sent to.
     pub host: A,
     /// Port that the client sent to.
@@ -118,7 +132,7 @@ pub type Shift = FlowKey<V6>;
 
 const _: () = {
     assert!(size_of::<FlowKey<V4>>() == 16 && size_of::<FlowKey<V6>>() == 40);
-    assert!(size_of::<Flow<V4>>() == 64 && size_of::<Flow<V6>>() == 88);
+    assert!(size_of::<Flow<V4>>() == 72 && size_of::<Flow<V6>>() == 96);
 };
 
 // SAFETY: repr(C), all fields Pod; the sizes asserted above are the sums of the fields' sizes, so there
@@ -142,4 +156,39 @@ mod user {
     unsafe impl aya::Pod for super::Flow<V4> {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::Flow<V6> {}
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_key_that_differs_in_one_field_has_another_digest(
+            client: u32, container: u32, ports: (u16, u16), other: u32, port: u16,
+        ) {
+            let key = |client, client_port, container, container_port| {
+                FlowKey::new(
+                    V4(client),
+                    NetPort::new(client_port),
+                    V4(container),
+                    NetPort::new(container_port),
+                    6,
+                )
+            };
+            let own = key(client, ports.0, container, ports.1);
+            let others = [
+                key(other, ports.0, container, ports.1),
+                key(client, ports.0, other, ports.1),
+                key(client, port, container, ports.1),
+                key(client, ports.0, container, port),
+                FlowKey { protocol: 17, ..own },
+            ];
+            for key in others {
+                prop_assert_eq!(key.digest() == own.digest(), key == own);
+            }
+        }
+    }
 }

@@ -50,7 +50,8 @@ pub fn refresh_route<A: Family>(
     let flow = live.flow();
     if flow.route.refreshed != live.now {
         let device = device_of(flow.link);
-        flow.route = fib::route(hook, device, &ends(key, flow), flow.ingress, live.now);
+        let route = fib::route(hook, device, &ends(key, flow), flow.ingress, live.now);
+        live.lead(key, route);
     }
 }
 

@@ -57,7 +57,7 @@ fn from_device<A: Family>(hook: &Tc, network: Network<A>) -> Verdict {
         return verdict;
     }
     match way::translated_before(&packet) {
-        Some(live) => way::delivered(hook, live.flow().link, live.flow().delivery),
+        Some(target) => way::delivered(hook, target.link, target.delivery),
         None => verdict,
     }
 }

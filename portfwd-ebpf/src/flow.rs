@@ -1,10 +1,11 @@
 //! Flows: found, opened, kept up, and moved between the tables of settled ones and that of young ones.
 
 use aya_ebpf::{bindings::BPF_NOEXIST, maps::LruHashMap};
+use core::ops::Deref;
 use portfwd_common::{
     flow::{Flow, FlowKey, Lifetimes, Route, Side, State, is_alive},
     forward::Delivery,
-    net::{NetPort, Protocol},
+    net::{NetPort, Protocol, V6},
     verdict::Reason,
 };
 
@@ -12,7 +13,8 @@ use crate::{
     clock,
     family::Family,
     forward::{self, Published},
-    maps::{JOURNAL, SCRATCH},
+    maps::{JOURNAL, SEEN},
+    pair,
     parse::Packet,
 };
 
@@ -38,30 +40,41 @@ impl<A: Family> Request<A> {
     }
 }
 
-/// A live flow. The kernel may give the entry to another flow at any time (it is one of an LRU table);
-/// programs then read or write a wrong value once, never outside the entry.
+/// What a live flow says: a copy of its entry. The kernel may give the entry to another flow at any time, as
+/// those of LRU tables.
 #[derive(Clone, Copy)]
 pub struct Live<A: 'static> {
-    entry: *mut Flow<A>,
+    said: *mut Flow<A>,
     pub state: State,
     pub now: u32,
 }
 
 impl<A: Family> Live<A> {
     #[inline(always)]
-    fn of(entry: *mut Flow<A>) -> Option<Self> {
-        // SAFETY: an entry of a map.
-        let flow = unsafe { &*entry };
+    fn of(said: *mut Flow<A>) -> Option<Self> {
+        // SAFETY: an entry of a map, or this CPU's own element.
+        let flow = unsafe { &*said };
         let state = State::from_number(flow.state)?;
         let now = clock::now();
         let lives = flow.last_seen == now || is_alive(state, flow.last_seen, now, lifetimes()?);
-        lives.then_some(Self { entry, state, now })
+        lives.then_some(Self { said, state, now })
     }
-    /// The entry.
+    /// The copy of an entry that was found under `key`, if it was still that of `key` once it was copied.
     #[inline(always)]
-    pub fn flow(&self) -> &'static mut Flow<A> {
-        // SAFETY: an entry of a map, whose fields are plain numbers. Maps live as long as the programs.
-        unsafe { &mut *self.entry }
+    fn copied(entry: *mut Flow<A>, key: &FlowKey<A>) -> Option<Self> {
+        let said = said()?;
+        // SAFETY: an entry of a map, and this CPU's own element.
+        pair::copy(unsafe { &*entry }, unsafe { &mut *said });
+        if !is_of_key(entry, key) {
+            return None;
+        }
+        Self::of(said)
+    }
+    /// What it says.
+    #[inline(always)]
+    pub fn flow(&self) -> &'static Flow<A> {
+        // SAFETY: its fields are plain numbers. Maps live as long as the programs.
+        unsafe { &*self.said }
     }
     /// Whether this is the connection that its client has through `published`.
     #[inline(always)]
@@ -80,15 +93,74 @@ impl<A: Family> Live<A> {
         let flow = self.flow();
         forward::visible(flow.forward, flow.generation).is_some()
     }
+    /// Stores the way out.
+    #[inline(always)]
+    pub fn lead(&self, key: &FlowKey<A>, route: Route<A>) {
+        // SAFETY: this CPU's own element.
+        unsafe { (*self.said).route = route };
+        if let Some(entry) = entry(key, self.state.is_settled()) {
+            // SAFETY: an entry of a map.
+            unsafe { (*entry).route = route };
+        }
+    }
+}
+
+/// A live flow that is read where it lies: what was read counts only if [`InPlace::is_still`] says so
+/// afterwards.
+#[derive(Clone, Copy)]
+pub struct InPlace<A: 'static>(Live<A>);
+
+impl<A> Deref for InPlace<A> {
+    type Target = Live<A>;
+    #[inline(always)]
+    fn deref(&self) -> &Live<A> {
+        &self.0
+    }
+}
+
+impl<A: Family> InPlace<A> {
+    /// Whether it is still the flow of `key`.
+    #[inline(always)]
+    pub fn is_still(&self, key: &FlowKey<A>) -> bool {
+        is_of_key(self.said, key)
+    }
     /// Notes a packet that changes nothing: stored at most once a second, so that two CPUs do not fight
     /// for the cache line.
     #[inline(always)]
     pub fn touch(&self) {
-        let flow = self.flow();
-        if flow.last_seen != self.now {
-            flow.last_seen = self.now;
+        if self.flow().last_seen != self.now {
+            // SAFETY: an entry of a map.
+            unsafe { (*self.said).last_seen = self.now };
         }
     }
+}
+
+/// Whether the entry is that of `key`, after all that has been read of it.
+#[inline(always)]
+fn is_of_key<A: Family>(entry: *const Flow<A>, key: &FlowKey<A>) -> bool {
+    // SAFETY: an aligned word of a map.
+    unsafe { read_last(&raw const (*entry).key) == key.digest() }
+}
+
+/// Reads a word after everything that has been read before. (The processor keeps the order of loads, but the
+/// compiler need not.)
+///
+/// # Safety
+/// As for reading it at all.
+#[inline(always)]
+pub unsafe fn read_last<T: Copy>(word: *const T) -> T {
+    // SAFETY: no instruction at all, and the caller's.
+    unsafe {
+        core::arch::asm!("", options(nostack));
+        core::ptr::read_volatile(word)
+    }
+}
+
+/// Where this CPU keeps what a flow says.
+#[inline(always)]
+fn said<A: Family>() -> Option<*mut Flow<A>> {
+    const { assert!(size_of::<Flow<A>>() <= size_of::<Flow<V6>>()) };
+    SEEN.get_ptr_mut(0).map(<*mut Flow<V6>>::cast)
 }
 
 #[inline(always)]
@@ -99,14 +171,27 @@ pub fn lifetimes() -> Option<&'static Lifetimes> {
         .map(|journal| unsafe { &(*journal).lifetimes })
 }
 
-/// The settled flow with this key. A lookup for each table, where [`home`] would do: the kernel writes the
-/// lookup out in place only if it knows the table.
+/// The settled flow with this key.
 #[inline(always)]
-pub fn settled<A: Family>(key: &FlowKey<A>) -> Option<Live<A>> {
-    Live::of(match is_datagram(key) {
-        true => A::streams().get_ptr_mut(key)?,
-        false => A::flows().get_ptr_mut(key)?,
-    })
+pub fn settled<A: Family>(key: &FlowKey<A>) -> Option<InPlace<A>> {
+    Live::of(entry(key, true)?).map(InPlace)
+}
+
+/// The entry under `key` of a table of settled flows, or of young ones. A lookup for each table, where [`home`]
+/// would do: the kernel writes the lookup out in place only if it knows the table.
+#[inline(always)]
+fn entry<A: Family>(key: &FlowKey<A>, settled: bool) -> Option<*mut Flow<A>> {
+    match (settled, is_datagram(key)) {
+        (true, true) => A::streams().get_ptr_mut(key),
+        (true, false) => A::flows().get_ptr_mut(key),
+        (false, _) => A::young().get_ptr_mut(key),
+    }
+}
+
+/// What is under `key` in such a table and lives.
+#[inline(always)]
+fn found<A: Family>(key: &FlowKey<A>, settled: bool) -> Option<Live<A>> {
+    Live::copied(entry(key, settled)?, key)
 }
 
 #[inline(always)]
@@ -127,8 +212,19 @@ fn home<A: Family>(key: &FlowKey<A>) -> &'static LruHashMap<FlowKey<A>, Flow<A>>
 /// it is looked for there: it was not yet in the one, and is no longer in the other.
 #[inline(always)]
 pub fn of_key<A: Family>(key: &FlowKey<A>) -> Option<Live<A>> {
-    let young = || Live::of(A::young().get_ptr_mut(key)?);
-    settled(key).or_else(young).or_else(|| settled(key))
+    // No closures: LLVM makes functions of some, from which no tail call is allowed.
+    for settled in [true, false, true] {
+        if let Some(live) = found(key, settled) {
+            return Some(live);
+        }
+    }
+    None
+}
+
+/// Whether no flow has this key, not even a dead one.
+#[inline(always)]
+pub fn is_free<A: Family>(key: &FlowKey<A>) -> bool {
+    entry(key, true).is_none() && entry(key, false).is_none()
 }
 
 /// The flow of a reply with this key, if its forward is still published.
@@ -175,6 +271,18 @@ pub struct Target {
     pub delivery: u32,
 }
 
+impl Target {
+    /// That of a flow.
+    #[inline(always)]
+    pub fn of<A: Family>(live: &Live<A>) -> Self {
+        let flow = live.flow();
+        Self {
+            link: flow.link,
+            delivery: flow.delivery,
+        }
+    }
+}
+
 /// Whether a new flow may take the place of one with its key.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Place {
@@ -187,6 +295,7 @@ pub enum Place {
 /// What there is to say of a flow that `packet` opens, with its state and the second.
 #[inline(always)]
 fn new<A: Family>(
+    key: &FlowKey<A>,
     packet: &Packet<A>,
     published: &Published,
     target: Target,
@@ -198,6 +307,7 @@ fn new<A: Family>(
         _ => State::Opening,
     };
     let flow = Flow {
+        key: key.digest(),
         host: packet.network.destination,
         host_port: packet.destination_port,
         client_port: packet.source_port,
@@ -232,19 +342,16 @@ pub fn open<A: Family>(
     ingress: u32,
     place: Place,
 ) -> Result<Live<A>, Reason> {
-    let scratch = SCRATCH
-        .get_ptr_mut(0)
-        .ok_or(Reason::FlowTableFull)?
-        .cast::<Flow<A>>();
-    let (flow, state, now) = new(packet, published, target, ingress);
+    let said = said().ok_or(Reason::FlowTableFull)?;
+    let (flow, state, now) = new(key, packet, published, target, ingress);
     let flags = match place {
         Place::Any => 0,
         Place::Free => BPF_NOEXIST as u64,
     };
     // SAFETY: this CPU's own element, which has room for a flow of either family.
     let flow = unsafe {
-        *scratch = flow;
-        &*scratch
+        *said = flow;
+        &*said
     };
     A::young()
         .insert(key, flow, flags)
@@ -254,40 +361,56 @@ pub fn open<A: Family>(
         let _ = home(key).remove(key);
     }
     forward::count_connection(published.index);
-    let entry = A::young().get_ptr_mut(key).ok_or(Reason::FlowTableFull)?;
-    Ok(Live { entry, state, now })
+    Ok(Live { said, state, now })
 }
 
-/// Notes a packet of a live flow. A flow that settles, or is closed, moves to the other table.
+/// Notes a packet of a flow that is kept. One that settles, or is closed, moves to the other table.
 #[inline(always)]
 pub fn advance<A: Family>(live: &Live<A>, key: &FlowKey<A>, side: Side, packet: &Packet<A>) {
-    live.touch();
     let (flow, state) = (live.flow(), live.state);
+    let (seen, known_ack) = (flow.last_seen, flow.client_ack);
+    let mut client_ack = known_ack;
     let next = if packet.protocol == Protocol::Udp {
         state.after_datagram(side, live.now.wrapping_sub(flow.created))
     } else {
         if side == Side::Container && packet.flags.answers() {
-            flow.client_ack = packet.sequence.wrapping_add(1);
+            client_ack = packet.sequence.wrapping_add(1);
         }
         let proven = match side {
-            Side::Client => packet.proves(flow.client_ack),
+            Side::Client => packet.proves(client_ack),
             Side::Container => packet.has_data() || packet.flags.turns(),
         };
         state.after(side, packet.flags, proven)
     };
-    if next == state {
-        return;
+    // SAFETY: this CPU's own element.
+    unsafe {
+        (*live.said).last_seen = live.now;
+        (*live.said).client_ack = client_ack;
+        (*live.said).state = next as u32;
     }
-    flow.state = next as u32;
     match (state.is_settled(), next.is_settled()) {
-        (false, true) => settle(A::young(), home(key), key, flow),
-        (true, false) => settle(home(key), A::young(), key, flow),
-        _ => {}
+        (false, true) => settle(A::young(), home(key), key, live.flow()),
+        (true, false) => settle(home(key), A::young(), key, live.flow()),
+        _ if seen == live.now && next == state && client_ack == known_ack => {}
+        (settled, _) => note(key, settled, live.flow()),
     }
 }
 
-/// Moves an entry. It is in both tables for a moment, never in none; if the other one takes nothing, it
-/// stays where it was.
+/// Stores what a packet has changed of a flow that stays where it is.
+#[inline(always)]
+fn note<A: Family>(key: &FlowKey<A>, settled: bool, flow: &Flow<A>) {
+    if let Some(entry) = entry(key, settled) {
+        // SAFETY: an entry of a map.
+        unsafe {
+            (*entry).last_seen = flow.last_seen;
+            (*entry).client_ack = flow.client_ack;
+            (*entry).state = flow.state;
+        }
+    }
+}
+
+/// Moves a flow, as it says it is. It is in both tables for a moment, never in none; if the other one takes
+/// nothing, it stays where it was.
 #[inline(always)]
 fn settle<A: Family>(
     from: &LruHashMap<FlowKey<A>, Flow<A>>,

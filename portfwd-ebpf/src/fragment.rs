@@ -20,7 +20,7 @@ use portfwd_common::{
 use crate::{
     clock,
     family::{DESTINATION_OPTIONS, Family},
-    forward,
+    flow, forward,
     maps::{DATAGRAMS, FIRST_FRAGMENT, HELD, HELD_SCRATCH},
     packet::{Hook, Tc},
     parse::Network,
@@ -66,9 +66,9 @@ fn key_of<A: Family>(network: &Network<A>, seen: Seen) -> DatagramKey {
 #[inline(always)]
 pub fn decision<A: Family>(network: &Network<A>, seen: Seen) -> Option<(Decision, FlowKey<A>)> {
     let key = key_of(network, seen);
-    let datagram = DATAGRAMS.get_ptr(&key)?;
+    let entry = DATAGRAMS.get_ptr(&key)?;
     // SAFETY: an element of an LRU map, whose fields are plain numbers.
-    let datagram = unsafe { &*datagram };
+    let datagram = unsafe { &*entry };
     if clock::now().wrapping_sub(datagram.since) >= DATAGRAM_LIFETIME {
         return None;
     }
@@ -79,7 +79,10 @@ pub fn decision<A: Family>(network: &Network<A>, seen: Seen) -> Option<(Decision
         datagram.container_port,
         datagram.protocol as u8,
     );
-    Some((Decision::from_number(datagram.decision)?, flow))
+    let decision = Decision::from_number(datagram.decision)?;
+    // SAFETY: an aligned word of the element. It may have become another datagram's meanwhile.
+    let is_its = unsafe { flow::read_last(&raw const (*entry).key) } == key.digest();
+    is_its.then_some((decision, flow))
 }
 
 /// Notes what was decided about the first fragment of a datagram. If there is no room, the others are
@@ -91,7 +94,8 @@ pub fn decide<A: Family>(
     decision: Decision,
     flow: Option<&FlowKey<A>>,
 ) {
-    let mut datagram = undecided(decision, 0);
+    let key = key_of(network, seen);
+    let mut datagram = undecided(&key, decision, 0);
     if let Some(flow) = flow {
         datagram.protocol = flow.protocol;
         datagram.client_port = flow.client_port;
@@ -99,7 +103,7 @@ pub fn decide<A: Family>(
         datagram.client = flow.client.ip();
         datagram.container = flow.container.ip();
     }
-    let _ = DATAGRAMS.insert(&key_of(network, seen), &datagram, 0);
+    let _ = DATAGRAMS.insert(&key, &datagram, 0);
 }
 
 /// Keeps the key of what may be a first fragment, from a device, for [`let_pass`]: on the stack there is no
@@ -117,15 +121,23 @@ pub fn remember<A: Family>(network: &Network<A>) {
 pub fn let_pass() {
     if let Some(first) = FIRST_FRAGMENT.get_ptr(0) {
         // SAFETY: as above.
-        let _ = DATAGRAMS.insert(unsafe { &*first }, &undecided(Decision::Pass, 0), 0);
+        let first = unsafe { &*first };
+        let _ = DATAGRAMS.insert(first, &undecided(first, Decision::Pass, 0), 0);
     }
 }
 
 #[inline(always)]
-fn undecided(decision: Decision, held: u32) -> Datagram {
+fn undecided(key: &DatagramKey, decision: Decision, held: u32) -> Datagram {
     let zero = core::hint::black_box(0);
     let blank = core::hint::black_box(0);
-    Datagram::new(decision, clock::now(), held, blank, V6(zero, zero).ip())
+    Datagram::new(
+        key,
+        decision,
+        clock::now(),
+        held,
+        blank,
+        V6(zero, zero).ip(),
+    )
 }
 
 /// Whether a fragment that is not the first may belong to a published port: then it is worth to wait.
@@ -166,7 +178,7 @@ pub fn hold<A: Family>(hook: &Tc, network: &Network<A>) -> bool {
 /// Begins to wait for the first fragment. Not if it came this very moment, on another CPU.
 #[inline(always)]
 fn wait(key: &DatagramKey) -> bool {
-    let datagram = undecided(Decision::Waiting, 1);
+    let datagram = undecided(key, Decision::Waiting, 1);
     DATAGRAMS.insert(key, &datagram, BPF_NOEXIST as u64).is_ok()
 }
 

@@ -66,6 +66,9 @@ pub static YOUNG_V6: LruHashMap<FlowKey<V6>, Flow<V6>> =
 /// stack. Wide enough for a flow of either family.
 #[map(name = "scratch")]
 pub static SCRATCH: PerCpuArray<Flow<V6>> = PerCpuArray::with_max_entries(1, 0);
+/// What the flow said that this CPU's packet belongs to.
+#[map(name = "seen")]
+pub static SEEN: PerCpuArray<Flow<V6>> = PerCpuArray::with_max_entries(1, 0);
 #[map(name = "shifts")]
 pub static SHIFTS: LruHashMap<Shift, u32> = LruHashMap::with_max_entries(MAX_SHIFTS, 0);
 #[map(name = "datagrams")]

@@ -83,7 +83,7 @@ pub fn open<A: Family>(
         let random = unsafe { bpf_get_prandom_u32() } & 0xffff;
         let port = NetPort::new((random | SYSTEM_PORTS) as u16);
         key.client_port = port;
-        flow::of_key(key).is_none().then_some(port)
+        flow::is_free(key).then_some(port)
     };
     let free = attempt()
         .or_else(&mut attempt)

@@ -13,7 +13,7 @@ use portfwd_common::{
 use crate::{
     deliver,
     family::Family,
-    flow::{self, Live, Request},
+    flow::{self, Request, Target},
     forward::{self, Way},
     maps::{LINK_SOURCES, LINKS},
     masquerade,
@@ -107,7 +107,7 @@ impl PacketWay<Tc> for Device {
             Self::ERROR
         );
         match request(hook, &packet, slot, 0) {
-            Some(Ok(live)) => delivered(hook, live.flow().link, live.flow().delivery),
+            Some(Ok(target)) => delivered(hook, target.link, target.delivery),
             Some(Err(verdict)) if verdict.goes_on() => masquerade::coming_back_to(ports),
             Some(Err(verdict)) => verdict,
             None => Self::FIRST,
@@ -183,7 +183,7 @@ impl PacketWay<Tc> for Link {
             return Verdict::drop(Reason::ForeignSource, 0);
         }
         match request(hook, &packet, slot, hook.device()) {
-            Some(Ok(live)) => delivered(hook, live.flow().link, live.flow().delivery),
+            Some(Ok(target)) => delivered(hook, target.link, target.delivery),
             Some(Err(verdict)) => verdict,
             None => Self::REQUEST,
         }
@@ -243,25 +243,25 @@ impl PacketWay<Tc> for Egress {
     }
 }
 
-/// From outside to the container, if the packet belongs to a settled flow: the flow, with the packet
-/// translated, or what became of it. `link` is the container's link that it came by, 0 if by none.
+/// From outside to the container, if the packet belongs to a settled flow: where it goes, translated, or what
+/// became of it. `link` is the container's link that it came by, 0 if by none.
 #[inline(always)]
 fn request<H: Hook, A: Family>(
     hook: &H,
     packet: &Packet<A>,
     slot: PortSlot,
     link: u32,
-) -> Option<Result<Live<A>, Verdict>> {
+) -> Option<Result<Target, Verdict>> {
     let destination = packet.network.destination;
     let port = packet.destination_port;
     let Some(published) = forward::published(slot, packet.protocol, destination, port) else {
         let by_xdp = link == 0 && slot.has(PortSlot::CONTAINER_SIDE);
-        let live = if by_xdp {
+        let target = if by_xdp {
             translated_before(packet)
         } else {
             None
         };
-        return Some(live.ok_or(Verdict::NEXT));
+        return Some(target.ok_or(Verdict::NEXT));
     };
     let record = published.record;
     let target = A::from_ip(record.target);
@@ -273,8 +273,10 @@ fn request<H: Hook, A: Family>(
     let protocol = packet.network.protocol;
     let key = FlowKey::new(source, packet.source_port, target, target_port, protocol);
     let live = flow::settled(&key)?;
-    let hop = live.flow().delivery != Delivery::Stack as u32;
-    if !live.is_of(&Request::of(packet), &published) || (hop && packet.network.hops <= 1) {
+    let way_in = Target::of(&live);
+    let hop = way_in.delivery != Delivery::Stack as u32;
+    let is_own = live.is_of(&Request::of(packet), &published) && live.is_still(&key);
+    if !is_own || (hop && packet.network.hops <= 1) {
         return None;
     }
     live.touch();
@@ -282,32 +284,36 @@ fn request<H: Hook, A: Family>(
     let end = End::Destination;
     let translated = translate::rewrite(hook, packet, end, target, target_port, hop);
     Some(match translated {
-        Ok(()) => Ok(live),
+        Ok(()) => Ok(way_in),
         Err(reason) => Err(Verdict::drop(reason, published.index)),
     })
 }
 
-/// A packet that XDP has translated already: its destination is a flow's container. (Its port may be
-/// published as well, for another one.)
+/// Where a packet goes that XDP has translated already: its destination is a flow's container. (Its port may
+/// be published as well, for another one.)
 #[inline(always)]
-pub fn translated_before<A: Family>(packet: &Packet<A>) -> Option<Live<A>> {
+pub fn translated_before<A: Family>(packet: &Packet<A>) -> Option<Target> {
     let network = &packet.network;
-    flow::settled(&FlowKey::new(
+    let key = FlowKey::new(
         network.source,
         packet.source_port,
         network.destination,
         packet.destination_port,
         network.protocol,
-    ))
+    );
+    let live = flow::settled(&key)?;
+    let target = Target::of(&live);
     // XDP leaves a container's connection with itself to TC, and nobody else may claim to be in one.
-    .filter(|live| live.flow().delivery != Delivery::Hairpin as u32 && live.is_published())
+    let is_its = target.delivery != Delivery::Hairpin as u32 && live.is_published();
+    (is_its && live.is_still(&key)).then_some(target)
 }
 
 /// From the container back to the client, if the packet belongs to a settled flow of this link whose
 /// route is fresh.
 #[inline(always)]
 fn reply<A: Family>(hook: &Tc, packet: &Packet<A>) -> Option<Verdict> {
-    let live = flow::settled(&reply_key(packet))?;
+    let key = reply_key(packet);
+    let live = flow::settled(&key)?;
     let flow = live.flow();
     let plain = !packet.flags.turns()
         && packet.network.hops > 1
@@ -318,8 +324,11 @@ fn reply<A: Family>(hook: &Tc, packet: &Packet<A>) -> Option<Verdict> {
     if !plain || !live.is_published() || !deliver::fits(hook, packet, &flow.route) {
         return None;
     }
-    live.touch();
     let (index, host, port, route) = (flow.forward, flow.host, flow.host_port, flow.route);
+    if !live.is_still(&key) {
+        return None;
+    }
+    live.touch();
     forward::count_packet(index, Way::ToClient, packet.length);
     Some(
         match translate::rewrite(hook, packet, End::Source, host, port, true) {

@@ -95,8 +95,13 @@ impl<'a> Datapath<'a> {
             .run(|| self.run_inside(program, device, 0, frame))
     }
 
-    /// The same on a thread that is inside the host's namespace.
-    fn run_inside(
+    /// The same on a thread that is inside the host's namespace; TCP data goes in segments of `segment` bytes,
+    /// unless that is 0.
+    ///
+    /// # Panics
+    /// When the kernel refuses to.
+    #[must_use]
+    pub fn run_inside(
         &self,
         program: Program,
         device: &str,

@@ -139,7 +139,13 @@ fn follow<A: Family>(hook: &Tc, work: &mut Work, network: &Network<A>) -> Verdic
         return Verdict::NEXT;
     }
     pair::copy(&followed.key, &mut work.key);
-    Verdict::READ
+    // Somebody else's by now, as an entry of a table may be at any time.
+    let is_its =
+        work.key.source == network.source.ip() && work.key.destination == network.destination.ip();
+    match is_its {
+        true => Verdict::READ,
+        false => Verdict::NEXT,
+    }
 }
 
 /// Translates the packet of [`Work`] to what `work.half` says.

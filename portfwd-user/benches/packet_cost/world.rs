@@ -142,6 +142,7 @@ impl Way {
             Transport::Udp => (State::UdpAssured, &mut flows.streams),
         };
         let flow = Flow {
+            key: key.digest(),
             host: address(self.family.end(self.end)),
             host_port: NetPort::new(PORTS[self.end]),
             client_port: NetPort::new(CLIENT_PORT),
