@@ -356,7 +356,7 @@ pub fn open<A: Family>(
     A::young()
         .insert(key, flow, flags)
         .map_err(|_| Reason::FlowTableFull)?;
-    // Its predecessor may be in the other table, which is asked first.
+    // Its predecessor may be in a table of settled ones, which is asked first.
     if place == Place::Any {
         let _ = home(key).remove(key);
     }
@@ -364,7 +364,7 @@ pub fn open<A: Family>(
     Ok(Live { said, state, now })
 }
 
-/// Notes a packet of a flow that is kept. One that settles, or is closed, moves to the other table.
+/// Notes a packet of a flow that is kept. One that settles, or is closed, moves to another table.
 #[inline(always)]
 pub fn advance<A: Family>(live: &Live<A>, key: &FlowKey<A>, side: Side, packet: &Packet<A>) {
     let (flow, state) = (live.flow(), live.state);

@@ -23,6 +23,7 @@ use crate::{
     maps::HOST_SOCKETS,
     packet::{Hook, Tc},
     parse::{self, Fragment, Network, Ports},
+    socket,
     verdict::Verdict,
     way::PacketWay,
 };
@@ -114,9 +115,6 @@ fn is_published<A: Family>(hook: &Tc, network: &Network<A>, ports: Ports) -> boo
     // SAFETY: a live context; 0 for a packet of no socket.
     let cookie = unsafe { bpf_get_socket_cookie(hook.context()) };
     let key = SocketKey::new(cookie, network.destination.ip(), ports.destination);
-    match HOST_SOCKETS.get_ptr(&key) {
-        // SAFETY: an element of an LRU map; see `flow::Live`.
-        Some(origin) => unsafe { serves((*origin).forward, (*origin).generation) },
-        None => false,
-    }
+    socket::said(&HOST_SOCKETS, &key)
+        .is_some_and(|origin| serves(origin.forward, origin.generation))
 }

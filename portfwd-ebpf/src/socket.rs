@@ -249,12 +249,7 @@ fn note_origin(
     key: &SocketKey,
     origin: &SocketOrigin,
 ) -> Option<()> {
-    let known = match known_ends.get_ptr(key) {
-        // SAFETY: an element of an LRU map; see `flow::Live`.
-        Some(known) => unsafe { *known == *origin },
-        None => false,
-    };
-    if !known {
+    if said(known_ends, key) != Some(*origin) {
         known_ends.insert(key, origin, 0).ok()?;
         forward::count_connection(origin.forward);
     }
@@ -273,11 +268,9 @@ fn forget_datagrams(protocol: Protocol, key: &SocketKey) {
 /// port before: for as long as that is remembered.
 #[inline(always)]
 fn note_direct(key: &SocketKey) {
-    let Some(known) = sent_through(key) else {
+    let Some(mut origin) = sent_through(key) else {
         return;
     };
-    // SAFETY: an element of an LRU map; see `flow::Live`.
-    let mut origin = unsafe { *known };
     if (origin.address, origin.port) != (key.peer, key.port) {
         (origin.address, origin.port) = (key.peer, key.port);
         // Without room for it the answer bears the other address.
@@ -288,10 +281,18 @@ fn note_direct(key: &SocketKey) {
 /// What a UDP socket asked by, when its datagrams went to that end: a datagram that is sent to an address of
 /// its own comes after the `connect`.
 #[inline(always)]
-fn sent_through(key: &SocketKey) -> Option<*const SocketOrigin> {
-    HOST_PEERS
-        .get_ptr(key)
-        .or_else(|| HOST_SOCKETS.get_ptr(key))
+fn sent_through(key: &SocketKey) -> Option<SocketOrigin> {
+    said(&HOST_PEERS, key).or_else(|| said(&HOST_SOCKETS, key))
+}
+
+/// What the entry of `key` says. The kernel may give it to another socket while it is read, as those of LRU
+/// tables: it was still this one's if it is found again.
+#[inline(always)]
+pub fn said(table: &LruHashMap<SocketKey, SocketOrigin>, key: &SocketKey) -> Option<SocketOrigin> {
+    let entry = table.get_ptr(key)?;
+    // SAFETY: an element of a map.
+    let origin = unsafe { *entry };
+    (table.get_ptr(key) == Some(entry)).then_some(origin)
 }
 
 /// Remembers whom an unconnected UDP socket talks to, if its own port is one that is published: the
@@ -323,10 +324,9 @@ fn origin<A: Argument>(call: &Call, address: A, datagram: bool) -> Option<End> {
     let origin = if datagram {
         sent_through(&key)
     } else {
-        HOST_SOCKETS.get_ptr(&key)
+        said(&HOST_SOCKETS, &key)
     }?;
-    // SAFETY: an element of an LRU map; see `flow::Live`.
-    unsafe { Some(((*origin).address, (*origin).port)) }
+    Some((origin.address, origin.port))
 }
 
 #[inline(always)]
