@@ -210,6 +210,10 @@ impl Forward {
     }
 }
 
+/// Seconds for which a claim holds: longer than a look at the host's sockets takes, and no longer than people
+/// wait who wonder why a port is still taken after a command was killed.
+pub const CLAIM_LIFETIME: u32 = 10;
+
 /// The rule behind [`Forward::is_visible`].
 #[inline(always)]
 pub const fn is_visible(since: u64, until: u64, committed: u64) -> bool {
@@ -224,6 +228,9 @@ pub struct Journal {
     pub committed: u64,
     /// Not 0 while a transaction writes: its number. Found by the next command after a crash.
     pub open: u64,
+    /// When the open transaction claimed what it will publish, for [`CLAIM_LIFETIME`]: processes of the host
+    /// cannot bind it any more. Seconds on `CLOCK_MONOTONIC`, 0 for not yet.
+    pub claimed: u64,
     /// One more than the highest index of a forward ever used.
     pub forwards_used: u32,
     /// ID that was given to an attachment last.
@@ -261,7 +268,7 @@ const _: () = {
     assert!(size_of::<AddressPort>() == 24);
     assert!(size_of::<Forward>() == 128);
     assert!(core::mem::offset_of!(Forward, host) == 64);
-    assert!(size_of::<Journal>() == 72);
+    assert!(size_of::<Journal>() == 80);
     assert!(size_of::<Counters>() == 48);
 };
 

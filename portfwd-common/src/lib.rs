@@ -17,7 +17,7 @@ pub mod verdict;
 
 /// Version of everything that is pinned: names, types and meaning of maps. A loader refuses an instance
 /// with another number.
-pub const LAYOUT: u32 = 4;
+pub const LAYOUT: u32 = 5;
 
 /// Names of the maps, which are also the names of their pins.
 pub mod maps {
@@ -215,6 +215,8 @@ pub mod programs {
         "getpeername4",
         "getpeername6",
     ];
+    /// The programs of the root cgroup for sockets that are bound.
+    pub const BIND: [&str; 2] = ["bind4", "bind6"];
     /// The program of the root cgroup for sockets that are closed.
     pub const SOCKET_RELEASE: &str = "sock_release";
 }

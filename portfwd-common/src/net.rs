@@ -175,6 +175,8 @@ pub trait Address: Copy + PartialEq + Pod {
     /// Destinations that no forward may translate: unspecified, loopback, link-local, multicast and
     /// limited broadcast.
     fn is_never_forwarded(self) -> bool;
+    /// 224/4 or ff00::/8.
+    fn is_multicast(self) -> bool;
     /// Sources that nobody sends from: unspecified, loopback, multicast and reserved ones.
     fn is_impossible_source(self) -> bool;
 }
@@ -227,6 +229,10 @@ impl Address for V4 {
         first == 0 || first == 127 || first >= 224 || host >> 16 == 0xa9fe
     }
     #[inline(always)]
+    fn is_multicast(self) -> bool {
+        u32::from_be(self.0) >> 28 == 0xe
+    }
+    #[inline(always)]
     fn is_impossible_source(self) -> bool {
         let first = u32::from_be(self.0) >> 24;
         first == 0 || first == 127 || first >= 224
@@ -260,6 +266,10 @@ impl Address for V6 {
         let top = u64::from_be(self.0) >> 48;
         // ff00::/8 is multicast, fe80::/10 link-local.
         top >> 8 == 0xff || top & 0xffc0 == 0xfe80 || self.is_no_address()
+    }
+    #[inline(always)]
+    fn is_multicast(self) -> bool {
+        u64::from_be(self.0) >> 56 == 0xff
     }
     #[inline(always)]
     fn is_impossible_source(self) -> bool {

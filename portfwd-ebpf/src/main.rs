@@ -16,6 +16,7 @@
     reason = "map keys stay where they were built: passing them by value may copy them"
 )]
 
+mod bind;
 mod clock;
 mod deliver;
 mod error;

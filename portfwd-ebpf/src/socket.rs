@@ -26,8 +26,8 @@ use crate::{
 #[unsafe(no_mangle)]
 static HOST_NETNS: Global<u64> = Global::new(0);
 
-/// Every program lets the call go on: none of them denies anything.
-const ALLOW: i32 = 1;
+/// The call goes on. None of the programs here denies anything.
+pub const ALLOW: i32 = 1;
 
 /// `LOOPBACK_IFINDEX` of net/flow.h: every namespace's.
 const LOOPBACK_DEVICE: u32 = 1;
@@ -42,19 +42,19 @@ macro_rules! wide {
 }
 
 /// The call that a program looks at.
-struct Call(*mut bpf_sock_addr);
+pub struct Call(*mut bpf_sock_addr);
 
 impl Call {
     /// Only sockets of the host's own namespace count.
     #[inline(always)]
-    fn of_host(context: &SockAddrContext) -> Option<Self> {
+    pub fn of_host(context: &SockAddrContext) -> Option<Self> {
         let call = Self(context.sock_addr);
         // SAFETY: a live context.
         let netns = unsafe { bpf_get_netns_cookie(call.0.cast()) };
         (netns == HOST_NETNS.load()).then_some(call)
     }
     #[inline(always)]
-    fn protocol(&self) -> Option<Protocol> {
+    pub fn protocol(&self) -> Option<Protocol> {
         // SAFETY: a live context.
         match unsafe { (*self.0).protocol } {
             6 => Some(Protocol::Tcp),
@@ -68,7 +68,7 @@ impl Call {
         unsafe { bpf_get_socket_cookie(self.0.cast()) }
     }
     #[inline(always)]
-    fn port(&self) -> NetPort {
+    pub fn port(&self) -> NetPort {
         // SAFETY: a live context; the port is in network order in the lower half.
         NetPort::from_wire(
             unsafe { core::ptr::read_volatile(&raw const (*self.0).user_port) } as u16,
@@ -135,7 +135,7 @@ impl Call {
 }
 
 /// The address argument of a call, in one family.
-trait Argument: Family {
+pub trait Argument: Family {
     fn read(call: &Call) -> Self;
     fn write(call: &Call, address: Self);
 }

@@ -2,17 +2,19 @@
 //! undone backwards if a step fails.
 
 use std::{
+    collections::BTreeSet,
     net::IpAddr,
     time::{SystemTime, UNIX_EPOCH},
 };
 
 use portfwd_common::{
-    forward::{Delivery, MAX_FORWARDS},
+    forward::{CLAIM_LIFETIME, Delivery, MAX_FORWARDS},
     host, maps,
     net::Ip,
 };
 
 use crate::{
+    clock,
     datapath::{Datapath, Writable},
     error::{Doing, Error},
     hooks::{self, Hook},
@@ -20,26 +22,28 @@ use crate::{
     observe::{addresses::Host, netns::Netns},
     plan::{LinkPlan, Plan},
     subnet::Subnet,
-    sweep,
+    sweep::{self, Swept},
     tables::{TableError, Tables},
     transaction::{self, NewForward, Transaction},
 };
 
 /// Executes an attach on the host of `netns`, to the container of `inside` if its namespace is known.
+/// `look_again` is asked once no process of the host can take the ports any more, right before the commit.
 ///
 /// # Errors
-/// When a step fails; what was before is then as it was.
+/// When a step fails, or `look_again` does; what was before is then as it was.
 pub fn attach(
     writable: &mut Writable,
     netns: &Netns,
     inside: Option<&Netns>,
     plan: &Plan,
+    look_again: impl Fn() -> Result<(), Error>,
 ) -> Result<(), Error> {
     if plan.forwards.is_empty() && plan.addresses.is_empty() && !plan.masquerade {
         return Ok(());
     }
     let Writable { datapath, host, .. } = writable;
-    let done = publish(datapath, host, netns, inside, plan);
+    let done = publish(datapath, host, netns, inside, plan, look_again);
     finish(datapath, netns, done)
 }
 
@@ -49,7 +53,7 @@ fn finish(datapath: &mut Datapath, netns: &Netns, done: Result<(), Error>) -> Re
         Err(cause) => {
             // The transaction is taken back already; the sweep removes what hangs on no forward.
             match sweep::sweep(&mut datapath.tables, &datapath.layout, netns) {
-                Ok(()) => Err(cause),
+                Ok(_) => Err(cause),
                 Err(failure) => Err(Error::Undo {
                     cause: Box::new(cause),
                     failures: vec![failure],
@@ -65,6 +69,7 @@ fn publish(
     netns: &Netns,
     inside: Option<&Netns>,
     plan: &Plan,
+    look_again: impl Fn() -> Result<(), Error>,
 ) -> Result<(), Error> {
     transaction::announce(&datapath.tables);
     if plan.masquerade {
@@ -110,8 +115,26 @@ fn publish(
             .doing(|| format!("publish port {}", forward.host_port))?;
     }
     record_container(transaction.tables(), plan, id)?;
+    if !plan.forwards.is_empty() {
+        claim(&transaction, look_again)?;
+    }
     transaction.commit();
     masquerade::assign(tables).doing(doing)
+}
+
+/// Claims the ports and looks who had them before; again if that took so long that the claim may be over.
+fn claim(
+    transaction: &Transaction<'_>,
+    look_again: impl Fn() -> Result<(), Error>,
+) -> Result<(), Error> {
+    loop {
+        let claimed = clock::seconds()?;
+        transaction.claim(claimed);
+        look_again()?;
+        if clock::seconds()? - claimed < CLAIM_LIFETIME / 2 {
+            return Ok(());
+        }
+    }
 }
 
 fn next_id(tables: &mut Tables) -> u32 {
@@ -153,6 +176,33 @@ pub fn unmasquerade(writable: &mut Writable, netns: &Netns, subnet: Subnet) -> R
         transaction.withdraw_owner(owner).doing(doing)?;
     }
     masquerade::remove(transaction.tables(), subnet).doing(doing)?;
+    transaction.commit();
+    sweep::sweep(tables, layout, netns)?;
+    Ok(())
+}
+
+/// Withdraws forwards, and with `containers` (their IDs) what those send.
+///
+/// # Errors
+/// When a step fails; what is withdrawn by then, the next command sweeps.
+pub fn withdraw(
+    writable: &mut Writable,
+    netns: &Netns,
+    forwards: &BTreeSet<u32>,
+    containers: &BTreeSet<u32>,
+) -> Result<Swept, Error> {
+    let Datapath { tables, layout } = &mut writable.datapath;
+    let mut transaction = Transaction::begin(tables);
+    for index in forwards {
+        transaction.withdraw(*index);
+    }
+    let doing = || "end what containers send".to_owned();
+    for container in containers {
+        let ending = masquerade::owners_ending_with(transaction.tables(), *container);
+        for owner in ending.doing(doing)? {
+            transaction.withdraw_owner(owner).doing(doing)?;
+        }
+    }
     transaction.commit();
     sweep::sweep(tables, layout, netns)
 }

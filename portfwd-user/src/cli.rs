@@ -102,6 +102,8 @@ pub enum Command {
     Down,
     /// Print what the programs log, as it comes.
     Log,
+    /// Remove what belongs to containers that are gone.
+    Gc,
     /// Check what there is to work with.
     Doctor,
     /// Print a completion script.
@@ -268,6 +270,7 @@ fn command(command: args::Command, environment: &Environment) -> Result<Command,
         }
         args::Command::Down => Command::Down,
         args::Command::Log => Command::Log,
+        args::Command::Gc => Command::Gc,
         args::Command::Doctor => Command::Doctor,
         args::Command::Completions { shell } => Command::Completions(shell),
     })

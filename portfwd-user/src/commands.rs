@@ -4,6 +4,7 @@ mod attach;
 mod detach;
 mod doctor;
 mod follow_log;
+mod gc;
 mod masquerade;
 mod show;
 
@@ -39,6 +40,7 @@ pub fn run(cli: &Cli) -> Result<(), Error> {
         }
         Command::Down => down(cli),
         Command::Log => follow_log::run(cli),
+        Command::Gc => gc::run(cli),
         Command::Doctor => doctor::run(cli),
         Command::Completions(shell) => {
             let script = crate::cli::completions(*shell);

@@ -336,7 +336,8 @@ impl Site {
         masquerade::remove_all(transaction.tables())
             .doing(|| "end what is masqueraded".to_owned())?;
         transaction.commit();
-        sweep::sweep(&mut tables, layout, &self.host)
+        sweep::sweep(&mut tables, layout, &self.host)?;
+        Ok(())
     }
 
     /// Takes the instance down, of whatever version it is. Says whether there was one.

@@ -1,5 +1,6 @@
 //! What goes to standard output: lines for people, or one JSON document. Pure but for the writer.
 
+mod collected;
 mod doctor;
 mod flows;
 mod forwards;
@@ -13,6 +14,7 @@ use std::io::{self, BufWriter, Write};
 
 use serde::Serialize;
 
+pub use collected::{Collected, CollectedContainer, write_collected};
 pub use doctor::write_checks;
 pub use flows::{FlowRow, write_flows};
 pub use forwards::{ForwardRow, Published, answering, sort, write_forwards, write_ports};

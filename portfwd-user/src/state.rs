@@ -13,7 +13,7 @@ use crate::{
     collision::Held,
     error::{Doing, Error},
     label::Label,
-    report::Published,
+    report::{self, Published},
     spec::PortRange,
     tables::{TableError, Tables},
     transaction,
@@ -47,6 +47,13 @@ impl State {
     /// A container.
     pub fn container(&self, label: &Label) -> Option<&Attachment> {
         self.containers.get(label)
+    }
+    /// What a container has published, in the order of listings.
+    pub fn published(&self, label: &Label) -> Vec<Published> {
+        let own = self.forwards.iter().filter(|f| f.owner == *label);
+        let mut published: Vec<Published> = own.filter_map(Owned::published).collect();
+        report::sort(&mut published);
+        published
     }
 }
 

@@ -31,11 +31,20 @@ use crate::{
 /// Forwards that packets see, by index and generation.
 type Alive = HashSet<(u32, u32)>;
 
+/// What a sweep has removed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Swept {
+    /// Flows of published ports.
+    pub flows: usize,
+    /// Host sockets that were ended or forgotten.
+    pub host_sockets: usize,
+}
+
 /// Removes all that no visible forward needs, then frees the dead forwards.
 ///
 /// # Errors
 /// The first failure, after everything has been tried; the next command tries again.
-pub fn sweep(tables: &mut Tables, layout: &Layout, host: &Netns) -> Result<(), Error> {
+pub fn sweep(tables: &mut Tables, layout: &Layout, host: &Netns) -> Result<Swept, Error> {
     let forwards: Vec<_> = transaction::visible(tables).collect();
     let alive: Alive = forwards
         .iter()
@@ -47,10 +56,10 @@ pub fn sweep(tables: &mut Tables, layout: &Layout, host: &Netns) -> Result<(), E
     let loopback: BTreeSet<u32> = loopback.map(|(_, f)| f.attachment).collect();
     let masquerades = masquerade::sweep(tables, &owners);
     let needs_egress = forwards.iter().any(through_stack) || !matches!(masquerades, Ok(false));
+    let v4 = purge_flows(&mut tables.flows_v4, &alive);
+    let v6 = purge_flows(&mut tables.flows_v6, &alive);
+    let host_sockets = end_sockets(tables, host, &alive);
     let results = [
-        purge_flows(&mut tables.flows_v4, &alive),
-        purge_flows(&mut tables.flows_v6, &alive),
-        end_sockets(tables, host, &alive),
         forget_containers(tables, layout, host, &owners),
         leave_containers(tables, layout, &loopback),
         masquerades.map(|_| ()),
@@ -60,8 +69,13 @@ pub fn sweep(tables: &mut Tables, layout: &Layout, host: &Netns) -> Result<(), E
             detach_egress(layout, host)
         },
     ];
+    let swept = Swept {
+        flows: v4? + v6?,
+        host_sockets: host_sockets?,
+    };
     results.into_iter().collect::<Result<(), Error>>()?;
-    transaction::settle(tables).doing(|| "free what was withdrawn".to_owned())
+    transaction::settle(tables).doing(|| "free what was withdrawn".to_owned())?;
+    Ok(swept)
 }
 
 /// The egress program serves flows through the stack and masquerade, of which there is nothing any more.
@@ -99,32 +113,33 @@ fn containers(tables: &Tables) -> Result<Vec<(Label, Attachment)>, Error> {
 /// # Errors
 /// When a table cannot be read or written.
 pub fn purge_all_flows(tables: &mut Tables) -> Result<usize, Error> {
-    let before = tables.flows_v4.count() + tables.flows_v6.count();
-    purge_flows(&mut tables.flows_v4, &Alive::new())?;
-    purge_flows(&mut tables.flows_v6, &Alive::new())?;
-    Ok(before + masquerade::forget_all(tables)?)
+    let v4 = purge_flows(&mut tables.flows_v4, &Alive::new())?;
+    let v6 = purge_flows(&mut tables.flows_v6, &Alive::new())?;
+    Ok(v4 + v6 + masquerade::forget_all(tables)?)
 }
 
-/// A changed port of a client stays behind: it leads to no flow, and the table forgets the oldest.
+/// Returns how many there were. A changed port of a client stays behind: it leads to no flow, and the table
+/// forgets the oldest.
 fn purge_flows<A: portfwd_common::net::Address>(
     flows: &mut Flows<A>,
     alive: &Alive,
-) -> Result<(), Error>
+) -> Result<usize, Error>
 where
     FlowKey<A>: aya::Pod,
     Flow<A>: aya::Pod,
 {
+    let mut purged = 0;
     for (name, flows) in flows.tables_mut() {
-        purge_table(flows, name, alive)?;
+        purged += purge_table(flows, name, alive)?;
     }
-    Ok(())
+    Ok(purged)
 }
 
 fn purge_table<A: portfwd_common::net::Address>(
     flows: &mut Hash<FlowKey<A>, Flow<A>>,
     name: &'static str,
     alive: &Alive,
-) -> Result<(), Error>
+) -> Result<usize, Error>
 where
     FlowKey<A>: aya::Pod,
     Flow<A>: aya::Pod,
@@ -147,6 +162,7 @@ where
             dead.push(key);
         }
     }
+    let mut purged = 0;
     for key in dead {
         // By now the client may have one under the same key through another forward.
         if !is_dead(flows, &key)? {
@@ -154,14 +170,15 @@ where
         }
         match flows.remove(&key) {
             Err(error) if !is_gone(&error) => return Err(failed(error)).doing(doing),
-            _ => {}
+            _ => purged += 1,
         }
     }
-    Ok(())
+    Ok(purged)
 }
 
-/// Ends connected sockets; one that is not connected asks a forward for each datagram.
-fn end_sockets(tables: &mut Tables, host: &Netns, alive: &Alive) -> Result<(), Error> {
+/// Ends connected sockets; one that is not connected asks a forward for each datagram. Returns how many there
+/// were of both.
+fn end_sockets(tables: &mut Tables, host: &Netns, alive: &Alive) -> Result<usize, Error> {
     let dead = dead_sockets(&tables.host_sockets, maps::HOST_SOCKETS, alive)?;
     let mut peers = HashSet::new();
     for (key, origin) in &dead {
@@ -172,9 +189,12 @@ fn end_sockets(tables: &mut Tables, host: &Netns, alive: &Alive) -> Result<(), E
     }
     let cookies = dead.iter().map(|(key, _)| key.cookie).collect();
     sockets::destroy(host, &peers, &cookies).doing(|| "end host sockets".to_owned())?;
+    let connected = dead.len();
     forget_sockets(&mut tables.host_sockets, maps::HOST_SOCKETS, dead)?;
     let dead = dead_sockets(&tables.host_peers, maps::HOST_PEERS, alive)?;
-    forget_sockets(&mut tables.host_peers, maps::HOST_PEERS, dead)
+    let all = connected + dead.len();
+    forget_sockets(&mut tables.host_peers, maps::HOST_PEERS, dead)?;
+    Ok(all)
 }
 
 /// Host sockets that a forward sent to its container which is no more.

@@ -27,6 +27,7 @@ use crate::{
 
 const COMMITTED: usize = offset_of!(Journal, committed);
 const OPEN: usize = offset_of!(Journal, open);
+const CLAIMED: usize = offset_of!(Journal, claimed);
 
 /// A forward to publish, in one family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -142,6 +143,13 @@ impl<'t> Transaction<'t> {
         }
     }
 
+    /// From now on, for [`portfwd_common::forward::CLAIM_LIFETIME`], processes of the host cannot bind what
+    /// will be published; `now` as [`crate::clock::seconds`] gives it.
+    pub fn claim(&self, now: u32) {
+        let word = self.tables.journal.word(0, CLAIMED);
+        word.store(u64::from(now.max(1)), Ordering::SeqCst);
+    }
+
     /// The one store that makes everything above true for packets.
     pub fn commit(mut self) {
         self.tables
@@ -239,6 +247,7 @@ impl Drop for Transaction<'_> {
 /// beside records is made first. Gives the transaction's number.
 pub fn announce(tables: &Tables) -> u64 {
     let number = committed(tables) + 1;
+    tables.journal.word(0, CLAIMED).store(0, Ordering::SeqCst);
     tables.journal.word(0, OPEN).store(number, Ordering::SeqCst);
     number
 }

@@ -123,6 +123,17 @@ pub struct Container {
 }
 
 impl Container {
+    /// The container of that number, not wired yet.
+    fn new(number: u8) -> Self {
+        Self {
+            namespace: Namespace::new(&format!("ctr{number}")),
+            v4: Ipv4Addr::new(10, 88, 0, number + 1),
+            v6: Ipv6Addr::new(0xfd88, 0, 0, 0, 0, 0, 0, u16::from(number) + 1),
+            mac: [2, 0, 0, 88, 0, number + 1],
+            host_link: format!("veth{number}"),
+        }
+    }
+
     /// The path to give to `--netns`.
     #[must_use]
     pub fn netns(&self) -> String {
@@ -168,13 +179,7 @@ impl Topology {
         let client = Namespace::new("client");
         let foreign = Namespace::new("foreign");
         wire_outside(&host, &client, &foreign);
-        let containers = [1, 2].map(|number| Container {
-            namespace: Namespace::new(&format!("ctr{number}")),
-            v4: Ipv4Addr::new(10, 88, 0, number + 1),
-            v6: Ipv6Addr::new(0xfd88, 0, 0, 0, 0, 0, 0, u16::from(number) + 1),
-            mac: [2, 0, 0, 88, 0, number + 1],
-            host_link: format!("veth{number}"),
-        });
+        let containers = [1, 2].map(Container::new);
         if shape.wiring == Wiring::Bridged {
             wire_bridge(&host);
         }
@@ -206,6 +211,17 @@ impl Topology {
         let mut topology = Self::new(shape);
         topology.before = Some(topology.snapshots());
         topology
+    }
+
+    /// A third container on the bridge, whose namespace ends when it is dropped.
+    ///
+    /// # Panics
+    /// When a step fails.
+    #[must_use]
+    pub fn passing_container(&self) -> Container {
+        let container = Container::new(3);
+        wire_container(&self.host, &container, Wiring::Bridged);
+        container
     }
 
     /// The instance's name.

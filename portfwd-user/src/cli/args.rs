@@ -116,6 +116,12 @@ pub(super) enum Command {
     Down,
     /// Print what the programs log, as it comes (see up --log-level)
     Log,
+    /// Remove what belongs to containers that are gone
+    #[command(
+        after_help = "A container is gone when its link is, as happens with its network namespace. One that was \
+        attached by an address without a link stays until it is detached."
+    )]
+    Gc,
     /// Check what portfwd needs, one line each
     #[command(
         after_help = "A line is ok, unseen (for want of a privilege), warn or fail. The exit code is 5 if a line is fail."

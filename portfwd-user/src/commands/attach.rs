@@ -18,12 +18,13 @@ use crate::{
     label::Label,
     observe::{
         container::{self, ContainerLink},
+        local_ports::LocalPorts,
         netns::Netns,
         processes, sockets,
     },
     plan::{self, Found, Plan},
     report::{self, Published},
-    spec::Spec,
+    spec::{PortRange, Spec},
     state,
     target::Target,
 };
@@ -54,8 +55,10 @@ pub(super) fn run(cli: &Cli, attach: &Attach) -> Result<(), Error> {
         Err(cause) => return Err(site.abandon(cause)),
     };
     let plan = make_plan(&host, Some(&writable.datapath), attach, found)?;
-    apply::attach(&mut writable, &host, container.as_ref(), &plan)?;
+    let look_again = || check_still_free(&host, &plan);
+    apply::attach(&mut writable, &host, container.as_ref(), &plan, look_again)?;
     warn_of_foreign_addresses(&writable, &attach.specs);
+    warn_of_shared_ports(&LocalPorts::of(&host)?, &plan);
     if attach.masquerade {
         super::masquerade::warn_of_ports(&host)?;
     }
@@ -109,31 +112,76 @@ fn warn_of_foreign_addresses(writable: &Writable, specs: &[Spec]) {
     }
 }
 
-/// The host ports, against what is held and who listens. Processes are named only when one is in the way:
-/// that takes a walk through /proc.
+/// The reservation holds for those who name a port; whom the kernel gives one, it gives any.
+fn warn_of_shared_ports(local: &LocalPorts, plan: &Plan) {
+    let ports = plan
+        .forwards
+        .iter()
+        .filter_map(|forward| PortRange::from_count(forward.host_port, forward.count));
+    let shared: BTreeSet<PortRange> = ports.filter_map(|ports| local.shared_with(ports)).collect();
+    for ports in shared {
+        eprintln!(
+            "warning: the kernel may give port {ports} to connections of the host as well \
+             (net.ipv4.ip_local_port_range): their peers cannot reach the container by it; {}",
+            local.reserve_command(ports)
+        );
+    }
+}
+
+/// The host ports, against what is held and who listens.
 fn settle_ports(
     host: &Netns,
     state: &state::State,
     owner: &Label,
     specs: &[Spec],
 ) -> Result<Vec<Resolved>, Error> {
-    let protocols: HashSet<Protocol> = specs.iter().map(|spec| spec.protocol).collect();
-    let protocols: Vec<Protocol> = protocols.into_iter().collect();
-    let (listening, reserved) =
-        host.run_in(|| (sockets::listeners_here(&protocols), reserved_ports()))?;
-    let listening = listening?;
-    let reserved = reserved?;
-    let resolve = |listeners: &[Listener]| {
+    let protocols = distinct(specs.iter().map(|spec| spec.protocol));
+    let (listening, local) =
+        host.run_in(|| (sockets::listeners_here(&protocols), LocalPorts::here()))?;
+    let reserved = local?.reserved;
+    among(&listening?, |listeners| {
         Occupied {
             held: &state.held,
             listeners,
             reserved: &reserved,
         }
         .resolve(owner, specs)
-    };
+    })
+}
+
+/// Whether still nobody listens on what is going to be published.
+fn check_still_free(host: &Netns, plan: &Plan) -> Result<(), Error> {
+    let protocols = distinct(plan.forwards.iter().map(|forward| forward.protocol));
+    let listening = sockets::listeners(host, &protocols)?;
+    among(&listening, |listeners| {
+        let occupied = Occupied {
+            held: &[],
+            listeners,
+            reserved: &PortSet::new(),
+        };
+        let mut collisions = plan.forwards.iter().filter_map(|forward| {
+            let ports = PortRange::from_count(forward.host_port, forward.count)?;
+            occupied.collision(forward.protocol, forward.host.into(), ports)
+        });
+        collisions
+            .next()
+            .map_or(Ok(()), |first| Err(CollisionError::from(first)))
+    })
+}
+
+fn distinct(protocols: impl Iterator<Item = Protocol>) -> Vec<Protocol> {
+    protocols.collect::<HashSet<_>>().into_iter().collect()
+}
+
+/// What `ask` finds among the host's listeners. Processes are named only when one is in the way: that takes a
+/// walk through /proc.
+fn among<T>(
+    listening: &[sockets::Listener],
+    ask: impl Fn(&[Listener]) -> Result<T, CollisionError>,
+) -> Result<T, Error> {
     let unnamed: Vec<Listener> = listening.iter().map(|socket| socket.named(None)).collect();
-    match resolve(&unnamed) {
-        Ok(resolved) => Ok(resolved),
+    match ask(&unnamed) {
+        Ok(answer) => Ok(answer),
         Err(CollisionError::NoneLeft { spec }) => Err(CollisionError::NoneLeft { spec }.into()),
         Err(_) => {
             let inodes: Vec<u32> = listening.iter().map(|socket| socket.inode).collect();
@@ -142,16 +190,9 @@ fn settle_ports(
                 .iter()
                 .map(|socket| socket.named(owners.get(&socket.inode)))
                 .collect();
-            Ok(resolve(&named)?)
+            Ok(ask(&named)?)
         }
     }
-}
-
-/// `ip_local_reserved_ports` of the calling thread's namespace: such a port is never chosen.
-fn reserved_ports() -> Result<PortSet, Error> {
-    const PATH: &str = "/proc/sys/net/ipv4/ip_local_reserved_ports";
-    let text = std::fs::read_to_string(PATH).doing(|| format!("read {PATH}"))?;
-    PortSet::from_kernel_list(&text).doing(|| format!("read {PATH}"))
 }
 
 fn open_container(target: &Target) -> Result<Option<Netns>, Error> {

@@ -3,11 +3,11 @@
 use std::collections::BTreeSet;
 
 use crate::{
+    apply,
     cli::{Cli, Detach},
     datapath::{Site, Writable},
-    error::{Doing, Error, Missing},
-    masquerade, state, sweep,
-    transaction::Transaction,
+    error::{Error, Missing},
+    state,
 };
 
 pub(super) fn run(cli: &Cli, detach: &Detach) -> Result<(), Error> {
@@ -20,20 +20,9 @@ pub(super) fn run(cli: &Cli, detach: &Detach) -> Result<(), Error> {
     let Some(selected) = select(&writable, detach)? else {
         return missing(detach);
     };
-    let tables = &mut writable.datapath.tables;
-    let mut transaction = Transaction::begin(tables);
-    for index in selected.forwards {
-        transaction.withdraw(index);
-    }
-    if let Some(container) = selected.container {
-        let doing = || format!("end what \"{}\" sends", detach.container);
-        let ending = masquerade::owners_ending_with(transaction.tables(), container);
-        for owner in ending.doing(doing)? {
-            transaction.withdraw_owner(owner).doing(doing)?;
-        }
-    }
-    transaction.commit();
-    sweep::sweep(tables, &writable.datapath.layout, &site.host)
+    let containers = selected.container.into_iter().collect();
+    apply::withdraw(&mut writable, &site.host, &selected.forwards, &containers)?;
+    Ok(())
 }
 
 /// What a detach withdraws.

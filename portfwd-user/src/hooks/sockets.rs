@@ -35,6 +35,7 @@ pub fn attach(ebpf: &mut aya::Ebpf, layout: &Layout) -> Result<Reach, Error> {
     let directory = File::open(&root.path).doing(|| format!("open {path}"))?;
     for name in programs::SOCKET
         .into_iter()
+        .chain(programs::BIND)
         .chain([programs::SOCKET_RELEASE])
     {
         let doing = || format!("attach {name} to {path}");

@@ -11,8 +11,7 @@ use portfwd_common::{maps, net::Ip};
 use super::failed;
 use crate::collision::PortSet;
 use crate::error::{Doing, Error};
-use crate::observe::{addresses::Host, links::Link, netns::Netns};
-use crate::spec::PortRange;
+use crate::observe::{addresses::Host, links::Link, local_ports::LocalPorts, netns::Netns};
 use crate::tables::{TableError, Tables};
 
 /// First port that is given out of our own accord; below it a container keeps its own (RFC 4787, section
@@ -83,35 +82,23 @@ pub struct UsablePorts {
 }
 
 impl UsablePorts {
-    /// Those beside what the host's sockets are given (`ip_local_port_range`, two numbers) and what is
-    /// reserved (`ip_local_reserved_ports`).
+    /// Those beside what the host's sockets are given and what is reserved.
     #[must_use]
-    pub fn beside(local_range: &str, reserved: PortSet) -> Option<Self> {
-        let mut ends = local_range.split_whitespace().map(str::parse::<u16>);
-        let (first, last) = (ends.next()?.ok()?, ends.next()?.ok()?);
-        let mut taken = reserved;
+    pub fn beside(local: &LocalPorts) -> Self {
+        let mut taken = local.reserved.clone();
         taken.insert(0);
-        let range = PortRange::new(first.max(1), last)?;
-        taken.insert_range(range);
-        let ephemeral = range.count();
-        Some(Self { taken, ephemeral })
+        taken.insert_range(local.range);
+        Self {
+            taken,
+            ephemeral: local.range.count(),
+        }
     }
     /// Those of the namespace's host.
     ///
     /// # Errors
     /// When the kernel's settings cannot be read.
     pub fn of(netns: &Netns) -> Result<Self, Error> {
-        const RANGE: &str = "/proc/sys/net/ipv4/ip_local_port_range";
-        const RESERVED: &str = "/proc/sys/net/ipv4/ip_local_reserved_ports";
-        let read = |path| std::fs::read_to_string(path).doing(|| format!("read {path}"));
-        let (range, reserved) = netns.run_in(|| (read(RANGE), read(RESERVED)))?;
-        let doing = || format!("read {RESERVED}");
-        let reserved = PortSet::from_kernel_list(&reserved?).doing(doing)?;
-        let range = range?;
-        let odd = || std::io::Error::other(format!("{} is no range", crate::error::shown(&range)));
-        Self::beside(&range, reserved)
-            .ok_or_else(odd)
-            .doing(|| format!("read {RANGE}"))
+        Ok(Self::beside(&LocalPorts::of(netns)?))
     }
     /// Whether a container may keep this one.
     #[must_use]
@@ -204,8 +191,8 @@ mod tests {
 
     #[test]
     fn ephemeral_and_reserved_ports_are_neither_kept_nor_given_out() {
-        let reserved = PortSet::from_kernel_list("2000,3000-3009").unwrap();
-        let ports = UsablePorts::beside("32768\t60999\n", reserved).unwrap();
+        let local = LocalPorts::from_kernel("32768\t60999\n", "2000,3000-3009").unwrap();
+        let ports = UsablePorts::beside(&local);
         for taken in [0, 2_000, 3_000, 3_009, 32_768, 60_999] {
             assert!(!ports.is_free(taken), "{taken}");
         }
@@ -220,14 +207,8 @@ mod tests {
     }
 
     #[test]
-    fn a_range_that_makes_no_sense_is_refused() {
-        for text in ["", "32768", "a b", "60999 32768", "1 70000"] {
-            assert!(
-                UsablePorts::beside(text, PortSet::new()).is_none(),
-                "{text:?}"
-            );
-        }
-        let all = UsablePorts::beside("1 65535", PortSet::new()).unwrap();
-        assert_eq!(all.listed().count(), 0);
+    fn the_host_may_keep_all_ports_to_itself() {
+        let local = LocalPorts::from_kernel("1 65535", "").unwrap();
+        assert_eq!(UsablePorts::beside(&local).listed().count(), 0);
     }
 }

@@ -12,6 +12,7 @@ pub mod cgroup;
 pub mod container;
 pub mod kernel;
 pub mod links;
+pub mod local_ports;
 pub mod netlink;
 pub mod netns;
 pub mod privilege;

@@ -26,6 +26,10 @@ use crate::collision;
 /// IPv6 sockets.
 const INET_DIAG_SKV6ONLY: u16 = 11;
 
+/// TCP_BOUND_INACTIVE of `include/net/tcp_states.h`: bound, and neither listening nor connected, as the sockets
+/// are that podman holds ports with. Kernels before 6.8 do not know it, and show none.
+const BOUND_INACTIVE: StateFlags = StateFlags::from_bits_retain(1 << 13);
+
 /// Why sockets cannot be read or ended.
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
@@ -50,8 +54,9 @@ pub enum SocketError {
     },
 }
 
-/// A socket of the host that receives on a port: a TCP or SCTP listener, or an unconnected UDP socket. (A
-/// connected UDP socket receives from its one peer only, and the datapath leaves it its packets.)
+/// A socket of the host that has a port to itself: a TCP or SCTP listener or what may become one, or an
+/// unconnected UDP socket. (A connected UDP socket receives from its one peer only, and the datapath leaves it its
+/// packets.)
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listener {
     /// Its protocol.
@@ -94,7 +99,7 @@ pub struct Peer {
     pub address: SocketAddr,
 }
 
-/// Every socket of the namespace that receives, of the given protocols. A protocol that the kernel cannot
+/// Every socket of the namespace that has a port to itself, of the given protocols. A protocol that the kernel cannot
 /// diagnose (SCTP without its module) has none.
 pub fn listeners(host: &Netns, protocols: &[Protocol]) -> Result<Vec<Listener>, SocketError> {
     host.run_in(|| listeners_here(protocols))?
@@ -108,7 +113,8 @@ pub fn listeners_here(protocols: &[Protocol]) -> Result<Vec<Listener>, SocketErr
         let states = match protocol {
             // A UDP socket is "closed" while it is not connected.
             Protocol::Udp => StateFlags::CLOSE,
-            Protocol::Tcp | Protocol::Sctp => StateFlags::LISTEN,
+            Protocol::Tcp => StateFlags::LISTEN | BOUND_INACTIVE,
+            Protocol::Sctp => StateFlags::LISTEN,
         };
         for family in [AF_INET, AF_INET6] {
             let sockets = diagnosis.dump(*protocol, family, &states, 0)?;

@@ -137,6 +137,16 @@ pub fn answering(mut rows: Vec<Published>, query: PortQuery) -> Vec<Published> {
     rows
 }
 
+/// `80/tcp -> 0.0.0.0:8080`, as `docker port` prints it.
+pub(super) fn port_line(row: &Published) -> String {
+    format!(
+        "{}/{} -> {}",
+        row.container_ports(),
+        row.protocol.name(),
+        row.host()
+    )
+}
+
 /// One line a forward, as `docker port` prints it: `80/tcp -> 0.0.0.0:8080`; with `query` only the host
 /// addresses and ports of what leads there: `0.0.0.0:8080`.
 ///
@@ -151,13 +161,7 @@ pub fn write_ports(
     sort(&mut sorted);
     for row in &sorted {
         match query {
-            None => writeln!(
-                out,
-                "{}/{} -> {}",
-                row.container_ports(),
-                row.protocol.name(),
-                row.host()
-            )?,
+            None => writeln!(out, "{}", port_line(row))?,
             Some(query) => {
                 if let Some(port) = row.host_port_for(query) {
                     writeln!(out, "{}", socket(row.host_ip, &port.to_string()))?;

@@ -45,27 +45,48 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
 /// last one is left as the command that tests run, so build that again afterwards.
 pub(crate) fn build() -> anyhow::Result<()> {
     for mutant in &list::OF_ALL_PACKETS {
-        make(
-            &[mutant],
-            &workspace::target().join("mutants"),
-            &workspace::root(),
-        )?;
+        let directory = workspace::target().join("mutants");
+        make(&[mutant], &directory, &Loader::of_workspace())?;
     }
     Ok(())
 }
 
-/// Builds the command with these mistakes below `directory`, its loader from `loader`, and gives its path.
-fn make(mutants: &[&Mutant], directory: &Path, loader: &Path) -> anyhow::Result<PathBuf> {
+/// Where the command itself is built.
+struct Loader {
+    sources: PathBuf,
+    /// Of these sources alone: cargo takes what was built from a copy for what it would build from the workspace,
+    /// and would not notice changes there.
+    target: PathBuf,
+}
+
+impl Loader {
+    fn of_workspace() -> Self {
+        Self {
+            sources: workspace::root(),
+            target: workspace::target(),
+        }
+    }
+    /// From a copy of the sources, which a mistake may be in.
+    fn of_copy(directory: &Path) -> Self {
+        Self {
+            sources: ebpf::sources(directory),
+            target: directory.join("loader"),
+        }
+    }
+}
+
+/// Builds the command with these mistakes below `directory`, and gives its path.
+fn make(mutants: &[&Mutant], directory: &Path, loader: &Loader) -> anyhow::Result<PathBuf> {
     let object = ebpf::mutant(mutants, directory)?;
     let mut cargo = test::cargo("build", &object);
     cargo
-        .current_dir(loader)
-        .env("CARGO_TARGET_DIR", workspace::target());
+        .current_dir(&loader.sources)
+        .env("CARGO_TARGET_DIR", &loader.target);
     process::run(cargo.args(["--package", "portfwd-user"]))?;
     let binary = object.with_file_name("portfwd");
     // Beside it first: a test may be running the old one.
     let new = binary.with_extension("new");
-    fs::copy(workspace::target().join("debug/portfwd"), &new)
+    fs::copy(loader.target.join("debug/portfwd"), &new)
         .and_then(|_| fs::rename(&new, &binary))
         .with_context(|| format!("write {}", binary.display()))?;
     Ok(binary)

@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context as _, bail, ensure};
 use serde_json::Value;
 
-use super::{list, make};
+use super::{Loader, list, make};
 use crate::{
     ebpf::{self, Mutant},
     process, test, workspace,
@@ -63,7 +63,7 @@ impl Bench {
     fn new(directory: PathBuf) -> anyhow::Result<Self> {
         Ok(Self {
             tests: executables(&ebpf::build()?)?,
-            sound: make(&[], &directory, &ebpf::sources(&directory))?,
+            sound: make(&[], &directory, &Loader::of_copy(&directory))?,
             passed: BTreeSet::new(),
             directory,
         })
@@ -71,7 +71,7 @@ impl Bench {
 
     /// Plays mutants that are built together; where the kernel refuses that, each half of them.
     fn play_all(&mut self, group: &[&Mutant], wrong: &mut Vec<&'static str>) -> anyhow::Result<()> {
-        let binary = make(group, &self.directory, &ebpf::sources(&self.directory))?;
+        let binary = make(group, &self.directory, &Loader::of_copy(&self.directory))?;
         let loads = self.passes(LOADS, &binary)?;
         if !loads && group.len() > 1 {
             let (first, second) = group.split_at(group.len() / 2);
