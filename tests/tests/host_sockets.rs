@@ -23,15 +23,14 @@ fn a_syn_for_a_connection_of_the_host_is_the_hosts() {
     let _peer = Server::start(&topology.client, &[CLIENT, CLIENT6], 7, "peer");
     let mut rows = Vec::new();
     let mut streams = Vec::new();
-    topology.attach("web", 0, &["40000:80"]);
-    let datapath = Datapath::open(&topology);
     for (own, peer) in [(HOST, CLIENT), (HOST6, CLIENT6)] {
         let (own, peer) = (SocketAddr::new(own, 40_000), SocketAddr::new(peer, 7));
         let input = inbound(Frame::tcp(peer, own, flag::SYN)).to_bytes();
         streams.push(clients::connect_from(&topology.host, own, peer).expect("connect"));
         rows.push(Row::untouched("a SYN", Program::Device, "eth0", input));
     }
-    play(&datapath, &rows);
+    topology.attach("web", 0, &["40000:80"]);
+    play(&Datapath::open(&topology), &rows);
 }
 
 // Fails if a segment opens a flow without being asked whether it may (`admits` in forward.rs): the peer would
@@ -100,14 +99,19 @@ fn a_host_socket_on_a_published_port_gets_the_answers_of_another_container() {
     let _servers = topology.serve();
     topology.attach("web", 0, &["5353:80/udp"]);
     topology.attach("db", 1, &["40000:80/udp"]);
+    // The one port that the host may choose by itself is published.
+    let range = "40000\t40000";
+    topology.host.set_sysctl("ipv4/ip_local_port_range", range);
     for (any, addresses) in [
-        ("0.0.0.0:40000", [LOOPBACK, HOST]),
-        ("[::]:40000", [LOOPBACK6, HOST6]),
+        ("0.0.0.0:0", [LOOPBACK, HOST]),
+        ("[::]:0", [LOOPBACK6, HOST6]),
     ] {
         let socket = topology
             .host
             .run(|| std::net::UdpSocket::bind(any))
             .expect("bind the published port");
+        let own = socket.local_addr().expect("an address");
+        assert_eq!(own.port(), 40_000);
         for address in addresses {
             let to = SocketAddr::new(address, 5353);
             let answer = clients::ask_from(&socket, to)
