@@ -282,6 +282,10 @@ fn expect_answer(work: &mut Work) {
     let far = (work.key.source, work.key.source_port);
     work.other = Key::new(Direction::In, work.key.protocol(), far, end);
     work.key = work.half.counterpart(&work.other);
+    // What the container has asked itself has its address already.
+    if pair::of_key(&work.key).is_some() {
+        return;
+    }
     // If there is no room, or the container has asked from this port, then the answer is masqueraded.
     pair::open_as_it_is(work);
 }

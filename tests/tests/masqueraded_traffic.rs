@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use portfwd_common::flow::ASSURED_AFTER;
@@ -65,6 +66,33 @@ fn what_containers_send_leaves_under_the_hosts_address_and_answers_come_back() {
         // Two containers, two families, three protocols.
         assert_eq!(status["datapath"]["masqueradedFlows"], 12, "{status}");
         assert_eq!(status["datapath"]["flows"], 0, "{status}");
+    }
+}
+
+// Fails if an answer that is on its way to the container is taken for the first packet of a flow from outside
+// (`expect_answer` in masquerade.rs).
+#[test]
+fn an_exchange_of_datagrams_keeps_its_address_for_as_long_as_it_goes_on() {
+    for shape in [Shape::default(), Shape::routed()] {
+        let topology = forwarding(shape);
+        let _server = foreign_server(&topology);
+        topology.masquerade_containers();
+        let from = &topology.containers[0].namespace;
+        let exchanges = [FOREIGN, FOREIGN6].map(|address| {
+            let to = SocketAddr::new(address, 7000);
+            let socket = clients::datagram_socket(from, to).expect("a socket");
+            let first = clients::ask_datagram(&socket).expect("an answer");
+            assert_eq!(first.seen.ip(), leaving(address));
+            (socket, first)
+        });
+        let begin = Instant::now();
+        while begin.elapsed() < Duration::from_secs(u64::from(ASSURED_AFTER) + 2) {
+            for (socket, first) in &exchanges {
+                let answer = clients::ask_datagram(socket).expect("another answer");
+                assert_eq!(answer.seen, first.seen, "{shape:?}");
+            }
+            thread::sleep(Duration::from_millis(50));
+        }
     }
 }
 
