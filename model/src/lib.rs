@@ -36,10 +36,9 @@
 //! 9. A flow is known by protocol, client and container, addresses and ports, as the container sees
 //!    them. A request belongs to it if client and host address and ports are the ones that it was opened
 //!    with, and if both came from the container itself or neither did.
-//! 10. Only a SYN without ACK, RST and FIN, an INIT of SCTP, or a datagram, opens a flow; other segments go
-//!     on ([`Reason::NoFlow`]).
-//! 11. A flow is opened only to one of the host's addresses ([`Reason::NotForHost`]), from a source that can
-//!     exist, does not have to stay on its link, and is not the host's ([`Reason::ImpossibleSource`]), and if
+//! 10. A flow is opened only to one of the host's addresses ([`Reason::NotForHost`]), and only by a SYN without
+//!     ACK, RST and FIN, an INIT of SCTP, or a datagram; other segments go on ([`Reason::NoFlow`]).
+//! 11. A flow is opened only from a source that can exist, does not have to stay on its link, and is not the host's ([`Reason::ImpossibleSource`]), and if
 //!     no socket of the host has the connection ([`Reason::HostSocket`]). The host's `rp_filter` is off.
 //! 12. A request that would open a flow in place of another gets another client's port toward the
 //!     container, of 1024 and above and free; replies go to the client's own. Which one, the datapath may

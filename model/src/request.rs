@@ -239,11 +239,11 @@ impl Model {
     fn admits(&self, packet: &Packet) -> Result<(), Reason> {
         let request = request_of(packet);
         let (from, to) = (request.client, request.host);
-        if packet.segment.is_some_and(|segment| !segment.opens()) {
-            return Err(Reason::NoFlow);
-        }
         if !self.world.addresses.contains(&to.ip()) {
             return Err(Reason::NotForHost);
+        }
+        if packet.segment.is_some_and(|segment| !segment.opens()) {
+            return Err(Reason::NoFlow);
         }
         let own = self.world.addresses.contains(&from.ip());
         if own || world::is_never_a_source(from.ip()) {

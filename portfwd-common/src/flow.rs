@@ -59,15 +59,17 @@ impl<A: Address> FlowKey<A> {
             protocol: protocol as u32,
         }
     }
-    /// A number that two keys hardly share, which tells whose an entry is ([`Flow::key`]).
+    /// A number that two keys hardly share, in two halves, which tell whose an entry is ([`Flow::head`],
+    /// [`Flow::tail`]).
     #[inline(always)]
-    pub fn digest(&self) -> u64 {
+    pub fn digest(&self) -> [u32; 2] {
         // 2^64 divided by the golden ratio.
         const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
         let ports = self.client_port.wire() as u64 | (self.container_port.wire() as u64) << 16;
         let client = self.client.ip().folded().wrapping_mul(FACTOR);
         let both = (client ^ self.container.ip().folded()).wrapping_mul(FACTOR);
-        both ^ ports ^ (self.protocol as u64) << 32
+        let digest = both ^ ports ^ (self.protocol as u64) << 32;
+        [digest as u32, (digest >> 32) as u32]
     }
 }
 
@@ -92,10 +94,13 @@ pub struct Route<A> {
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Zeroable)]
 pub struct Flow<A> {
-    /// [`FlowKey::digest`] of its key. A table gives the entry to another flow while somebody still looks at
-    /// it; what was read of it counts if this is the same afterwards. It comes first because the kernel
-    /// stores an entry from its beginning.
-    pub key: u64,
+    /// First half of its key's [`FlowKey::digest`]. A table gives the entry to another flow while somebody still
+    /// looks at it; what was read of it counts if both halves are the same afterwards. They stand at its ends,
+    /// because the kernel copies an entry from one end to the other, from which depends on the processor
+    /// (`memcpy_orig`).
+    pub head: u32,
+    /// Index of the forward that opened it.
+    pub forward: u32,
     /// Address that the client sent to.
     pub host: A,
     /// Port that the client sent to.
@@ -108,8 +113,6 @@ pub struct Flow<A> {
     pub delivery: u32,
     /// Interface index of the container's host-side link.
     pub link: u32,
-    /// Index of the forward that opened it.
-    pub forward: u32,
     /// Generation of that forward.
     pub generation: u32,
     /// Second of the last packet, on the kernel's monotonic clock.
@@ -118,11 +121,13 @@ pub struct Flow<A> {
     pub created: u32,
     /// Acknowledgment number by which the client proves that it has seen the container's SYN.
     pub client_ack: u32,
+    /// Where replies leave.
+    pub route: Route<A>,
     /// Interface index of the device that the first packet came in by, and that answers leave by when
     /// the FIB cannot be asked.
     pub ingress: u32,
-    /// Where replies leave.
-    pub route: Route<A>,
+    /// The other half of the digest.
+    pub tail: u32,
 }
 
 /// A client's port as the client has it. Two connections of one client from one port, to two addresses or

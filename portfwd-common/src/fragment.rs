@@ -60,13 +60,6 @@ impl DatagramKey {
             padding: 0,
         }
     }
-    /// A number that two keys hardly share.
-    #[inline(always)]
-    pub fn digest(&self) -> u32 {
-        let ends = self.source.folded().rotate_left(7) ^ self.destination.folded();
-        let ends = ends as u32 ^ (ends >> 32) as u32;
-        ends ^ self.identification.rotate_left(13) ^ self.link ^ self.protocol << 24
-    }
 }
 
 /// What was decided about a datagram.
@@ -116,8 +109,7 @@ pub struct Datagram {
     pub client_port: NetPort,
     /// Of the flow's key.
     pub container_port: NetPort,
-    /// [`DatagramKey::digest`] of its own key: as [`crate::flow::Flow::key`].
-    pub key: u32,
+    padding: u32,
     /// Of the flow's key.
     pub client: Ip,
     /// Of the flow's key.
@@ -128,14 +120,7 @@ impl Datagram {
     /// Without a flow, but with room for one. `blank` and `none` are zeros; an eBPF program passes such as
     /// LLVM does not know for zeros, because it would fill the record with a call of `memset`.
     #[inline(always)]
-    pub fn new(
-        key: &DatagramKey,
-        decision: Decision,
-        since: u32,
-        held: u32,
-        blank: u32,
-        none: Ip,
-    ) -> Self {
+    pub const fn new(decision: Decision, since: u32, held: u32, blank: u32, none: Ip) -> Self {
         Self {
             decision: decision as u32,
             since,
@@ -143,7 +128,7 @@ impl Datagram {
             protocol: blank,
             client_port: NetPort::new(0),
             container_port: NetPort::new(0),
-            key: key.digest(),
+            padding: 0,
             client: none,
             container: none,
         }

@@ -138,8 +138,14 @@ impl<A: Family> InPlace<A> {
 /// Whether the entry is that of `key`, after all that has been read of it.
 #[inline(always)]
 fn is_of_key<A: Family>(entry: *const Flow<A>, key: &FlowKey<A>) -> bool {
-    // SAFETY: an aligned word of a map.
-    unsafe { read_last(&raw const (*entry).key) == key.digest() }
+    // SAFETY: aligned words of a map.
+    let found = unsafe {
+        [
+            read_last(&raw const (*entry).head),
+            read_last(&raw const (*entry).tail),
+        ]
+    };
+    found == key.digest()
 }
 
 /// Reads a word after everything that has been read before. (The processor keeps the order of loads, but the
@@ -306,8 +312,10 @@ fn new<A: Family>(
         Protocol::Udp => State::UdpUnanswered,
         _ => State::Opening,
     };
+    let [head, tail] = key.digest();
     let flow = Flow {
-        key: key.digest(),
+        head,
+        tail,
         host: packet.network.destination,
         host_port: packet.destination_port,
         client_port: packet.source_port,

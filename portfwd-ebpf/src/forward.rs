@@ -104,11 +104,11 @@ pub fn visible(index: u32, generation: u32) -> Option<Published> {
 #[inline(always)]
 pub fn admits<H: Hook, A: Family>(hook: &H, packet: &Packet<A>) -> Result<(), Reason> {
     let destination = packet.network.destination;
-    if packet.protocol != Protocol::Udp && !packet.flags.opens() {
-        return Err(Reason::NoFlow);
-    }
     if !is_host_address(destination) {
         return Err(Reason::NotForHost);
+    }
+    if packet.protocol != Protocol::Udp && !packet.flags.opens() {
+        return Err(Reason::NoFlow);
     }
     let source = packet.network.source;
     if source.is_impossible_source() || is_host_address(source) {

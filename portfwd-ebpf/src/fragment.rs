@@ -20,7 +20,7 @@ use portfwd_common::{
 use crate::{
     clock,
     family::{DESTINATION_OPTIONS, Family},
-    flow, forward,
+    forward,
     maps::{DATAGRAMS, FIRST_FRAGMENT, HELD, HELD_SCRATCH},
     packet::{Hook, Tc},
     parse::Network,
@@ -80,9 +80,9 @@ pub fn decision<A: Family>(network: &Network<A>, seen: Seen) -> Option<(Decision
         datagram.protocol as u8,
     );
     let decision = Decision::from_number(datagram.decision)?;
-    // SAFETY: an aligned word of the element. It may have become another datagram's meanwhile.
-    let is_its = unsafe { flow::read_last(&raw const (*entry).key) } == key.digest();
-    is_its.then_some((decision, flow))
+    // The kernel may have given it to another datagram meanwhile: then it is not found again.
+    let is_still = DATAGRAMS.get_ptr(&key) == Some(entry);
+    is_still.then_some((decision, flow))
 }
 
 /// Notes what was decided about the first fragment of a datagram. If there is no room, the others are
@@ -94,8 +94,7 @@ pub fn decide<A: Family>(
     decision: Decision,
     flow: Option<&FlowKey<A>>,
 ) {
-    let key = key_of(network, seen);
-    let mut datagram = undecided(&key, decision, 0);
+    let mut datagram = undecided(decision, 0);
     if let Some(flow) = flow {
         datagram.protocol = flow.protocol;
         datagram.client_port = flow.client_port;
@@ -103,7 +102,7 @@ pub fn decide<A: Family>(
         datagram.client = flow.client.ip();
         datagram.container = flow.container.ip();
     }
-    let _ = DATAGRAMS.insert(&key, &datagram, 0);
+    let _ = DATAGRAMS.insert(&key_of(network, seen), &datagram, 0);
 }
 
 /// Keeps the key of what may be a first fragment, from a device, for [`let_pass`]: on the stack there is no
@@ -121,23 +120,15 @@ pub fn remember<A: Family>(network: &Network<A>) {
 pub fn let_pass() {
     if let Some(first) = FIRST_FRAGMENT.get_ptr(0) {
         // SAFETY: as above.
-        let first = unsafe { &*first };
-        let _ = DATAGRAMS.insert(first, &undecided(first, Decision::Pass, 0), 0);
+        let _ = DATAGRAMS.insert(unsafe { &*first }, &undecided(Decision::Pass, 0), 0);
     }
 }
 
 #[inline(always)]
-fn undecided(key: &DatagramKey, decision: Decision, held: u32) -> Datagram {
+fn undecided(decision: Decision, held: u32) -> Datagram {
     let zero = core::hint::black_box(0);
     let blank = core::hint::black_box(0);
-    Datagram::new(
-        key,
-        decision,
-        clock::now(),
-        held,
-        blank,
-        V6(zero, zero).ip(),
-    )
+    Datagram::new(decision, clock::now(), held, blank, V6(zero, zero).ip())
 }
 
 /// Whether a fragment that is not the first may belong to a published port: then it is worth to wait.
@@ -178,7 +169,7 @@ pub fn hold<A: Family>(hook: &Tc, network: &Network<A>) -> bool {
 /// Begins to wait for the first fragment. Not if it came this very moment, on another CPU.
 #[inline(always)]
 fn wait(key: &DatagramKey) -> bool {
-    let datagram = undecided(key, Decision::Waiting, 1);
+    let datagram = undecided(Decision::Waiting, 1);
     DATAGRAMS.insert(key, &datagram, BPF_NOEXIST as u64).is_ok()
 }
 

@@ -108,8 +108,12 @@ pub fn out(hook: &Tc) -> Verdict {
     if hook.came_in_by() == 0 {
         return of_host(work, &seen);
     }
-    let known = match pair::of_key(&work.key) {
-        Some(live) => pair::advance(work, &live, step(&seen, &work.key, &live, Side::Client)),
+    let known = match pair::find(work) {
+        Some(live) if has_lost_address(work, &live) => {
+            pair::forget(work);
+            false
+        }
+        Some(live) => pair::advance(work, &live, step(work, &seen, &live, Side::Client)),
         None => false,
     };
     if !known {
@@ -120,6 +124,14 @@ pub fn out(hook: &Tc) -> Verdict {
     }
     note_fragment(hook, work, &seen);
     way::by_family(hook, Write(End::Source))
+}
+
+/// Whether the flow of `work` has an address that the host has no more, as of the last command: its answers come
+/// back nowhere. Asked once a second.
+#[inline(always)]
+fn has_lost_address(work: &Work, live: &Live) -> bool {
+    let half = &work.half;
+    half.last_seen != live.now && !half.is_noted() && !forward::is_host_ip(&half.host)
 }
 
 /// What the host itself sends is its own, whatever its address.
@@ -142,8 +154,8 @@ pub fn back(hook: &Tc) -> Verdict {
         return read;
     }
     let seen = work.seen();
-    let known = match pair::of_key(&work.key) {
-        Some(live) => pair::advance(work, &live, step(&seen, &work.key, &live, Side::Container)),
+    let known = match pair::find(work) {
+        Some(live) => pair::advance(work, &live, step(work, &seen, &live, Side::Container)),
         None => false,
     };
     if known {
@@ -153,10 +165,10 @@ pub fn back(hook: &Tc) -> Verdict {
     Verdict::NEXT
 }
 
-/// What a packet does to its flow.
+/// What the packet of `work` does to its flow, of which `work.half` is a half.
 #[inline(always)]
-fn step(seen: &Seen, key: &Key, live: &Live, side: Side) -> Step {
-    let (flags, half) = (TcpFlags(seen.flags as u8), live.half());
+fn step(work: &Work, seen: &Seen, live: &Live, side: Side) -> Step {
+    let (flags, key, half) = (TcpFlags(seen.flags as u8), &work.key, &work.half);
     let mut step = Step {
         next: live.state,
         client_ack: half.client_ack,
@@ -283,7 +295,7 @@ fn expect_answer(work: &mut Work) {
     work.other = Key::new(Direction::In, work.key.protocol(), far, end);
     work.key = work.half.counterpart(&work.other);
     // What the container has asked itself has its address already.
-    if pair::of_key(&work.key).is_some() {
+    if pair::is_known(&work.key) {
         return;
     }
     // If there is no room, or the container has asked from this port, then the answer is masqueraded.

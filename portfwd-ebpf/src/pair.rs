@@ -104,29 +104,20 @@ pub fn work() -> Option<&'static mut Work> {
     WORK.get_ptr_mut(0).map(|work| unsafe { &mut *work })
 }
 
-/// A half that lives. The kernel may give the entry to another flow at any time (it is one of an LRU
-/// table); programs then read or write a wrong value once, never outside the entry.
+/// Whether and since when a half lives.
 #[derive(Clone, Copy)]
 pub struct Live {
-    entry: *mut Half,
     pub state: State,
     pub now: u32,
 }
 
 impl Live {
     #[inline(always)]
-    fn of(entry: *mut Half) -> Option<Self> {
-        // SAFETY: an entry of a map, whose fields are plain numbers.
-        let half = unsafe { &*entry };
+    fn of(half: &Half) -> Option<Self> {
         let state = State::from_number(half.state)?;
         let now = clock::now();
         let lives = is_alive(state, half.last_seen, now, flow::lifetimes()?);
-        lives.then_some(Self { entry, state, now })
-    }
-    #[inline(always)]
-    pub fn half(&self) -> &'static Half {
-        // SAFETY: see `Live`. Maps live as long as the programs.
-        unsafe { &*self.entry }
+        lives.then_some(Self { state, now })
     }
 }
 
@@ -157,34 +148,60 @@ fn table(settled: bool) -> &'static LruHashMap<Key, Half> {
     }
 }
 
-/// The half under this key, settled or young, whoever owns it. Looked for as [`flow::of_key`] does.
+/// What a table has under this key, dead or alive.
 #[inline(always)]
-fn half_of(key: &Key) -> Option<Live> {
-    let of = |table: &LruHashMap<Key, Half>| table.get_ptr_mut(key).and_then(Live::of);
-    of(&MASQUERADED)
-        .or_else(|| of(&MASQUERADED_YOUNG))
-        .or_else(|| of(&MASQUERADED))
+fn entry(key: &Key, settled: bool) -> Option<&'static Half> {
+    // SAFETY: an entry of a map, whose fields are plain numbers; the kernel may give it to another flow at any
+    // time, as those of LRU tables. Maps live as long as the programs.
+    table(settled).get_ptr(key).map(|entry| unsafe { &*entry })
 }
 
-/// The half under this key, if its owner is still masqueraded.
+/// The live half under this key, settled or young, whoever owns it. Looked for as [`flow::of_key`] does.
 #[inline(always)]
-pub fn of_key(key: &Key) -> Option<Live> {
-    half_of(key).filter(|live| owner::is_masqueraded(live.half().owner))
+fn half_of(key: &Key) -> Option<&'static Half> {
+    for settled in [true, false, true] {
+        if let Some(half) = entry(key, settled)
+            && Live::of(half).is_some()
+        {
+            return Some(half);
+        }
+    }
+    None
 }
 
-/// Notes a packet of a live flow: what it changes, and at most once a second that it was there. Both halves
-/// say the same afterwards, whichever of them was left. `work.key` is the live half's; what it says is in
-/// `work.half` afterwards. Says whether the flow is still its own: it is not if another one has the port
-/// by now.
+/// Whether there is a live half under this key, whose owner is still masqueraded.
+#[inline(always)]
+pub fn is_known(key: &Key) -> bool {
+    half_of(key).is_some_and(|half| owner::is_masqueraded(half.owner))
+}
+
+/// The live half under `work.key`, if its owner is still masqueraded: what it says is in `work.half` then. An entry
+/// that is not found again once it has been copied was another flow's by then: the half has moved to the other
+/// table, or is gone.
+#[inline(always)]
+pub fn find(work: &mut Work) -> Option<Live> {
+    for settled in [true, false, true] {
+        let Some(half) = entry(&work.key, settled) else {
+            continue;
+        };
+        copy(half, &mut work.half);
+        if !entry(&work.key, settled).is_some_and(|again| core::ptr::eq(again, half)) {
+            continue;
+        }
+        if let Some(live) = Live::of(&work.half) {
+            return owner::is_masqueraded(work.half.owner).then_some(live);
+        }
+    }
+    None
+}
+
+/// Notes a packet of a live flow that [`find`] has found: what it changes, and at most once a second that it was
+/// there. Both halves say the same afterwards, whichever of them was left. Says whether the flow is still its own:
+/// it is not if another one has the port by now.
 #[inline(always)]
 pub fn advance(work: &mut Work, live: &Live, step: Step) -> bool {
-    let half = live.half();
-    let changed = step.next != live.state || step.client_ack != half.client_ack;
-    copy(half, &mut work.half);
-    if !work.half.is_of(&work.key) {
-        return false;
-    }
-    if !changed && half.last_seen == live.now {
+    let changed = step.next != live.state || step.client_ack != work.half.client_ack;
+    if !changed && work.half.last_seen == live.now {
         return true;
     }
     work.half.last_seen = live.now;
@@ -194,7 +211,7 @@ pub fn advance(work: &mut Work, live: &Live, step: Step) -> bool {
     work.other = work.half.counterpart(&work.key);
     let (was, is) = (live.state.is_settled(), step.next.is_settled());
     let claim = work.half.claim;
-    let is_lost = |other: Live| other.half().claim != claim && other.half().is_of(&work.other);
+    let is_lost = |other: &Half| other.claim != claim && other.is_of(&work.other);
     if half_of(&work.other).is_some_and(is_lost) {
         let _ = table(was).remove(&work.key);
         return false;
@@ -206,6 +223,16 @@ pub fn advance(work: &mut Work, live: &Live, step: Step) -> bool {
         let _ = table(was).remove(&work.other);
     }
     true
+}
+
+/// Ends the flow that [`find`] has found.
+#[inline(always)]
+pub fn forget(work: &mut Work) {
+    work.other = work.half.counterpart(&work.key);
+    for settled in [true, false] {
+        let _ = table(settled).remove(&work.key);
+        let _ = table(settled).remove(&work.other);
+    }
 }
 
 #[inline(always)]
@@ -285,8 +312,7 @@ pub fn hold(work: &mut Work) {
     work.half.state = State::UdpUnanswered as u32;
     prepare(work);
     work.other = work.half.counterpart(&work.key);
-    if let Some(live) = half_of(&work.other) {
-        let half = live.half();
+    if let Some(half) = half_of(&work.other) {
         if half.owner != 0 {
             work.key = half.counterpart(&work.other);
             for table in [&MASQUERADED, &MASQUERADED_YOUNG] {
@@ -314,10 +340,7 @@ fn opened(work: &mut Work) -> Opened {
     if outcome == Outcome::Claimed as u32 {
         return Opened::Yes;
     }
-    if outcome == Outcome::Opened as u32
-        && let Some(live) = half_of(&work.key)
-    {
-        copy(live.half(), &mut work.half);
+    if outcome == Outcome::Opened as u32 && find(work).is_some() {
         return Opened::Yes;
     }
     match outcome == Outcome::Searching as u32 {
@@ -401,7 +424,7 @@ fn claim(work: &mut Work) -> bool {
     let mut outcome = Outcome::Claimed;
     if !insert_new(&work.key, &work.half) {
         // What is left under the key is another CPU's, or does not live.
-        if of_key(&work.key).is_some() {
+        if is_known(&work.key) {
             outcome = Outcome::Opened;
         } else {
             let _ = young.remove(&work.key);
@@ -449,9 +472,14 @@ fn seize(table: &LruHashMap<Key, Half>, key: &Key) -> bool {
     let Some(entry) = table.get_ptr_mut(key) else {
         return true;
     };
-    // SAFETY: see `Live`.
-    let claim = unsafe { core::ptr::read_volatile(&raw const (*entry).claim) };
-    if Live::of(entry).is_some() || claim == 0 {
+    // SAFETY: see `entry`.
+    let (claim, lives) = unsafe {
+        (
+            core::ptr::read_volatile(&raw const (*entry).claim),
+            Live::of(&*entry).is_some(),
+        )
+    };
+    if lives || claim == 0 {
         return false;
     }
     use intrinsics::AtomicOrdering::SeqCst;

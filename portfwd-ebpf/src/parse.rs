@@ -251,14 +251,14 @@ impl<A: Family> Packet<A> {
         self.header = word >> 28 << 2;
         (self.header >= 20 && self.header as u64 <= available).then_some(())
     }
-    /// RFC 768. The first fragment has not all that the length tells.
+    /// RFC 768; `available` as above. The first fragment has not all that the length tells.
     #[inline(always)]
     fn read_datagram<H: Hook>(&mut self, hook: &H, available: u64) -> Option<()> {
         let length: u16 = hook.load(self.network.transport_at(4))?;
         let _: u16 = hook.load(self.network.transport_at(6))?;
         let length = u16::from_be(length) as u64;
         let whole = self.network.fragment == Fragment::Whole;
-        (length >= 8 && (!whole || length <= available)).then_some(())
+        (length >= 8 && available >= 8 && (!whole || length <= available)).then_some(())
     }
     /// RFC 9260, section 3: verification tag and checksum, then the first chunk's type.
     #[inline(always)]

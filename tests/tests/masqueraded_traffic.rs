@@ -69,6 +69,28 @@ fn what_containers_send_leaves_under_the_hosts_address_and_answers_come_back() {
     }
 }
 
+// Fails if a flow keeps the address with which it opened, come what may (`has_lost_address` in masquerade.rs).
+#[test]
+fn a_flow_whose_address_the_host_has_lost_goes_on_under_another() {
+    let topology = forwarding(Shape::default());
+    let _server = foreign_server(&topology);
+    topology.masquerade_containers();
+    let to = SocketAddr::new(FOREIGN, 7000);
+    let socket = clients::datagram_socket(&topology.containers[0].namespace, to).expect("a socket");
+    let before = clients::ask_datagram(&socket).expect("an answer");
+    assert_eq!(before.seen.ip(), leaving(FOREIGN));
+    let next: IpAddr = [203, 0, 113, 77].into();
+    topology
+        .host
+        .ip("addr add 203.0.113.77/24 dev eth1\naddr del 203.0.113.1/24 dev eth1\n");
+    topology.portfwd(&["up"]).expect_ok();
+    socket.set_read_timeout(Some(SILENCE)).expect("a limit");
+    until("an answer to the new address", PATIENCE, || {
+        let answer = clients::ask_datagram(&socket).ok()?;
+        (answer.seen.ip() == next).then_some(())
+    });
+}
+
 // Fails if an answer that is on its way to the container is taken for the first packet of a flow from outside
 // (`expect_answer` in masquerade.rs).
 #[test]

@@ -72,8 +72,8 @@ fn error_about<A: Family>(hook: &Tc, direction: Direction) -> Option<(Message<A>
         (quoted.destination.ip(), message.destination_port),
         (quoted.source.ip(), message.source_port),
     );
-    let live = pair::of_key(&work.key)?;
-    Some((message, live.half()))
+    pair::find(work)?;
+    Some((message, &work.half))
 }
 
 #[inline(always)]

@@ -141,8 +141,10 @@ impl Way {
             Transport::Tcp => (State::Established, &mut flows.settled),
             Transport::Udp => (State::UdpAssured, &mut flows.streams),
         };
+        let [head, tail] = key.digest();
         let flow = Flow {
-            key: key.digest(),
+            head,
+            tail,
             host: address(self.family.end(self.end)),
             host_port: NetPort::new(PORTS[self.end]),
             client_port: NetPort::new(CLIENT_PORT),
