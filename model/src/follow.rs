@@ -102,7 +102,7 @@ impl Model {
             Side::Container => {
                 let too_big = input.frame.len() - ETHERNET > self.world.mtu;
                 if too_big && !flow.hairpin {
-                    return Outcome::passed_for(Reason::TooBig);
+                    return Outcome::too_big(network);
                 }
                 (out(flow, seen), to_client(flow))
             }

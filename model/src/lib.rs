@@ -58,7 +58,7 @@
 //! 16. A checksum is right afterwards if it was before, and else wrong by as much as before. An absent
 //!     UDP checksum stays absent, a computed 0 is sent as ones; that of SCTP covers nothing that changes.
 //! 17. A reply larger than the way out takes goes on ([`Reason::TooBig`]), unless it is going to be cut into
-//!     packets that are not.
+//!     packets that are not. One that routers may cut is dropped.
 //!
 //! # ICMP errors
 //!

@@ -1,5 +1,7 @@
 //! What becomes of a packet.
 
+use crate::packet::Network;
+
 /// A hook, and the interface index of the device that the packet came in or goes out by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Hook {
@@ -99,6 +101,14 @@ impl Outcome {
         Self {
             verdict: Verdict::Drop,
             ..Self::passed_for(reason)
+        }
+    }
+
+    /// Of a reply larger than the way out takes.
+    pub(crate) fn too_big(network: &Network) -> Self {
+        match network.may_be_cut {
+            true => Self::dropped(Reason::TooBig),
+            false => Self::passed_for(Reason::TooBig),
         }
     }
 

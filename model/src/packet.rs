@@ -64,6 +64,8 @@ pub(crate) struct Network {
     pub(crate) identification: u32,
     /// Whether there are IPv6 extension headers.
     pub(crate) extended: bool,
+    /// Whether a router may cut it (RFC 791, section 2.3: without "don't fragment").
+    pub(crate) may_be_cut: bool,
 }
 
 /// The ends of a packet.
@@ -194,6 +196,7 @@ fn ipv4(frame: &[u8], start: usize, unsaid: bool) -> Option<Network> {
         },
         identification: be16(header, 4)?.into(),
         extended: false,
+        may_be_cut: be16(header, 6)? & 0x4000 == 0,
     })
 }
 
@@ -218,6 +221,7 @@ fn ipv6(frame: &[u8], start: usize, unsaid: bool) -> Option<Network> {
         end,
         fragment: Fragment::Whole,
         identification: 0,
+        may_be_cut: false,
         extended: matches!(
             header[6],
             HOP_BY_HOP | ROUTING | FRAGMENT | DESTINATION_OPTIONS

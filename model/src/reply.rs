@@ -27,7 +27,7 @@ impl Model {
             return Some(Outcome::passed_for(Reason::Expired));
         }
         if !flow.hairpin && !fits(input, packet, mtu) {
-            return Some(Outcome::passed_for(Reason::TooBig));
+            return Some(Outcome::too_big(&packet.network));
         }
         flow.progress.advance(Side::Container, packet.segment);
         let frame = translated(input.frame, packet, &to_client(flow));

@@ -241,7 +241,7 @@ fn follow_to_client<A: Family>(
     let (index, host, route) = (flow.forward, flow.host, flow.route);
     let length = network.length(hook);
     if hop && !hairpin && length > route.mtu as u64 {
-        return Verdict::next_for(Reason::TooBig);
+        return too_large::<A>(hook, index);
     }
     forward::count_packet(index, Way::ToClient, length);
     let translated =
@@ -254,6 +254,16 @@ fn follow_to_client<A: Family>(
         Ok(()) if hairpin => deliver::to_container(hook, hook.device()),
         Ok(()) if hop => deliver::to_client(&route),
         Ok(()) => Verdict::TRANSLATED,
+    }
+}
+
+/// What becomes of a reply that the way out has no room for. What may be cut the stack of a host that forwards
+/// would cut, and send on under the container's address.
+#[inline(always)]
+fn too_large<A: Family>(hook: &Tc, index: u32) -> Verdict {
+    match A::may_be_cut(hook) {
+        true => Verdict::drop(Reason::TooBig, index),
+        false => Verdict::next_for(Reason::TooBig),
     }
 }
 
@@ -438,7 +448,8 @@ fn reply<A: Family>(hook: &Tc, packet: &Packet<A>) -> Option<Verdict> {
     if !hairpin {
         deliver::refresh_route(hook, &key, &live, way::routing_device);
         if !deliver::fits(hook, packet, &flow.route) {
-            return Some(Verdict::next_for(Reason::TooBig).unless_claimed(Stage::LinkTooBig));
+            let verdict = too_large::<A>(hook, flow.forward);
+            return Some(verdict.unless_claimed(Stage::LinkTooBig));
         }
     }
     flow::advance(&live, &key, Side::Container, packet);

@@ -42,9 +42,9 @@ impl PacketWay<Tc> for Link {
         let flow = live.flow();
         let (host, mtu) = (flow.host, flow.route.mtu);
         let ends = deliver::ends(&key, flow);
-        // The stack of a host that forwards cuts the packet, or tells the container itself.
+        // The stack of a host that forwards tells the container itself.
         let is_ours = fib::is_disabled(hook, way::routing_device(flow.link), &ends);
-        if !is_ours || mtu == 0 || packet.length < QUOTE as u64 || A::may_be_cut(hook) {
+        if !is_ours || mtu == 0 || packet.length < QUOTE as u64 {
             return Verdict::NEXT;
         }
         match answer(hook, host, packet.network.source, mtu) {

@@ -82,7 +82,7 @@ fn a_flow_whose_address_the_host_has_lost_goes_on_under_another() {
     let next: IpAddr = [203, 0, 113, 77].into();
     topology
         .host
-        .ip("addr add 203.0.113.77/24 dev eth1\naddr del 203.0.113.1/24 dev eth1\n");
+        .ip("addr del 203.0.113.1/24 dev eth1\naddr add 203.0.113.77/24 dev eth1\n");
     topology.portfwd(&["up"]).expect_ok();
     socket.set_read_timeout(Some(SILENCE)).expect("a limit");
     until("an answer to the new address", PATIENCE, || {

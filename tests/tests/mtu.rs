@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use portfwd_tests::capture::{Capture, Captured};
 use portfwd_tests::clients;
 use portfwd_tests::deadline::PATIENCE;
 use portfwd_tests::topology::{HOST, HOST6, Shape, Topology};
@@ -111,6 +112,42 @@ fn reports_a_datagram_that_is_too_large(shape: Shape, link_finishes_checksums: b
         server.send(&[0; 1200]).expect("what fits is sent");
         let mut buffer = [0; 2048];
         assert_eq!(client.recv(&mut buffer).expect("what fits arrives"), 1200);
+    }
+}
+
+// Fails if such a reply is left to the stack (`too_large` in first.rs), which cuts it where the host forwards, and
+// sends it on under the container's address.
+#[test]
+fn a_reply_that_may_be_cut_is_lost_and_counted_and_nothing_of_it_leaves() {
+    for forwarding in [true, false] {
+        let topology = Topology::new(Shape {
+            forwarding,
+            ..Shape::default()
+        });
+        let [own, _] = &topology.containers;
+        topology.host.ip("link set eth0 mtu 1300\n");
+        own.namespace.set_sysctl("ipv4/ip_no_pmtu_disc", "1");
+        topology.attach("web", 0, &["8080:80/udp"]);
+        let at = SocketAddr::new(own.addresses()[0], 80);
+        let server = clients::bound_socket(&own.namespace, at).expect("bind");
+        let to = SocketAddr::new(HOST, 8080);
+        let client = clients::datagram_socket(&topology.client, to).expect("a socket");
+        client.send(b"question").expect("send");
+        let (_, peer) = server.recv_from(&mut [0; 100]).expect("the question");
+        let capture = Capture::start(&topology.client, "eth0");
+        server.send_to(&[0; 1_400], peer).expect("send");
+        server.send_to(&[0; 1_200], peer).expect("send what fits");
+        assert_eq!(client.recv(&mut [0; 2_048]).expect("what fits"), 1_200);
+        let frames = capture.finish();
+        let sources = frames.iter().filter_map(Captured::layers);
+        let untranslated = sources.filter(|layers| layers.source == own.addresses()[0]);
+        assert_eq!(untranslated.count(), 0, "forwarding: {forwarding}");
+        let drops = topology
+            .list()
+            .iter()
+            .map(|row| row["drops"].as_u64())
+            .max();
+        assert_eq!(drops, Some(Some(1)));
     }
 }
 

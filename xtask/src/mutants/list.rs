@@ -1004,6 +1004,13 @@ pub(super) const OF_ONE_TEST: &[Mutant] = &[
         wrong: "Some(live) if false && has_lost_address(work, &live)",
     },
     Mutant {
+        name: "reply-cut",
+        test: "mtu::a_reply_that_may_be_cut_is_lost_and_counted_and_nothing_of_it_leaves",
+        file: "ebpf/first.rs",
+        right: "true => Verdict::drop(Reason::TooBig, index),",
+        wrong: "true => Verdict::next_for(Reason::TooBig),",
+    },
+    Mutant {
         name: "masqueraded-exchange",
         test: "masqueraded_traffic::an_exchange_of_datagrams_keeps_its_address_for_as_long_as_it_goes_on",
         file: "ebpf/masquerade.rs",
