@@ -1,5 +1,5 @@
 //! What the loader reads from the system, BPF maps aside: namespaces, links, addresses, sockets,
-//! processes, privileges, the cgroup hierarchy. Nothing here decides; the one thing that acts is
+//! processes, other tools' rules, privileges, the cgroup hierarchy. Nothing here decides; the one thing that acts is
 //! [`sockets::destroy`].
 //!
 //! A namespace belongs to a thread, so each look into another one happens in a thread that lives for
@@ -10,6 +10,7 @@
 pub mod addresses;
 pub mod cgroup;
 pub mod container;
+pub mod foreign;
 pub mod kernel;
 pub mod links;
 pub mod local_ports;
