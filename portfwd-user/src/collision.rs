@@ -6,9 +6,11 @@
 
 mod choose;
 mod error;
+mod place;
 mod port_set;
 #[cfg(test)]
 mod properties;
+mod rule;
 #[cfg(test)]
 mod tests;
 
@@ -19,7 +21,10 @@ use portfwd_common::net::Protocol;
 
 pub use choose::{CHOSEN, choose, first_free};
 pub use error::{Collision, CollisionError, Holder};
+pub use place::Place;
 pub use port_set::{PortSet, ReservedError};
+
+pub use rule::{Addresses, Family, Rule};
 
 use crate::label::Label;
 use crate::spec::{HostPorts, PortRange, Spec, hosts_overlap};
@@ -83,6 +88,8 @@ pub struct Occupied<'a> {
     pub held: &'a [Held],
     /// The sockets of the host.
     pub listeners: &'a [Listener],
+    /// The rules of other tools.
+    pub rules: &'a [Rule],
     /// `ip_local_reserved_ports`: never chosen, but published when asked for.
     pub reserved: &'a PortSet,
 }
@@ -102,10 +109,17 @@ impl Occupied<'_> {
                 taken.insert(listener.port);
             }
         }
+        let in_the_way = |rule: &&Rule| !rule.takes_every_port() && rule.looks_at(protocol, host);
+        for rule in self.rules.iter().filter(in_the_way) {
+            rule.ports
+                .iter()
+                .for_each(|ports| taken.insert_range(*ports));
+        }
         taken
     }
 
-    /// Who has the lowest port of `ports` that is not free on `host`; a container before a process.
+    /// Who has the lowest port of `ports` that is not free on `host`; a container before a process, and that before
+    /// a rule of another tool.
     #[must_use]
     pub fn collision(
         &self,
@@ -124,8 +138,13 @@ impl Occupied<'_> {
                 && listener.overlaps(host);
             overlap.then(|| (listener.port, Holder::of(listener)))
         });
-        // `min_by_key` keeps the first of equals, and containers come first.
-        let (port, holder) = containers.chain(processes).min_by_key(|(port, _)| *port)?;
+        let rules = self.rules.iter().filter_map(|rule| {
+            let port = rule.takes(protocol, host, ports)?;
+            Some((port, Holder::Rule(rule.place.clone())))
+        });
+        let all = containers.chain(processes).chain(rules);
+        // `min_by_key` keeps the first of equals.
+        let (port, holder) = all.min_by_key(|(port, _)| *port)?;
         Some(Collision {
             host,
             port,
@@ -321,7 +340,14 @@ impl<'a> Resolver<'a> {
             (listener.protocol == spec.protocol && pool.contains(listener.port))
                 .then(|| (listener.port, Holder::of(listener)))
         });
-        let mut by_port: Vec<(u16, Holder)> = containers.chain(processes).collect();
+        let rules = self.occupied.rules.iter().filter_map(|rule| {
+            let mut taken = spec
+                .hosts()
+                .filter_map(|host| rule.takes(spec.protocol, host, pool));
+            Some((taken.next()?, Holder::Rule(rule.place.clone())))
+        });
+        let all = containers.chain(processes).chain(rules);
+        let mut by_port: Vec<(u16, Holder)> = all.collect();
         by_port.sort_by_key(|(port, _)| *port);
         let mut seen = HashSet::new();
         let holders = by_port.into_iter().map(|(_, holder)| holder);

@@ -55,6 +55,8 @@ pub struct Plan {
     pub forwards: Vec<NewForward>,
     /// Everything that was asked for, as it will be listed.
     pub published: Vec<Published>,
+    /// Where others' rules for every port are that it passes by.
+    pub passed_by: BTreeSet<String>,
 }
 
 /// What an attach was asked for.
@@ -135,6 +137,7 @@ pub fn attach(
         masquerade,
         forwards,
         published,
+        passed_by: BTreeSet::new(),
     })
 }
 

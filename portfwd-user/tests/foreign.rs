@@ -10,7 +10,8 @@ use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use portfwd_user::observe::foreign::{self, Addresses, Family, Rule};
+use portfwd_user::collision::{Addresses, Family, Rule};
+use portfwd_user::observe::foreign;
 use portfwd_user::observe::netns::Netns;
 
 static NEXT: AtomicU32 = AtomicU32::new(0);

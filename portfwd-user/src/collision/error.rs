@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use portfwd_common::net::Protocol;
 
-use super::{CHOSEN, Listener};
+use super::{CHOSEN, Listener, Place};
 use crate::label::Label;
 use crate::spec::{PortRange, Spec};
 
@@ -24,6 +24,8 @@ pub enum Holder {
         /// Its PID.
         pid: Option<u32>,
     },
+    /// A rule of another tool.
+    Rule(Place),
 }
 
 impl Holder {
@@ -43,6 +45,7 @@ impl Holder {
                 (None, Some(pid)) => format!("process with pid {pid}"),
                 (None, None) => "a process of the host that cannot be named".to_owned(),
             },
+            Self::Rule(place) => place.to_string(),
         }
     }
 
@@ -50,6 +53,7 @@ impl Holder {
         match self {
             Self::Container(_) => "detach it, or publish another port",
             Self::Process { .. } => "stop it, or publish another port",
+            Self::Rule(_) => "remove it by the tool that made it, or publish another port",
         }
     }
 }

@@ -48,6 +48,7 @@ fn collides(with: &Held, asked: &Held) -> bool {
     let occupied = Occupied {
         held: &held,
         listeners: &[],
+        rules: &[],
         reserved: &PortSet::new(),
     };
     occupied
@@ -88,7 +89,7 @@ proptest! {
         listeners in prop::collection::vec(any_listener(), 0..6),
         host in any_address(),
     ) {
-        let occupied = Occupied { held: &held, listeners: &listeners, reserved: &PortSet::new() };
+        let occupied = Occupied { held: &held, listeners: &listeners, rules: &[], reserved: &PortSet::new() };
         let taken = occupied.taken(Tcp, host);
         for port in (75..110).chain(60_995..61_030) {
             let collision = occupied.collision(Tcp, host, one(port));
@@ -107,7 +108,7 @@ proptest! {
     ) {
         let specs: Vec<Spec> = wanted.iter().map(|spec| spec.parse().unwrap()).collect();
         prop_assume!(crate::spec::check_list(&specs).is_ok());
-        let occupied = Occupied { held: &held, listeners: &listeners, reserved: &PortSet::new() };
+        let occupied = Occupied { held: &held, listeners: &listeners, rules: &[], reserved: &PortSet::new() };
         let Ok(settled) = occupied.resolve(&label("web"), &specs) else { return Ok(()) };
         prop_assert_eq!(settled.len(), specs.len());
         let mut given: Vec<(Protocol, IpAddr, PortRange)> = Vec::new();
@@ -134,7 +135,7 @@ proptest! {
         port in 75..105u16,
         host in any_address(),
     ) {
-        let occupied = Occupied { held: &existing, listeners: &[], reserved: &PortSet::new() };
+        let occupied = Occupied { held: &existing, listeners: &[], rules: &[], reserved: &PortSet::new() };
         let text = match host {
             IpAddr::V4(v4) => format!("{v4}:{port}:7777"),
             IpAddr::V6(v6) => format!("[{v6}]:{port}:7777"),

@@ -54,6 +54,7 @@ fn resolve(held: &[Held], listeners: &[Listener], specs: &[&str]) -> Result<Vec<
     let occupied = Occupied {
         held,
         listeners,
+        rules: &[],
         reserved: &reserved,
     };
     let specs: Vec<Spec> = specs.iter().map(|spec| spec.parse().unwrap()).collect();
@@ -284,6 +285,7 @@ fn resolve_error(held: &[Held]) -> CollisionError {
     let occupied = Occupied {
         held,
         listeners: &[],
+        rules: &[],
         reserved: &PortSet::new(),
     };
     let spec = "8000-8002:80".parse().unwrap();
@@ -305,6 +307,7 @@ fn a_chosen_port_is_the_same_again_and_another_when_it_is_taken() {
     let occupied = Occupied {
         held: &[],
         listeners: &[],
+        rules: &[],
         reserved: &reserved,
     };
     let spec = "80".parse().unwrap();

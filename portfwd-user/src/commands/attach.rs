@@ -11,13 +11,14 @@ use portfwd_common::net::Protocol;
 use crate::{
     apply,
     cli::{Attach, Cli},
-    collision::{CollisionError, Listener, Occupied, PortSet, Resolved},
+    collision::{CollisionError, Listener, Occupied, PortSet, Resolved, Rule},
     datapath::{self, Datapath, Options, Site, Writable},
     error::{ContainerError, Doing, Error, Missing},
     hooks::{self, Hook},
     label::Label,
     observe::{
         container::{self, ContainerLink},
+        foreign,
         local_ports::LocalPorts,
         netns::Netns,
         processes, sockets,
@@ -58,6 +59,9 @@ pub(super) fn run(cli: &Cli, attach: &Attach) -> Result<(), Error> {
     let look_again = || check_still_free(&host, &plan);
     apply::attach(&mut writable, &host, container.as_ref(), &plan, look_again)?;
     warn_of_foreign_addresses(&writable, &attach.specs);
+    for place in &plan.passed_by {
+        eprintln!("warning: what is published passes by a rule for every port: {place}");
+    }
     warn_of_shared_ports(&LocalPorts::of(&host)?, &plan);
     if attach.masquerade {
         super::masquerade::warn_of_ports(&host)?;
@@ -90,7 +94,7 @@ fn make_plan(
         // What runs the container is asked in a later version; nobody else knows the name.
         _ => return Err(Missing::Target(attach.container.clone()).into()),
     };
-    let resolved = settle_ports(host, &state, &attach.container, &attach.specs)?;
+    let (resolved, passed_by) = settle_ports(host, &state, &attach.container, &attach.specs)?;
     let (label, loopback) = (&attach.container, attach.loopback);
     plan::check_listeners(label, &state.forwards, &resolved, loopback)?;
     let asked = plan::Asked {
@@ -98,7 +102,8 @@ fn make_plan(
         loopback,
         masquerade: attach.masquerade,
     };
-    plan::attach(label, known, &found, &asked)
+    let plan = plan::attach(label, known, &found, &asked)?;
+    Ok(Plan { passed_by, ..plan })
 }
 
 /// An address may come later; more often it is a slip.
@@ -128,25 +133,44 @@ fn warn_of_shared_ports(local: &LocalPorts, plan: &Plan) {
     }
 }
 
-/// The host ports, against what is held and who listens.
+/// Where others' rules are that may take what comes for any port: they may have conditions that are not
+/// understood, and would be in the way of everything else.
+fn rules_for_every_port(rules: &[Rule], specs: &[Spec]) -> BTreeSet<String> {
+    let in_the_way = |rule: &&Rule| {
+        let looks = |spec: &Spec| spec.hosts().any(|host| rule.looks_at(spec.protocol, host));
+        rule.takes_every_port() && specs.iter().any(looks)
+    };
+    let places = rules.iter().filter(in_the_way);
+    places.map(|rule| rule.place.to_string()).collect()
+}
+
+/// The host ports, against what is held, who listens, and what others' rules take.
 fn settle_ports(
     host: &Netns,
     state: &state::State,
     owner: &Label,
     specs: &[Spec],
-) -> Result<Vec<Resolved>, Error> {
+) -> Result<(Vec<Resolved>, BTreeSet<String>), Error> {
     let protocols = distinct(specs.iter().map(|spec| spec.protocol));
-    let (listening, local) =
-        host.run_in(|| (sockets::listeners_here(&protocols), LocalPorts::here()))?;
+    let (listening, local, rules) = host.run_in(|| {
+        (
+            sockets::listeners_here(&protocols),
+            LocalPorts::here(),
+            foreign::rules_here(),
+        )
+    })?;
     let reserved = local?.reserved;
-    among(&listening?, |listeners| {
+    let rules = rules.doing(|| "look for ports that others' rules take".to_owned())?;
+    let resolved = among(&listening?, |listeners| {
         Occupied {
             held: &state.held,
             listeners,
+            rules: &rules,
             reserved: &reserved,
         }
         .resolve(owner, specs)
-    })
+    })?;
+    Ok((resolved, rules_for_every_port(&rules, specs)))
 }
 
 /// Whether still nobody listens on what is going to be published.
@@ -157,6 +181,7 @@ fn check_still_free(host: &Netns, plan: &Plan) -> Result<(), Error> {
         let occupied = Occupied {
             held: &[],
             listeners,
+            rules: &[],
             reserved: &PortSet::new(),
         };
         let mut collisions = plan.forwards.iter().filter_map(|forward| {

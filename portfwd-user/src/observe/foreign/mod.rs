@@ -10,7 +10,6 @@
 mod intervals;
 mod legacy;
 mod nftables;
-mod place;
 mod region;
 mod walk;
 mod wire;
@@ -18,14 +17,13 @@ mod xtables;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::ops::RangeInclusive;
 
 use portfwd_common::net::Protocol;
 
-pub use place::Place;
 pub use wire::Malformed;
 
 use super::netns::{Netns, NetnsError};
+use crate::collision::{Addresses, Family, Place, Rule};
 use crate::spec::PortRange;
 use intervals::Intervals;
 use region::{Families, Field, Region};
@@ -61,42 +59,6 @@ pub enum ForeignError {
         /// What was read.
         what: &'static str,
     },
-}
-
-/// The address families that a rule looks at.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum Family {
-    /// IPv4.
-    V4,
-    /// IPv6.
-    V6,
-    /// Both.
-    Both,
-}
-
-/// The destination addresses that a rule looks at.
-#[derive(Clone, PartialEq, Eq, Hash, Debug)]
-pub enum Addresses {
-    /// Every one, or every one of the host.
-    Any,
-    /// Those of one family within these ranges, ascending.
-    Within(Vec<RangeInclusive<IpAddr>>),
-}
-
-/// A rule of somebody else that takes packets to a port of the host. One that takes several protocols, or
-/// addresses and ports in several combinations, is several of these.
-#[derive(Clone, PartialEq, Eq, Hash, Debug)]
-pub struct Rule {
-    /// The protocol; None for every one.
-    pub protocol: Option<Protocol>,
-    /// The address family.
-    pub family: Family,
-    /// The destination addresses.
-    pub addresses: Addresses,
-    /// The destination ports, ascending: all of them if the rule names none.
-    pub ports: Vec<PortRange>,
-    /// Where it is.
-    pub place: Place,
 }
 
 /// Every rule of the namespace that may take packets to a port.

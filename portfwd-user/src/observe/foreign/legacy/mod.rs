@@ -12,7 +12,8 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
 use super::region::Families;
 use super::walk::taken;
-use super::{ForeignError, Place, Rule, rules_of, unchanged};
+use super::{ForeignError, rules_of, unchanged};
+use crate::collision::{Place, Rule};
 use table::{ENTRIES_HEADER, INFO_LENGTH, Info, NAME_LENGTH, TABLE, Table};
 
 /// What IPv4 and IPv6 have apart.

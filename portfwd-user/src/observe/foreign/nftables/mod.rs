@@ -19,7 +19,8 @@ mod properties;
 use std::collections::HashMap;
 
 use super::walk::{Step, taken};
-use super::{ForeignError, Place, Rule, rules_of, unchanged};
+use super::{ForeignError, rules_of, unchanged};
+use crate::collision::{Place, Rule};
 use chain::{Table, base_chain};
 use conversation::{Conversation, Unread};
 use expression::{Stop, steps};
