@@ -25,6 +25,8 @@ pub enum Need {
     Sctp,
     /// The address that the routing table gives for a source (`BPF_FIB_LOOKUP_SRC`, Linux 6.7).
     RouteSource,
+    /// Socket diagnosis shows sockets that are bound and nothing else (`TCP_BOUND_INACTIVE`, Linux 6.8).
+    BoundSockets,
 }
 
 /// Asks for what a test needs, by trying it.
@@ -44,6 +46,7 @@ pub fn need(need: Need) {
         Need::Netem => makes("tc", "qdisc add dev parent root netem loss 1%"),
         Need::Sctp => has_sctp(),
         Need::RouteSource => kernel::release() >= (6, 7),
+        Need::BoundSockets => kernel::release() >= (6, 8),
     };
     let name = match need {
         Need::Device(kind) | Need::Child(kind) => kind.split(' ').next().unwrap_or(kind),
@@ -52,6 +55,7 @@ pub fn need(need: Need) {
         Need::Netem => "netem",
         Need::Sctp => "SCTP",
         Need::RouteSource => "sources of routes",
+        Need::BoundSockets => "diagnosis of bound sockets",
     };
     assert!(is_there, "this kernel has no {name}");
 }

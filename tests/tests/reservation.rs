@@ -13,6 +13,7 @@ use portfwd_tests::clients::{
     Protocol::{self, Tcp, Udp},
 };
 use portfwd_tests::namespace::Namespace;
+use portfwd_tests::needs::{Need, need};
 use portfwd_tests::topology::{HOST, HOST6, Shape, Topology};
 
 /// Binds, and lets go at once.
@@ -169,6 +170,7 @@ fn of_a_process_and_an_attach_that_race_for_a_port_exactly_one_wins() {
 /// Fails if the state of such sockets is not asked for (`BOUND_INACTIVE` in sockets.rs).
 #[test]
 fn a_socket_that_only_holds_a_port_is_a_listener() {
+    need(Need::BoundSockets);
     let topology = Topology::new(Shape::default());
     let held = topology.host.run(|| {
         let held = socket(
