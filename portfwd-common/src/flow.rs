@@ -59,18 +59,6 @@ impl<A: Address> FlowKey<A> {
             protocol: protocol as u32,
         }
     }
-    /// A number that two keys hardly share, in two halves, which tell whose an entry is ([`Flow::head`],
-    /// [`Flow::tail`]).
-    #[inline(always)]
-    pub fn digest(&self) -> [u32; 2] {
-        // 2^64 divided by the golden ratio.
-        const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
-        let ports = self.client_port.wire() as u64 | (self.container_port.wire() as u64) << 16;
-        let client = self.client.ip().folded().wrapping_mul(FACTOR);
-        let both = (client ^ self.container.ip().folded()).wrapping_mul(FACTOR);
-        let digest = both ^ ports ^ (self.protocol as u64) << 32;
-        [digest as u32, (digest >> 32) as u32]
-    }
 }
 
 /// Where replies leave the host, as the FIB said when it was last asked.
@@ -94,13 +82,6 @@ pub struct Route<A> {
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Zeroable)]
 pub struct Flow<A> {
-    /// First half of its key's [`FlowKey::digest`]. A table gives the entry to another flow while somebody still
-    /// looks at it; what was read of it counts if both halves are the same afterwards. They stand at its ends,
-    /// because the kernel copies an entry from one end to the other, from which depends on the processor
-    /// (`memcpy_orig`).
-    pub head: u32,
-    /// Index of the forward that opened it.
-    pub forward: u32,
     /// Address that the client sent to.
     pub host: A,
     /// Port that the client sent to.
@@ -113,6 +94,8 @@ pub struct Flow<A> {
     pub delivery: u32,
     /// Interface index of the container's host-side link.
     pub link: u32,
+    /// Index of the forward that opened it.
+    pub forward: u32,
     /// Generation of that forward.
     pub generation: u32,
     /// Second of the last packet, on the kernel's monotonic clock.
@@ -121,13 +104,11 @@ pub struct Flow<A> {
     pub created: u32,
     /// Acknowledgment number by which the client proves that it has seen the container's SYN.
     pub client_ack: u32,
-    /// Where replies leave.
-    pub route: Route<A>,
     /// Interface index of the device that the first packet came in by, and that answers leave by when
     /// the FIB cannot be asked.
     pub ingress: u32,
-    /// The other half of the digest.
-    pub tail: u32,
+    /// Where replies leave.
+    pub route: Route<A>,
 }
 
 /// A client's port as the client has it. Two connections of one client from one port, to two addresses or
@@ -137,7 +118,7 @@ pub type Shift = FlowKey<V6>;
 
 const _: () = {
     assert!(size_of::<FlowKey<V4>>() == 16 && size_of::<FlowKey<V6>>() == 40);
-    assert!(size_of::<Flow<V4>>() == 72 && size_of::<Flow<V6>>() == 96);
+    assert!(size_of::<Flow<V4>>() == 64 && size_of::<Flow<V6>>() == 88);
 };
 
 // SAFETY: repr(C), all fields Pod; the sizes asserted above are the sums of the fields' sizes, so there
@@ -161,39 +142,4 @@ mod user {
     unsafe impl aya::Pod for super::Flow<V4> {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::Flow<V6> {}
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    proptest! {
-        #[test]
-        fn a_key_that_differs_in_one_field_has_another_digest(
-            client: u32, container: u32, ports: (u16, u16), other: u32, port: u16,
-        ) {
-            let key = |client, client_port, container, container_port| {
-                FlowKey::new(
-                    V4(client),
-                    NetPort::new(client_port),
-                    V4(container),
-                    NetPort::new(container_port),
-                    6,
-                )
-            };
-            let own = key(client, ports.0, container, ports.1);
-            let others = [
-                key(other, ports.0, container, ports.1),
-                key(client, ports.0, other, ports.1),
-                key(client, port, container, ports.1),
-                key(client, ports.0, container, port),
-                FlowKey { protocol: 17, ..own },
-            ];
-            for key in others {
-                prop_assert_eq!(key.digest() == own.digest(), key == own);
-            }
-        }
-    }
 }

@@ -92,14 +92,6 @@ pub struct Ip {
     low: u64,
 }
 
-impl Ip {
-    /// Both halves in one, for digests.
-    #[inline(always)]
-    pub(crate) const fn folded(self) -> u64 {
-        self.high ^ self.low
-    }
-}
-
 /// The upper half of the lower eight bytes of a mapped address: `0000 ffff`.
 const MAPPED: u64 = 0xffff_0000_0000u64.to_be();
 

@@ -59,17 +59,6 @@ impl<A: Family> Live<A> {
         let lives = flow.last_seen == now || is_alive(state, flow.last_seen, now, lifetimes()?);
         lives.then_some(Self { said, state, now })
     }
-    /// The copy of an entry that was found under `key`, if it was still that of `key` once it was copied.
-    #[inline(always)]
-    fn copied(entry: *mut Flow<A>, key: &FlowKey<A>) -> Option<Self> {
-        let said = said()?;
-        // SAFETY: an entry of a map, and this CPU's own element.
-        pair::copy(unsafe { &*entry }, unsafe { &mut *said });
-        if !is_of_key(entry, key) {
-            return None;
-        }
-        Self::of(said)
-    }
     /// What it says.
     #[inline(always)]
     pub fn flow(&self) -> &'static Flow<A> {
@@ -122,7 +111,7 @@ impl<A: Family> InPlace<A> {
     /// Whether it is still the flow of `key`.
     #[inline(always)]
     pub fn is_still(&self, key: &FlowKey<A>) -> bool {
-        is_of_key(self.said, key)
+        is_found_again(self.said, key, true)
     }
     /// Notes a packet that changes nothing: stored at most once a second, so that two CPUs do not fight
     /// for the cache line.
@@ -132,33 +121,6 @@ impl<A: Family> InPlace<A> {
             // SAFETY: an entry of a map.
             unsafe { (*self.said).last_seen = self.now };
         }
-    }
-}
-
-/// Whether the entry is that of `key`, after all that has been read of it.
-#[inline(always)]
-fn is_of_key<A: Family>(entry: *const Flow<A>, key: &FlowKey<A>) -> bool {
-    // SAFETY: aligned words of a map.
-    let found = unsafe {
-        [
-            read_last(&raw const (*entry).head),
-            read_last(&raw const (*entry).tail),
-        ]
-    };
-    found == key.digest()
-}
-
-/// Reads a word after everything that has been read before. (The processor keeps the order of loads, but the
-/// compiler need not.)
-///
-/// # Safety
-/// As for reading it at all.
-#[inline(always)]
-pub unsafe fn read_last<T: Copy>(word: *const T) -> T {
-    // SAFETY: no instruction at all, and the caller's.
-    unsafe {
-        core::arch::asm!("", options(nostack));
-        core::ptr::read_volatile(word)
     }
 }
 
@@ -197,7 +159,21 @@ fn entry<A: Family>(key: &FlowKey<A>, settled: bool) -> Option<*mut Flow<A>> {
 /// What is under `key` in such a table and lives.
 #[inline(always)]
 fn found<A: Family>(key: &FlowKey<A>, settled: bool) -> Option<Live<A>> {
-    Live::copied(entry(key, settled)?, key)
+    let (found, said) = (entry(key, settled)?, said()?);
+    // SAFETY: an entry of a map, and this CPU's own element.
+    pair::copy(unsafe { &*found }, unsafe { &mut *said });
+    match is_found_again(found, key, settled) {
+        true => Live::of(said),
+        false => None,
+    }
+}
+
+/// Whether the entry is still under `key`, after all that has been read of it. The kernel takes one out of its table
+/// before it gives it to another flow; what it stores then it may store in any order (`rep movsb`), so that nothing
+/// within tells.
+#[inline(always)]
+fn is_found_again<A: Family>(found: *mut Flow<A>, key: &FlowKey<A>, settled: bool) -> bool {
+    entry(key, settled) == Some(found)
 }
 
 #[inline(always)]
@@ -301,7 +277,6 @@ pub enum Place {
 /// What there is to say of a flow that `packet` opens, with its state and the second.
 #[inline(always)]
 fn new<A: Family>(
-    key: &FlowKey<A>,
     packet: &Packet<A>,
     published: &Published,
     target: Target,
@@ -312,10 +287,7 @@ fn new<A: Family>(
         Protocol::Udp => State::UdpUnanswered,
         _ => State::Opening,
     };
-    let [head, tail] = key.digest();
     let flow = Flow {
-        head,
-        tail,
         host: packet.network.destination,
         host_port: packet.destination_port,
         client_port: packet.source_port,
@@ -351,7 +323,7 @@ pub fn open<A: Family>(
     place: Place,
 ) -> Result<Live<A>, Reason> {
     let said = said().ok_or(Reason::FlowTableFull)?;
-    let (flow, state, now) = new(key, packet, published, target, ingress);
+    let (flow, state, now) = new(packet, published, target, ingress);
     let flags = match place {
         Place::Any => 0,
         Place::Free => BPF_NOEXIST as u64,

@@ -266,6 +266,11 @@ fn request<H: Hook, A: Family>(
     let record = published.record;
     let target = A::from_ip(record.target);
     let target_port = record.target_port_of(port);
+    // Of a flow of this forward that comes this way the same is true: only a container's own differs.
+    let way_in = Target {
+        link: record.link,
+        delivery: record.delivery as u32,
+    };
     if packet.flags.turns() || (link != 0 && link == record.link) || !published.is_unchanged() {
         return None;
     }
@@ -273,9 +278,8 @@ fn request<H: Hook, A: Family>(
     let protocol = packet.network.protocol;
     let key = FlowKey::new(source, packet.source_port, target, target_port, protocol);
     let live = flow::settled(&key)?;
-    let way_in = Target::of(&live);
     let hop = way_in.delivery != Delivery::Stack as u32;
-    let is_own = live.is_of(&Request::of(packet), &published) && live.is_still(&key);
+    let is_own = live.is_of(&Request::of(packet), &published);
     if !is_own || (hop && packet.network.hops <= 1) {
         return None;
     }

@@ -402,7 +402,6 @@ where
     let mut key: FlowKey<A> = bytemuck::pod_read_unaligned(key);
     key.client = bytemuck::pod_read_unaligned(&client);
     let mut flow: Flow<A> = bytemuck::pod_read_unaligned(entry);
-    [flow.head, flow.tail] = key.digest();
     flow.host_port = NetPort::new(9_999);
     (
         bytemuck::bytes_of(&key).to_vec(),

@@ -141,10 +141,7 @@ impl Way {
             Transport::Tcp => (State::Established, &mut flows.settled),
             Transport::Udp => (State::UdpAssured, &mut flows.streams),
         };
-        let [head, tail] = key.digest();
         let flow = Flow {
-            head,
-            tail,
             host: address(self.family.end(self.end)),
             host_port: NetPort::new(PORTS[self.end]),
             client_port: NetPort::new(CLIENT_PORT),
