@@ -176,7 +176,7 @@ fn a_socket_that_only_holds_a_port_is_a_listener() {
         let held = socket(
             AddressFamily::Inet,
             SockType::Stream,
-            SockFlag::empty(),
+            SockFlag::SOCK_CLOEXEC,
             None,
         )
         .expect("a socket");
