@@ -38,8 +38,9 @@
 //!    with, and if both came from the container itself or neither did.
 //! 10. A flow is opened only to one of the host's addresses ([`Reason::NotForHost`]), and only by a SYN without
 //!     ACK, RST and FIN, an INIT of SCTP, or a datagram; other segments go on ([`Reason::NoFlow`]).
-//! 11. A flow is opened only from a source that can exist, does not have to stay on its link, and is not the host's ([`Reason::ImpossibleSource`]), and if
-//!     no socket of the host has the connection ([`Reason::HostSocket`]). The host's `rp_filter` is off.
+//! 11. A flow is opened only from a source that can exist, does not have to stay on its link, and is not the
+//!     host's ([`Reason::ImpossibleSource`]), and if no socket of the host has the connection
+//!     ([`Reason::HostSocket`]). The host's `rp_filter` is off.
 //! 12. A request that would open a flow in place of another gets another client's port toward the
 //!     container, of 1024 and above and free; replies go to the client's own. Which one, the datapath may
 //!     choose ([`Input::port`]). SCTP cannot, and drops it ([`Reason::TupleTaken`]). A SYN opens a new

@@ -23,7 +23,6 @@ pub use choose::{CHOSEN, choose, first_free};
 pub use error::{Collision, CollisionError, Holder};
 pub use place::Place;
 pub use port_set::{PortSet, ReservedError};
-
 pub use rule::{Addresses, Family, Rule};
 
 use crate::label::Label;

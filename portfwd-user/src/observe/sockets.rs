@@ -99,8 +99,8 @@ pub struct Peer {
     pub address: SocketAddr,
 }
 
-/// Every socket of the namespace that has a port to itself, of the given protocols. A protocol that the kernel cannot
-/// diagnose (SCTP without its module) has none.
+/// Every socket of the namespace that has a port to itself, of the given protocols. A protocol that the kernel
+/// cannot diagnose (SCTP without its module) has none.
 pub fn listeners(host: &Netns, protocols: &[Protocol]) -> Result<Vec<Listener>, SocketError> {
     host.run_in(|| listeners_here(protocols))?
 }
