@@ -8,6 +8,7 @@
 //! connections pushes out what lives. So have UDP streams: of a connection a client has proven by a number
 //! that it sees it, of a stream nobody can.
 
+mod seal;
 mod state;
 
 use bytemuck::{Pod, Zeroable};
@@ -109,6 +110,8 @@ pub struct Flow<A> {
     pub ingress: u32,
     /// Where replies leave.
     pub route: Route<A>,
+    /// [`Flow::sealed`], since the FIB was asked.
+    pub seal: u64,
 }
 
 /// A client's port as the client has it. Two connections of one client from one port, to two addresses or
@@ -118,7 +121,7 @@ pub type Shift = FlowKey<V6>;
 
 const _: () = {
     assert!(size_of::<FlowKey<V4>>() == 16 && size_of::<FlowKey<V6>>() == 40);
-    assert!(size_of::<Flow<V4>>() == 64 && size_of::<Flow<V6>>() == 88);
+    assert!(size_of::<Flow<V4>>() == 72 && size_of::<Flow<V6>>() == 96);
 };
 
 // SAFETY: repr(C), all fields Pod; the sizes asserted above are the sums of the fields' sizes, so there

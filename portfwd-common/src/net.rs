@@ -160,6 +160,10 @@ pub trait Address: Copy + PartialEq + Pod {
     fn ip(self) -> Ip;
     /// The other way; the family is the caller's to know.
     fn from_ip(ip: Ip) -> Self;
+    /// The address at the start of the 16 bytes that the kernel's helpers take for both families.
+    fn halves(self) -> [u64; 2];
+    /// The other way.
+    fn from_halves(halves: [u64; 2]) -> Self;
     /// One's complement sum (RFC 1071) over its 16-bit words, not folded.
     fn sum(self) -> u64;
     /// 127/8 or ::1.
@@ -206,6 +210,14 @@ impl Address for V4 {
         })
     }
     #[inline(always)]
+    fn halves(self) -> [u64; 2] {
+        [self.0 as u64, 0]
+    }
+    #[inline(always)]
+    fn from_halves(halves: [u64; 2]) -> Self {
+        Self(halves[0] as u32)
+    }
+    #[inline(always)]
     fn sum(self) -> u64 {
         self.0 as u64
     }
@@ -244,6 +256,14 @@ impl Address for V6 {
     #[inline(always)]
     fn from_ip(ip: Ip) -> Self {
         Self(ip.high, ip.low)
+    }
+    #[inline(always)]
+    fn halves(self) -> [u64; 2] {
+        [self.0, self.1]
+    }
+    #[inline(always)]
+    fn from_halves(halves: [u64; 2]) -> Self {
+        Self(halves[0], halves[1])
     }
     #[inline(always)]
     fn sum(self) -> u64 {

@@ -9,7 +9,7 @@ use portfwd_common::flow::{Flow, FlowKey, Route};
 use crate::{
     family::Family,
     fib::{self, Ends},
-    flow::Live,
+    flow::{self, Live},
     packet::{Hook, Tc},
     parse::Packet,
     verdict::Verdict,
@@ -48,7 +48,7 @@ pub fn refresh_route<A: Family>(
     device_of: impl FnOnce(u32) -> u32,
 ) {
     let flow = live.flow();
-    if flow.route.refreshed != live.now {
+    if !flow::is_led(flow, key, live.now) {
         let device = device_of(flow.link);
         let route = fib::route(hook, device, &ends(key, flow), flow.ingress, live.now);
         live.lead(key, route);

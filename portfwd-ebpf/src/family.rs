@@ -76,10 +76,6 @@ pub trait Family: Address + 'static {
         change: HeaderChange,
         hop: bool,
     ) -> Result<(), Reason>;
-    /// The address in the 16 bytes that helpers take for both families.
-    fn halves(self) -> [u64; 2];
-    /// The other way.
-    fn from_halves(halves: [u64; 2]) -> Self;
     /// Sources that every container may send from: link-local ones, which neighbour discovery needs, and
     /// none, which address configuration needs.
     fn is_link_scoped(self) -> bool;
@@ -262,14 +258,6 @@ impl Family for V4 {
             (*words)[1] = sum;
         }
         Ok(())
-    }
-    #[inline(always)]
-    fn halves(self) -> [u64; 2] {
-        [self.0 as u64, 0]
-    }
-    #[inline(always)]
-    fn from_halves(halves: [u64; 2]) -> Self {
-        Self(halves[0] as u32)
     }
     #[inline(always)]
     fn is_link_scoped(self) -> bool {
@@ -477,14 +465,6 @@ impl Family for V6 {
         }
         hook.uncovered_change(uncovered);
         Ok(())
-    }
-    #[inline(always)]
-    fn halves(self) -> [u64; 2] {
-        [self.0, self.1]
-    }
-    #[inline(always)]
-    fn from_halves(halves: [u64; 2]) -> Self {
-        Self(halves[0], halves[1])
     }
     #[inline(always)]
     fn is_link_scoped(self) -> bool {

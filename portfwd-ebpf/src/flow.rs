@@ -1,7 +1,10 @@
 //! Flows: found, opened, kept up, and moved between the tables of settled ones and that of young ones.
 
 use aya_ebpf::{bindings::BPF_NOEXIST, maps::LruHashMap};
-use core::ops::Deref;
+use core::{
+    ops::Deref,
+    sync::atomic::{Ordering, compiler_fence},
+};
 use portfwd_common::{
     flow::{Flow, FlowKey, Lifetimes, Route, Side, State, is_alive},
     forward::Delivery,
@@ -86,16 +89,21 @@ impl<A: Family> Live<A> {
     #[inline(always)]
     pub fn lead(&self, key: &FlowKey<A>, route: Route<A>) {
         // SAFETY: this CPU's own element.
-        unsafe { (*self.said).route = route };
+        let said = unsafe { &mut *self.said };
+        said.route = route;
+        said.seal = said.sealed(key);
         if let Some(entry) = entry(key, self.state.is_settled()) {
             // SAFETY: an entry of a map.
-            unsafe { (*entry).route = route };
+            unsafe {
+                (*entry).route = route;
+                (*entry).seal = said.seal;
+            }
         }
     }
 }
 
-/// A live flow that is read where it lies: what was read counts only if [`InPlace::is_still`] says so
-/// afterwards.
+/// A live flow that is read where it lies: what it says may be another flow's, so that it has to be compared with
+/// the packet, or sealed.
 #[derive(Clone, Copy)]
 pub struct InPlace<A: 'static>(Live<A>);
 
@@ -108,10 +116,14 @@ impl<A> Deref for InPlace<A> {
 }
 
 impl<A: Family> InPlace<A> {
-    /// Whether it is still the flow of `key`.
+    /// Where a reply seems to come from, and its way out; none if that is not of this second, or not all of it
+    /// was said of the flow of `key`.
     #[inline(always)]
-    pub fn is_still(&self, key: &FlowKey<A>) -> bool {
-        is_found_again(self.said, key, true)
+    pub fn way_out(&self, key: &FlowKey<A>) -> Option<(A, NetPort, Route<A>)> {
+        let flow = *self.flow();
+        // What was read is not read again.
+        compiler_fence(Ordering::SeqCst);
+        is_led(&flow, key, self.now).then_some((flow.host, flow.host_port, flow.route))
     }
     /// Notes a packet that changes nothing: stored at most once a second, so that two CPUs do not fight
     /// for the cache line.
@@ -122,6 +134,12 @@ impl<A: Family> InPlace<A> {
             unsafe { (*self.said).last_seen = self.now };
         }
     }
+}
+
+/// Whether the way out of the flow of `key` is one whole, and of this second.
+#[inline(always)]
+pub fn is_led<A: Family>(flow: &Flow<A>, key: &FlowKey<A>, now: u32) -> bool {
+    flow.route.refreshed == now && flow.seal == flow.sealed(key)
 }
 
 /// Where this CPU keeps what a flow says.
@@ -162,18 +180,11 @@ fn found<A: Family>(key: &FlowKey<A>, settled: bool) -> Option<Live<A>> {
     let (found, said) = (entry(key, settled)?, said()?);
     // SAFETY: an entry of a map, and this CPU's own element.
     pair::copy(unsafe { &*found }, unsafe { &mut *said });
-    match is_found_again(found, key, settled) {
+    // All of it was copied before the kernel took the entry out of its table, if it is found there again.
+    match entry(key, settled) == Some(found) {
         true => Live::of(said),
         false => None,
     }
-}
-
-/// Whether the entry is still under `key`, after all that has been read of it. The kernel takes one out of its table
-/// before it gives it to another flow; what it stores then it may store in any order (`rep movsb`), so that nothing
-/// within tells.
-#[inline(always)]
-fn is_found_again<A: Family>(found: *mut Flow<A>, key: &FlowKey<A>, settled: bool) -> bool {
-    entry(key, settled) == Some(found)
 }
 
 #[inline(always)]
@@ -253,18 +264,6 @@ pub struct Target {
     pub delivery: u32,
 }
 
-impl Target {
-    /// That of a flow.
-    #[inline(always)]
-    pub fn of<A: Family>(live: &Live<A>) -> Self {
-        let flow = live.flow();
-        Self {
-            link: flow.link,
-            delivery: flow.delivery,
-        }
-    }
-}
-
 /// Whether a new flow may take the place of one with its key.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Place {
@@ -308,6 +307,7 @@ fn new<A: Family>(
             has_next_hop: 0,
             next_hop: packet.network.source,
         },
+        seal: 0,
     };
     (flow, state, now)
 }

@@ -63,9 +63,9 @@ pub static YOUNG_V4: LruHashMap<FlowKey<V4>, Flow<V4>> =
 pub static YOUNG_V6: LruHashMap<FlowKey<V6>, Flow<V6>> =
     LruHashMap::with_max_entries(MAX_YOUNG_FLOWS, 0);
 /// Where what is handed to the kernel is made, one thing at a time: the verifier grants 512 bytes of
-/// stack. Wide enough for a flow of either family.
+/// stack.
 #[map(name = "scratch")]
-pub static SCRATCH: PerCpuArray<Flow<V6>> = PerCpuArray::with_max_entries(1, 0);
+pub static SCRATCH: PerCpuArray<[u64; 8]> = PerCpuArray::with_max_entries(1, 0);
 /// What the flow said that this CPU's packet belongs to.
 #[map(name = "seen")]
 pub static SEEN: PerCpuArray<Flow<V6>> = PerCpuArray::with_max_entries(1, 0);

@@ -306,10 +306,15 @@ pub fn translated_before<A: Family>(packet: &Packet<A>) -> Option<Target> {
         network.protocol,
     );
     let live = flow::settled(&key)?;
-    let target = Target::of(&live);
+    let flow = live.flow();
+    let record = forward::visible(flow.forward, flow.generation)?.record;
     // XDP leaves a container's connection with itself to TC, and nobody else may claim to be in one.
-    let is_its = target.delivery != Delivery::Hairpin as u32 && live.is_published();
-    (is_its && live.is_still(&key)).then_some(target)
+    let is_its = flow.delivery != Delivery::Hairpin as u32
+        && A::from_ip(record.target) == network.destination;
+    is_its.then_some(Target {
+        link: record.link,
+        delivery: record.delivery as u32,
+    })
 }
 
 /// From the container back to the client, if the packet belongs to a settled flow of this link whose
@@ -323,13 +328,13 @@ fn reply<A: Family>(hook: &Tc, packet: &Packet<A>) -> Option<Verdict> {
         && packet.network.hops > 1
         && flow.link == hook.device()
         && flow.delivery == Delivery::Redirect as u32
-        && flow.client_port.wire() == packet.destination_port.wire()
-        && flow.route.refreshed == live.now;
-    if !plain || !live.is_published() || !deliver::fits(hook, packet, &flow.route) {
+        && flow.client_port.wire() == packet.destination_port.wire();
+    if !plain {
         return None;
     }
-    let (index, host, port, route) = (flow.forward, flow.host, flow.host_port, flow.route);
-    if !live.is_still(&key) {
+    let index = forward::visible(flow.forward, flow.generation)?.index;
+    let (host, port, route) = live.way_out(&key)?;
+    if !deliver::fits(hook, packet, &route) {
         return None;
     }
     live.touch();

@@ -24,6 +24,7 @@ pub mod ping;
 pub mod portfwd;
 pub mod ptrace;
 pub mod quote;
+pub mod race;
 pub mod servers;
 pub mod snapshot;
 pub mod table;

@@ -1,19 +1,19 @@
 //! What a flow goes through, as `flows --json` shows it.
 
+use std::mem;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Instant;
-use std::{hint, mem, thread};
 
 use bytemuck::Pod;
+use nix::time::{ClockId, clock_gettime};
 use portfwd_common::flow::{Flow, FlowKey};
 use portfwd_common::maps;
 use portfwd_common::net::{Address, NetPort, V4, V6};
 use portfwd_tests::datapath::{Datapath, Program, Verdict};
-use portfwd_tests::deadline::{PATIENCE, patient};
+use portfwd_tests::deadline::{PATIENCE, until};
 use portfwd_tests::kernel;
 use portfwd_tests::packet::{Frame, Transport, flag};
+use portfwd_tests::race::{TURNS, race};
 use portfwd_tests::table::{Ends, at, families, hopped, inbound, topology};
 use portfwd_tests::topology::{GATEWAY_MAC, Topology};
 
@@ -84,17 +84,17 @@ impl Connection<'_> {
         let (program, device, frame) = arriving(side, frame);
         self.datapath.run(program, device, &frame.to_bytes()).0
     }
-    /// What becomes of a packet that is sent [`TURNS`] times, while the flow's entries change.
-    fn send_often(&self, side: Side, frame: Frame, beside: &Turns) -> Vec<(Verdict, Vec<u8>)> {
+    /// What becomes of a packet that is sent again and again, while the flow's entries change.
+    fn send_beside(
+        &self,
+        side: Side,
+        frame: Frame,
+        change: impl FnMut() + Send,
+    ) -> Vec<(Verdict, Vec<u8>)> {
         let (program, device, frame) = arriving(side, frame);
         let frame = frame.to_bytes();
-        let once = |turn| {
-            beside.begun.store(turn, Ordering::Release);
-            let outcome = self.datapath.run_inside(program, device, 0, &frame);
-            beside.wait(&beside.done, turn);
-            outcome
-        };
-        self.topology.host.run(|| (1..=TURNS).map(once).collect())
+        let once = || self.datapath.run_inside(program, device, 0, &frame);
+        self.topology.host.run(|| race(once, change))
     }
     /// The tables of young and of settled connections.
     fn tables(&self) -> [OwnedFd; 2] {
@@ -330,40 +330,6 @@ fn entry(table: &OwnedFd) -> (Vec<u8>, Vec<u8>) {
     (key, value)
 }
 
-/// Packets that a test sends while it changes the tables.
-const TURNS: u32 = 20_000;
-
-/// How far two threads are of which one sends a packet and the other one changes something meanwhile, once.
-#[derive(Default)]
-struct Turns {
-    begun: AtomicU32,
-    done: AtomicU32,
-}
-
-impl Turns {
-    fn wait(&self, for_whom: &AtomicU32, turn: u32) {
-        let start = Instant::now();
-        while for_whom.load(Ordering::Acquire) < turn {
-            assert!(
-                start.elapsed() < patient(PATIENCE),
-                "the other thread has ended"
-            );
-            thread::yield_now();
-        }
-    }
-    /// Changes something once a packet, now earlier and now later.
-    fn change(&self, mut change: impl FnMut()) {
-        for turn in 1..=TURNS {
-            self.wait(&self.begun, turn);
-            for _ in 0..turn % 256 {
-                hint::spin_loop();
-            }
-            change();
-            self.done.store(turn, Ordering::Release);
-        }
-    }
-}
-
 // Fails if a flow that was in neither table is not looked for once more in the one where it may have gone
 // meanwhile (`of_key` in flow.rs). A move takes longer than the looks at both, so that it passes with that mistake
 // unless the program happens to be interrupted between them.
@@ -373,78 +339,94 @@ fn a_flow_that_moves_is_found_in_every_moment() {
         connection.goes(&OPEN);
         let [young, settled] = connection.tables();
         let (key, flow) = entry(&settled);
-        let turns = Turns::default();
-        let outcomes = thread::scope(|scope| {
-            scope.spawn(|| {
-                let (mut from, mut to) = (&settled, &young);
-                turns.change(|| {
-                    kernel::put_map_value(to, &key, &flow).expect("an entry");
-                    kernel::remove_map_value(from, &key).expect("no entry");
-                    mem::swap(&mut from, &mut to);
-                });
-            });
-            let segment = connection.tcp(Client, ACK, b"data", true);
-            connection.send_often(Client, segment, &turns)
+        let (mut from, mut to) = (&settled, &young);
+        let segment = connection.tcp(Client, ACK, b"data", true);
+        let outcomes = connection.send_beside(Client, segment, || {
+            kernel::put_map_value(to, &key, &flow).expect("an entry");
+            kernel::remove_map_value(from, &key).expect("no entry");
+            mem::swap(&mut from, &mut to);
         });
         let missed = |(verdict, _): &&(Verdict, Vec<u8>)| *verdict != Verdict::Redirect;
         assert_eq!(outcomes.iter().filter(missed).count(), 0, "of {TURNS}");
     });
 }
 
-/// Another client's flow from the same port, through another port of the host, made of one's key and entry.
-fn stranger<A: Address>(key: &[u8], entry: &[u8]) -> (Vec<u8>, Vec<u8>)
+/// A flow as its table has it.
+#[derive(Clone, Copy)]
+struct Entry<A> {
+    key: FlowKey<A>,
+    flow: Flow<A>,
+}
+
+impl<A: Address> Entry<A>
 where
     FlowKey<A>: Pod,
     Flow<A>: Pod,
 {
-    let mut client = key[..size_of::<A>()].to_vec();
-    client[size_of::<A>() - 1] ^= 0x40;
-    let mut key: FlowKey<A> = bytemuck::pod_read_unaligned(key);
-    key.client = bytemuck::pod_read_unaligned(&client);
-    let mut flow: Flow<A> = bytemuck::pod_read_unaligned(entry);
-    flow.host_port = NetPort::new(9_999);
-    (
-        bytemuck::bytes_of(&key).to_vec(),
-        bytemuck::bytes_of(&flow).to_vec(),
-    )
+    /// The only one of `table`.
+    fn only(table: &OwnedFd) -> Self {
+        let (key, flow) = entry(table);
+        Self {
+            key: bytemuck::pod_read_unaligned(&key),
+            flow: bytemuck::pod_read_unaligned(&flow),
+        }
+    }
+    /// Another client's from the same port, through another port of the host.
+    fn stranger(mut self) -> Self {
+        let [high, low] = self.key.client.halves();
+        self.key.client = A::from_halves([high ^ 0x40, low]);
+        self.flow.host_port = NetPort::new(9_999);
+        self
+    }
+    /// In the table for a moment, with a way out that is known in this second.
+    fn flash(&mut self, table: &OwnedFd) {
+        let uptime = clock_gettime(ClockId::CLOCK_MONOTONIC).expect("the time");
+        self.flow.route.refreshed = uptime.tv_sec() as u32;
+        self.flow.seal = self.flow.sealed(&self.key);
+        let key = bytemuck::bytes_of(&self.key);
+        kernel::put_map_value(table, key, bytemuck::bytes_of(&self.flow)).expect("an entry");
+        kernel::remove_map_value(table, key).expect("no entry");
+    }
 }
 
 // An entry of an LRU table is used again at once, while a packet may still be looking at it. Fails if a reply is
-// translated to what the entry says of another flow by then (`is_of_key` in flow.rs).
+// translated to what the entry says of another flow by then (`is_led` and `found` in flow.rs).
 #[test]
 fn no_reply_gets_the_ends_of_a_flow_that_has_taken_its_entry() {
     each(|connection| {
         connection.goes(&OPEN);
-        let [young, settled] = connection.tables();
-        let (key, flow) = entry(&settled);
-        let (other_key, other) = match connection.client.is_ipv4() {
-            true => stranger::<V4>(&key, &flow),
-            false => stranger::<V6>(&key, &flow),
-        };
-        let segment = connection.tcp(Container, ACK, b"data", true);
-        let reply = arriving(Container, segment.clone()).2;
-        let translated = hopped(&reply, connection.host, connection.client);
-        let reply = reply.to_bytes();
-        kernel::remove_map_value(&settled, &key).expect("the flow");
-        for table in [&settled, &young] {
-            let turns = Turns::default();
-            let outcomes = thread::scope(|scope| {
-                scope.spawn(|| {
-                    turns.change(|| {
-                        for (key, flow) in [(&key, &flow), (&other_key, &other)] {
-                            kernel::put_map_value(table, key, flow).expect("an entry");
-                            kernel::remove_map_value(table, key).expect("no entry");
-                        }
-                    });
-                });
-                connection.send_often(Container, segment.clone(), &turns)
+        match connection.client.is_ipv4() {
+            true => no_reply_gets_the_ends_of_another::<V4>(connection),
+            false => no_reply_gets_the_ends_of_another::<V6>(connection),
+        }
+    });
+}
+
+fn no_reply_gets_the_ends_of_another<A: Address + Send>(connection: &Connection)
+where
+    FlowKey<A>: Pod,
+    Flow<A>: Pod,
+{
+    let [young, settled] = connection.tables();
+    let mut own = Entry::<A>::only(&settled);
+    let mut other = own.stranger();
+    let segment = connection.tcp(Container, ACK, b"data", true);
+    let reply = arriving(Container, segment.clone()).2;
+    let translated = hopped(&reply, connection.host, connection.client);
+    let reply = reply.to_bytes();
+    own.flash(&settled);
+    for table in [&settled, &young] {
+        until("the two CPUs to meet", PATIENCE, || {
+            let outcomes = connection.send_beside(Container, segment.clone(), || {
+                own.flash(table);
+                other.flash(table);
             });
             let of = |bytes: &[u8]| outcomes.iter().filter(|(_, out)| out == bytes).count();
             let counts = [of(&translated), of(&reply)];
-            assert!(counts[0] > 0, "the two CPUs have met");
             assert_eq!(counts.iter().sum::<usize>(), TURNS as usize, "{counts:?}");
-        }
-    });
+            (counts[0] > 0).then_some(())
+        });
+    }
 }
 
 // Fails if what a container sends does not count in a flow that a forged reset and SYN have made look new

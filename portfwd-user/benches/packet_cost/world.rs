@@ -162,6 +162,7 @@ impl Way {
                 has_next_hop: 0,
                 next_hop: address(self.family.client()),
             },
+            seal: 0,
         };
         table.insert(key, flow, 0)?;
         Ok(())

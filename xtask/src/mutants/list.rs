@@ -1028,8 +1028,15 @@ pub(super) const OF_ONE_TEST: &[Mutant] = &[
         name: "entry-taken",
         test: "state::no_reply_gets_the_ends_of_a_flow_that_has_taken_its_entry",
         file: "ebpf/flow.rs",
-        right: "is_found_again(self.said, key, true)",
-        wrong: "true || is_found_again(self.said, key, true)",
+        right: "flow.route.refreshed == now && flow.seal == flow.sealed(key)",
+        wrong: "flow.route.refreshed == now",
+    },
+    Mutant {
+        name: "entry-taken-while-copied",
+        test: "state::no_reply_gets_the_ends_of_a_flow_that_has_taken_its_entry",
+        file: "ebpf/flow.rs",
+        right: "match entry(key, settled) == Some(found) {",
+        wrong: "match true {",
     },
     Mutant {
         name: "alive-masqueraded",
