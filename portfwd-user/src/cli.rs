@@ -124,6 +124,8 @@ pub struct Attach {
     pub loopback: bool,
     /// Whether what the container sends leaves under the host's address.
     pub masquerade: bool,
+    /// Whether given ports are taken from processes of the host and from other tools' rules.
+    pub force: bool,
     /// Whether only to show what would be done.
     pub dry_run: bool,
 }
@@ -294,6 +296,7 @@ fn typed_attach(attach: args::Attach, environment: &Environment) -> Result<Attac
         specs,
         loopback: attach.loopback,
         masquerade: attach.masquerade,
+        force: attach.force,
         dry_run: attach.dry_run,
     })
 }

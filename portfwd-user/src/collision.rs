@@ -126,25 +126,35 @@ impl Occupied<'_> {
         host: IpAddr,
         ports: PortRange,
     ) -> Option<Collision> {
-        let containers = self.held.iter().filter_map(|held| {
+        // `min_by_key` keeps the first of equals.
+        self.collisions(protocol, host, ports)
+            .min_by_key(|collision| collision.port)
+    }
+
+    /// Everyone who has a port of `ports` on `host`, each with the lowest of those that he has.
+    pub fn collisions(
+        &self,
+        protocol: Protocol,
+        host: IpAddr,
+        ports: PortRange,
+    ) -> impl Iterator<Item = Collision> {
+        let containers = self.held.iter().filter_map(move |held| {
             let shared = held.ports.intersection(ports)?;
             let overlap = held.protocol == protocol && hosts_overlap(Some(held.host), Some(host));
             overlap.then(|| (shared.first(), Holder::Container(held.owner.clone())))
         });
-        let processes = self.listeners.iter().filter_map(|listener| {
+        let processes = self.listeners.iter().filter_map(move |listener| {
             let overlap = listener.protocol == protocol
                 && ports.contains(listener.port)
                 && listener.overlaps(host);
             overlap.then(|| (listener.port, Holder::of(listener)))
         });
-        let rules = self.rules.iter().filter_map(|rule| {
+        let rules = self.rules.iter().filter_map(move |rule| {
             let port = rule.takes(protocol, host, ports)?;
             Some((port, Holder::Rule(rule.place.clone())))
         });
         let all = containers.chain(processes).chain(rules);
-        // `min_by_key` keeps the first of equals.
-        let (port, holder) = all.min_by_key(|(port, _)| *port)?;
-        Some(Collision {
+        all.map(move |(port, holder)| Collision {
             host,
             port,
             protocol,
@@ -162,30 +172,24 @@ impl Occupied<'_> {
     /// # Errors
     /// When a port is taken or none is free; nothing is settled then.
     pub fn resolve(&self, owner: &Label, specs: &[Spec]) -> Result<Vec<Resolved>, CollisionError> {
-        let mut resolver = Resolver::new(self, owner);
-        let mut collisions = Vec::new();
-        let mut settled: Vec<Option<Resolved>> = vec![None; specs.len()];
-        for rank in 0..=2 {
-            for (spec, place) in specs.iter().zip(&mut settled) {
-                if rank_of(spec) != rank {
-                    continue;
-                }
-                match resolver.settle(spec) {
-                    Ok(resolved) => *place = Some(resolved),
-                    Err(CollisionError::Taken { first, others }) => {
-                        collisions.push(first);
-                        collisions.extend(others);
-                    }
-                    // A free port was sought among what the failed SPECs would have left.
-                    Err(other) if collisions.is_empty() => return Err(other),
-                    Err(_) => {}
-                }
-            }
-        }
-        match CollisionError::taken(collisions) {
-            Some(error) => Err(error),
-            None => Ok(settled.into_iter().flatten().collect()),
-        }
+        Resolver::new(self, owner, *self).settle_all(specs)
+    }
+
+    /// The same, with given ports taken from whoever is no container.
+    ///
+    /// # Errors
+    /// When a port is another container's, or none is free.
+    pub fn resolve_by_force(
+        &self,
+        owner: &Label,
+        specs: &[Spec],
+    ) -> Result<Vec<Resolved>, CollisionError> {
+        let containers = Self {
+            listeners: &[],
+            rules: &[],
+            ..*self
+        };
+        Resolver::new(self, owner, containers).settle_all(specs)
     }
 }
 
@@ -200,6 +204,8 @@ const fn rank_of(spec: &Spec) -> u8 {
 /// Settles one SPEC after the other, each knowing of those before it.
 struct Resolver<'a> {
     occupied: &'a Occupied<'a>,
+    /// Who may not lose a port that is given.
+    respected: Occupied<'a>,
     owner: &'a Label,
     /// What the owner has published, for a look-up by equality.
     own: HashSet<(Protocol, IpAddr, PortRange, PortRange)>,
@@ -210,16 +216,43 @@ struct Resolver<'a> {
 }
 
 impl<'a> Resolver<'a> {
-    fn new(occupied: &'a Occupied<'a>, owner: &'a Label) -> Self {
+    fn new(occupied: &'a Occupied<'a>, owner: &'a Label, respected: Occupied<'a>) -> Self {
         let own = occupied.held.iter().filter(|held| held.owner == *owner);
         Self {
             occupied,
+            respected,
             owner,
             own: own
                 .map(|held| (held.protocol, held.host, held.ports, held.container))
                 .collect(),
             taken: Vec::new(),
             claimed: Vec::new(),
+        }
+    }
+
+    fn settle_all(mut self, specs: &[Spec]) -> Result<Vec<Resolved>, CollisionError> {
+        let mut collisions = Vec::new();
+        let mut settled: Vec<Option<Resolved>> = vec![None; specs.len()];
+        for rank in 0..=2 {
+            for (spec, place) in specs.iter().zip(&mut settled) {
+                if rank_of(spec) != rank {
+                    continue;
+                }
+                match self.settle(spec) {
+                    Ok(resolved) => *place = Some(resolved),
+                    Err(CollisionError::Taken { first, others }) => {
+                        collisions.push(first);
+                        collisions.extend(others);
+                    }
+                    // A free port was sought among what the failed SPECs would have left.
+                    Err(other) if collisions.is_empty() => return Err(other),
+                    Err(_) => {}
+                }
+            }
+        }
+        match CollisionError::taken(collisions) {
+            Some(error) => Err(error),
+            None => Ok(settled.into_iter().flatten().collect()),
         }
     }
 
@@ -239,7 +272,7 @@ impl<'a> Resolver<'a> {
         });
         for host in &hosts {
             if self.taken_on(spec.protocol, *host).overlaps(ports)
-                && let Some(collision) = self.occupied.collision(spec.protocol, *host, ports)
+                && let Some(collision) = self.respected.collision(spec.protocol, *host, ports)
             {
                 return Err(CollisionError::from(collision));
             }

@@ -55,6 +55,8 @@ pub struct Plan {
     pub forwards: Vec<NewForward>,
     /// Everything that was asked for, as it will be listed.
     pub published: Vec<Published>,
+    /// Who got until now what it takes, where it was told to: a line each.
+    pub shadowed: BTreeSet<String>,
     /// Where others' rules for every port are that it passes by.
     pub passed_by: BTreeSet<String>,
 }
@@ -137,6 +139,7 @@ pub fn attach(
         masquerade,
         forwards,
         published,
+        shadowed: BTreeSet::new(),
         passed_by: BTreeSet::new(),
     })
 }

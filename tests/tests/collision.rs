@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::process::Stdio;
 
 use portfwd_tests::clients::{self, Closed, Protocol};
-use portfwd_tests::portfwd;
+use portfwd_tests::portfwd::{self, Outcome};
 use portfwd_tests::servers::Server;
 use portfwd_tests::topology::{HOST, HOST6, Shape, Topology};
 
@@ -164,6 +164,58 @@ fn a_listening_process_of_the_host_holds_its_port() {
     drop(server);
     topology.portfwd(&["detach", "web"]).expect_ok();
     topology.attach("web", 0, &["8080:80"]);
+}
+
+/// Attaches by force, with these SPECs besides.
+fn by_force(topology: &Topology, name: &str, container: usize, specs: &[&str]) -> Outcome {
+    let netns = topology.containers[container].netns();
+    let mut arguments = vec!["attach", name, "--netns", &netns, "--force"];
+    arguments.extend(specs.iter().flat_map(|spec| ["-p", spec]));
+    topology.portfwd(&arguments)
+}
+
+// Fails if listeners or rules count although they are to be overridden (`resolve_by_force` in collision.rs), or
+// containers do not.
+#[test]
+fn force_takes_ports_from_processes_and_rules_and_says_so_but_not_from_containers() {
+    let topology = Topology::new(Shape::default());
+    let _servers = topology.serve();
+    let _process = Server::start(&topology.host, &[HOST, HOST6], 8080, "host");
+    let rule = "add table ip other
+        add chain ip other pre { type nat hook prerouting priority -100; }
+        add rule ip other pre tcp dport 8081 dnat to 10.4.0.9:80\n";
+    topology.host.feed("nft", &["-f", "-"], rule);
+    let specs = ["8080-8082:80-82", "8080:80/udp"];
+    let before = topology.published();
+    topology.try_attach("web", 0, &specs).expect_code(3);
+    assert_eq!(topology.published(), before);
+
+    let outcome = by_force(&topology, "web", 0, &specs).expect_ok();
+    let pid = format!("(pid {})", std::process::id());
+    for words in [
+        "warning: 0.0.0.0:8080 (tcp) no longer reaches process ",
+        "warning: 0.0.0.0:8080 (udp) no longer reaches process ",
+        "warning: [::]:8080 (tcp) no longer reaches process ",
+        "warning: 0.0.0.0:8081 (tcp) no longer reaches nftables rule: table ip other, chain pre",
+        &pid,
+    ] {
+        assert!(outcome.stderr.contains(words), "{words}: {outcome:?}");
+    }
+    for address in [HOST, HOST6] {
+        for protocol in [Protocol::Tcp, Protocol::Udp] {
+            for from in [&topology.client, &topology.host] {
+                let to = SocketAddr::new(address, 8080);
+                let answer = clients::ask(from, protocol, to).expect("an answer");
+                assert_eq!(answer.label, "web", "{protocol:?} {to}");
+            }
+        }
+    }
+    by_force(&topology, "db", 1, &["8080:80"])
+        .expect_code(3)
+        .expect_stderr("held by: container \"web\" (tcp)");
+    // A port that is chosen is one that nobody has, whether or not others could be overridden.
+    let chosen = by_force(&topology, "db", 1, &["80"]).expect_ok();
+    assert!(!chosen.stderr.contains("no longer"), "{chosen:?}");
 }
 
 #[test]

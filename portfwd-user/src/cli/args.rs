@@ -160,6 +160,10 @@ pub(super) struct Attach {
     #[arg(long)]
     pub(super) masquerade: bool,
 
+    /// Publish given ports although a process of the host, or a rule of another tool, has them
+    #[arg(long)]
+    pub(super) force: bool,
+
     /// Show what would be published, and change nothing
     #[arg(long)]
     pub(super) dry_run: bool,

@@ -52,8 +52,10 @@ impl Holder {
     const fn hint(&self) -> &'static str {
         match self {
             Self::Container(_) => "detach it, or publish another port",
-            Self::Process { .. } => "stop it, or publish another port",
-            Self::Rule(_) => "remove it by the tool that made it, or publish another port",
+            Self::Process { .. } => "stop it, publish another port, or take this one with --force",
+            Self::Rule(_) => {
+                "remove it by the tool that made it, publish another port, or take this one with --force"
+            }
         }
     }
 }
@@ -74,6 +76,17 @@ pub struct Collision {
 impl Collision {
     fn socket(&self) -> SocketAddr {
         SocketAddr::new(self.host, self.port)
+    }
+
+    /// What publishing the port nevertheless does to who has it.
+    #[must_use]
+    pub fn shadowed(&self) -> String {
+        let (protocol, holder) = (self.protocol, self.holder.describe(self.protocol));
+        format!(
+            "{} ({}) no longer reaches {holder}",
+            self.socket(),
+            protocol.name()
+        )
     }
 }
 

@@ -95,7 +95,7 @@ fn a_listener_is_named_by_process_and_pid() {
         resolve(&[], &listeners, &["127.0.0.1:53:53/udp"]).unwrap_err(),
         "error: bind for 127.0.0.1:53 failed: port is already allocated\n\
          held by: process nginx (pid 812)\n\
-         hint: stop it, or publish another port\n"
+         hint: stop it, publish another port, or take this one with --force\n"
     );
     let nameless = Listener {
         process: None,

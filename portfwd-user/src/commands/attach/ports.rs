@@ -1,0 +1,175 @@
+//! The host ports of an attach: who is in the way of them, and what they are in the way of.
+
+use std::collections::{BTreeSet, HashSet};
+
+use portfwd_common::net::Protocol;
+
+use crate::{
+    cli::Attach,
+    collision::{CollisionError, Listener, Occupied, PortSet, Resolved, Rule},
+    error::{Doing, Error},
+    observe::{foreign, local_ports::LocalPorts, netns::Netns, processes, sockets},
+    plan::Plan,
+    spec::{PortRange, Spec},
+    state::State,
+};
+
+/// The host ports that an attach gets.
+pub(super) struct Settled {
+    pub(super) resolved: Vec<Resolved>,
+    /// Whose traffic they take, if that was asked for: a line each.
+    pub(super) shadowed: BTreeSet<String>,
+    /// Where others' rules for every port are that they pass by.
+    pub(super) passed_by: BTreeSet<String>,
+}
+
+/// Settles the host ports, against what is held, who listens, and what others' rules take.
+pub(super) fn settle(host: &Netns, state: &State, attach: &Attach) -> Result<Settled, Error> {
+    let specs = &attach.specs;
+    let protocols = distinct(specs.iter().map(|spec| spec.protocol));
+    let (listening, local, rules) = host.run_in(|| {
+        (
+            sockets::listeners_here(&protocols),
+            LocalPorts::here(),
+            foreign::rules_here(),
+        )
+    })?;
+    let (listening, reserved) = (listening?, local?.reserved);
+    let rules = rules.doing(|| "look for ports that others' rules take".to_owned())?;
+    let resolved = among(&listening, |listeners| {
+        let occupied = Occupied {
+            held: &state.held,
+            listeners,
+            rules: &rules,
+            reserved: &reserved,
+        };
+        match attach.force {
+            true => occupied.resolve_by_force(&attach.container, specs),
+            false => occupied.resolve(&attach.container, specs),
+        }
+    })?;
+    let shadowed = match attach.force {
+        true => shadowed(&listening, &rules, &resolved)?,
+        false => BTreeSet::new(),
+    };
+    Ok(Settled {
+        resolved,
+        shadowed,
+        passed_by: rules_for_every_port(&rules, specs),
+    })
+}
+
+/// Who got until now what comes for `resolved`.
+fn shadowed(
+    listening: &[sockets::Listener],
+    rules: &[Rule],
+    resolved: &[Resolved],
+) -> Result<BTreeSet<String>, Error> {
+    let wanted = |socket: &&sockets::Listener| {
+        let of = |item: &Resolved| {
+            item.spec.protocol == socket.protocol && item.ports.contains(socket.address.port())
+        };
+        resolved.iter().any(of)
+    };
+    let sockets: Vec<&sockets::Listener> = listening.iter().filter(wanted).collect();
+    let listeners = named(&sockets)?;
+    let others = Occupied {
+        held: &[],
+        listeners: &listeners,
+        rules,
+        reserved: &PortSet::new(),
+    };
+    let on_hosts = resolved
+        .iter()
+        .flat_map(|item| item.hosts.iter().map(move |host| (item, *host)));
+    let collisions =
+        on_hosts.flat_map(|(item, host)| others.collisions(item.spec.protocol, host, item.ports));
+    Ok(collisions.map(|collision| collision.shadowed()).collect())
+}
+
+/// Where others' rules are that may take what comes for any port: they may have conditions that are not
+/// understood, and would be in the way of everything else.
+fn rules_for_every_port(rules: &[Rule], specs: &[Spec]) -> BTreeSet<String> {
+    let in_the_way = |rule: &&Rule| {
+        let looks = |spec: &Spec| spec.hosts().any(|host| rule.looks_at(spec.protocol, host));
+        rule.takes_every_port() && specs.iter().any(looks)
+    };
+    let places = rules.iter().filter(in_the_way);
+    places.map(|rule| rule.place.to_string()).collect()
+}
+
+/// Whether still nobody listens on what is going to be published.
+pub(super) fn check_still_free(host: &Netns, plan: &Plan) -> Result<(), Error> {
+    let protocols = distinct(plan.forwards.iter().map(|forward| forward.protocol));
+    let listening = sockets::listeners(host, &protocols)?;
+    among(&listening, |listeners| {
+        let occupied = Occupied {
+            held: &[],
+            listeners,
+            rules: &[],
+            reserved: &PortSet::new(),
+        };
+        let mut collisions = plan.forwards.iter().filter_map(|forward| {
+            let ports = PortRange::from_count(forward.host_port, forward.count)?;
+            occupied.collision(forward.protocol, forward.host.into(), ports)
+        });
+        collisions
+            .next()
+            .map_or(Ok(()), |first| Err(CollisionError::from(first)))
+    })
+}
+
+fn distinct(protocols: impl Iterator<Item = Protocol>) -> Vec<Protocol> {
+    protocols.collect::<HashSet<_>>().into_iter().collect()
+}
+
+/// What `ask` finds among the host's listeners. Processes are named only when one is in the way: that takes a
+/// walk through /proc.
+fn among<T>(
+    listening: &[sockets::Listener],
+    ask: impl Fn(&[Listener]) -> Result<T, CollisionError>,
+) -> Result<T, Error> {
+    let unnamed: Vec<Listener> = listening.iter().map(|socket| socket.named(None)).collect();
+    match ask(&unnamed) {
+        Ok(answer) => Ok(answer),
+        Err(CollisionError::NoneLeft { spec }) => Err(CollisionError::NoneLeft { spec }.into()),
+        Err(_) => Ok(ask(&named(&listening.iter().collect::<Vec<_>>())?)?),
+    }
+}
+
+fn named(sockets: &[&sockets::Listener]) -> Result<Vec<Listener>, Error> {
+    let inodes: Vec<u32> = sockets.iter().map(|socket| socket.inode).collect();
+    let owners = processes::owners(&inodes).doing(|| "name processes".to_owned())?;
+    let named = sockets
+        .iter()
+        .map(|socket| socket.named(owners.get(&socket.inode)));
+    Ok(named.collect())
+}
+
+/// Says what else the ports of `plan` are in the way of, or share.
+pub(super) fn warn(host: &Netns, plan: &Plan) -> Result<(), Error> {
+    for line in &plan.shadowed {
+        eprintln!("warning: {line}");
+    }
+    for place in &plan.passed_by {
+        eprintln!("warning: what is published passes by a rule for every port: {place}");
+    }
+    warn_of_shared_ports(&LocalPorts::of(host)?, plan);
+    Ok(())
+}
+
+/// The reservation holds for those who name a port; whom the kernel gives one, it gives any.
+fn warn_of_shared_ports(local: &LocalPorts, plan: &Plan) {
+    let ports = plan
+        .forwards
+        .iter()
+        .filter_map(|forward| PortRange::from_count(forward.host_port, forward.count));
+    let shared: BTreeSet<PortRange> = ports.filter_map(|ports| local.shared_with(ports)).collect();
+    for ports in shared {
+        eprintln!(
+            "warning: the kernel may give port {ports} to connections of the host as well \
+             (net.ipv4.ip_local_port_range): their peers cannot reach the container by it; {}",
+            local.reserve_command(ports)
+        );
+    }
+}
