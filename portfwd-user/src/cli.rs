@@ -17,6 +17,7 @@ pub use args::{LogLevel, XdpMode};
 use portfwd_common::{flow::Lifetimes, net::Protocol};
 
 use crate::error::{Error, Usage, shown};
+use crate::flow_filter::{self, FlowFilter};
 use crate::label::{InstanceName, Label};
 use crate::spec::{HostPorts, PortQuery, Spec, SpecError, check_list, host_address};
 use crate::subnet::Subnet;
@@ -88,8 +89,8 @@ pub enum Command {
     List(Option<Label>),
     /// Show where one container's ports are published.
     Port(Label, Option<PortQuery>),
-    /// Show translated connections, of all containers or of one.
-    Flows(Option<Label>),
+    /// Show translated connections.
+    Flows(Flows),
     /// Forget translated connections.
     FlowsPurge,
     /// Masquerade subnets.
@@ -128,6 +129,15 @@ pub struct Attach {
     pub force: bool,
     /// Whether only to show what would be done.
     pub dry_run: bool,
+}
+
+/// `portfwd flows`.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Flows {
+    /// Which.
+    pub filter: FlowFilter,
+    /// Whether to show them every second.
+    pub watch: bool,
 }
 
 /// `portfwd masquerade`.
@@ -245,7 +255,7 @@ fn command(command: args::Command, environment: &Environment) -> Result<Command,
         ),
         args::Command::Flows(flows) => match flows.command {
             Some(args::FlowsCommand::Purge) => Command::FlowsPurge,
-            None => Command::Flows(label(flows.container)?),
+            None => Command::Flows(typed_flows(flows)?),
         },
         args::Command::Masquerade(masquerade) => Command::Masquerade(match masquerade {
             args::Masquerade::Add { subnet } => Masquerade::Add(subnet.parse()?),
@@ -275,6 +285,28 @@ fn command(command: args::Command, environment: &Environment) -> Result<Command,
         args::Command::Gc => Command::Gc,
         args::Command::Doctor => Command::Doctor,
         args::Command::Completions { shell } => Command::Completions(shell),
+    })
+}
+
+fn typed_flows(flows: args::Flows) -> Result<Flows, Error> {
+    let protocol = |transport| match transport {
+        args::Transport::Tcp => Protocol::Tcp,
+        args::Transport::Udp => Protocol::Udp,
+        args::Transport::Sctp => Protocol::Sctp,
+    };
+    Ok(Flows {
+        filter: FlowFilter {
+            container: flows.container.map(|name| name.parse()).transpose()?,
+            protocol: flows.protocol.map(protocol),
+            client: flows
+                .client
+                .as_deref()
+                .map(flow_filter::client)
+                .transpose()?,
+            port: flows.port,
+            state: flows.state,
+        },
+        watch: flows.watch,
     })
 }
 

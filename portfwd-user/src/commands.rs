@@ -3,6 +3,7 @@
 mod attach;
 mod detach;
 mod doctor;
+mod flows;
 mod follow_log;
 mod gc;
 mod masquerade;
@@ -12,7 +13,7 @@ use crate::{
     cli::{Cli, Command},
     datapath::{Options, Site},
     error::{Error, InstanceError},
-    report, sweep,
+    report,
 };
 
 /// Runs a command.
@@ -25,8 +26,8 @@ pub fn run(cli: &Cli) -> Result<(), Error> {
         Command::Detach(detach) => detach::run(cli, detach),
         Command::List(container) => show::list(cli, container.as_ref()),
         Command::Port(container, query) => show::port(cli, container, *query),
-        Command::Flows(container) => show::flows(cli, container.as_ref()),
-        Command::FlowsPurge => purge(cli),
+        Command::Flows(asked) => flows::run(cli, asked),
+        Command::FlowsPurge => flows::purge(cli),
         Command::Masquerade(masquerade) => masquerade::run(cli, *masquerade),
         Command::Status => show::status(cli),
         Command::Up(up) => {
@@ -72,17 +73,6 @@ fn down(cli: &Cli) -> Result<(), Error> {
     if !was_up {
         eprintln!("instance \"{}\" was not up", cli.instance);
     }
-    Ok(())
-}
-
-fn purge(cli: &Cli) -> Result<(), Error> {
-    let writable = match Site::of(cli, false)? {
-        Some(site) => site.open_writable()?,
-        None => None,
-    };
-    let mut writable = writable.ok_or_else(|| InstanceError::Down(cli.instance.clone()))?;
-    let count = sweep::purge_all_flows(&mut writable.datapath.tables)?;
-    eprintln!("{count} flows forgotten");
     Ok(())
 }
 

@@ -10,6 +10,7 @@ pub mod coverage;
 pub mod datapath;
 pub mod doctor;
 pub mod error;
+pub mod flow_filter;
 pub mod hooks;
 pub mod instance;
 pub mod label;

@@ -31,15 +31,27 @@ use crate::error::{Doing, Error};
 pub fn to_stdout(
     write: impl FnOnce(&mut BufWriter<io::StdoutLock<'static>>) -> io::Result<()>,
 ) -> Result<(), Error> {
+    to_reader(write).map(|_| ())
+}
+
+/// The same, and says whether the reader is still there.
+///
+/// # Errors
+/// As [`to_stdout`].
+pub fn to_reader(
+    write: impl FnOnce(&mut BufWriter<io::StdoutLock<'static>>) -> io::Result<()>,
+) -> Result<bool, Error> {
     let mut out = BufWriter::new(io::stdout().lock());
     let written = write(&mut out).and_then(|()| out.flush());
     match written {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
             // What is still in the buffer would be tried once more when it is dropped.
             let _discarded = out.into_parts();
-            Ok(())
+            Ok(false)
         }
-        written => written.doing(|| "write to standard output".to_owned()),
+        written => written
+            .map(|()| true)
+            .doing(|| "write to standard output".to_owned()),
     }
 }
 

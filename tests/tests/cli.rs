@@ -2,13 +2,16 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::{BufRead as _, BufReader};
+use std::net::SocketAddr;
 use std::process::Stdio;
 
 use nix::mount::{MntFlags, umount2};
 use portfwd_tests::clients::{self, Protocol};
+use portfwd_tests::deadline::{PATIENCE, until};
 use portfwd_tests::kernel;
 use portfwd_tests::portfwd::{self, expect_error};
-use portfwd_tests::topology::{HOST, Shape, Topology};
+use portfwd_tests::topology::{CLIENT, HOST, Shape, Topology};
 
 #[test]
 fn what_is_published_is_printed_one_line_a_family() {
@@ -22,6 +25,59 @@ fn what_is_published_is_printed_one_line_a_family() {
     assert_eq!(outcome.stderr, "");
     let outcome = topology.portfwd(&["detach", "web"]).expect_ok();
     assert_eq!(outcome.stderr, "");
+}
+
+// Fails if a filter admits what it should not (`FlowFilter::admits`), or if `flows --watch` goes on when nobody
+// reads it any more (`to_reader` in report.rs).
+#[test]
+fn flows_are_filtered_and_watched() {
+    let topology = Topology::new(Shape::default());
+    let _servers = topology.serve();
+    topology.attach("web", 0, &["8080:80", "5353:80/udp"]);
+    for (protocol, port) in [(Protocol::Tcp, 8080), (Protocol::Udp, 5353)] {
+        let to = SocketAddr::new(HOST, port);
+        clients::ask(&topology.client, protocol, to).expect("an answer");
+    }
+    let client = CLIENT.to_string();
+    for (filter, shown) in [
+        (&[][..], 2),
+        (&["--protocol", "udp"], 1),
+        (&["--port", "8080"], 1),
+        (&["--port", "80"], 0),
+        (&["--client", &client], 2),
+        (&["--client", "192.0.2.200", "web"], 0),
+        (&["--protocol", "udp", "--port", "8080"], 0),
+        (&["--state", "answered", "--protocol", "udp"], 1),
+        (&["--state", "opening"], 0),
+    ] {
+        let arguments = [&["--json", "flows"], filter].concat();
+        let flows = topology.portfwd(&arguments).expect_ok().json();
+        assert_eq!(
+            flows.as_array().map(Vec::len),
+            Some(shown),
+            "{filter:?}: {flows}"
+        );
+    }
+    for (filter, named) in [
+        (["--protocol", "icmp"], "icmp"),
+        (["--port", "0"], "0"),
+        (["--client", "web"], "\"web\""),
+        (["--state", "dead"], "dead"),
+    ] {
+        let outcome = topology.portfwd(&[&["flows"][..], &filter].concat());
+        expect_error(outcome, 2, named);
+    }
+
+    let mut watch = topology.command(&["flows", "--watch", "--port", "8080"]);
+    let mut watch = watch.stdout(Stdio::piped()).spawn().expect("start portfwd");
+    let lines = BufReader::new(watch.stdout.take().expect("a pipe")).lines();
+    let heading = |line: &String| line.starts_with("CONTAINER");
+    let headings = lines.map(|line| line.expect("a line")).filter(heading);
+    assert_eq!(headings.take(2).count(), 2);
+    let ended = until("the watch to end without a reader", PATIENCE, || {
+        watch.try_wait().expect("wait")
+    });
+    assert!(ended.success(), "{ended}");
 }
 
 #[test]

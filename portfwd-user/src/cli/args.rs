@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
+use crate::flow_filter;
+
 const SPEC_HELP: &str = "\
 SPEC is [HOSTIP:][HOSTPORT[-END]]:CONTAINERPORT[-END][/tcp|udp|sctp]:
   8080:80                 port 8080 of every host address to the container's port 80
@@ -207,8 +209,36 @@ pub(super) struct Flows {
     /// Only this container's
     pub(super) container: Option<String>,
 
+    /// Only those of this protocol
+    #[arg(long, value_name = "PROTOCOL")]
+    pub(super) protocol: Option<Transport>,
+
+    /// Only those of clients with this address, or in this range
+    #[arg(long, value_name = "ADDR[/LEN]", allow_hyphen_values = true)]
+    pub(super) client: Option<String>,
+
+    /// Only those to this port of the host
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+    pub(super) port: Option<u16>,
+
+    /// Only those in this state
+    #[arg(long, value_parser = flow_filter::states())]
+    pub(super) state: Option<String>,
+
+    /// Show them again every second, until interrupted
+    #[arg(long)]
+    pub(super) watch: bool,
+
     #[command(subcommand)]
     pub(super) command: Option<FlowsCommand>,
+}
+
+/// A protocol that can be published.
+#[derive(ValueEnum, Clone, Copy, Debug)]
+pub(super) enum Transport {
+    Tcp,
+    Udp,
+    Sctp,
 }
 
 #[derive(Subcommand, Debug)]

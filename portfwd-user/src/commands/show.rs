@@ -1,39 +1,22 @@
-//! The commands that only look: `list`, `port`, `flows`, `status`.
+//! The commands that only look: `list`, `port`, `status`; and how they do.
 
-use std::{
-    borrow::Cow,
-    collections::HashSet,
-    hash::Hash,
-    net::{IpAddr, SocketAddr},
-    time::Duration,
-};
-
-use aya::maps::MapError;
-use portfwd_common::{
-    LAYOUT,
-    flow::{Flow, FlowKey, Lifetimes, State, is_alive},
-    forward::Counters,
-    maps,
-    net::{Address, NetPort, Protocol},
-    verdict::Reason,
-};
+use portfwd_common::{LAYOUT, forward::Counters, maps, verdict::Reason};
 
 use crate::{
     cli::Cli,
-    clock,
     datapath::{Datapath, Site, namespace_name},
     error::{Doing, Error, Missing},
     hooks::{self, Hook, xdp},
     label::Label,
     masquerade, object,
-    report::{self, DeviceRow, FlowRow, ForwardRow, Published, ReasonRow},
+    report::{self, DeviceRow, ForwardRow, Published, ReasonRow},
     spec::PortQuery,
     state::{self, Owned},
-    tables::{Flows, TableError, Tables},
+    tables::{TableError, Tables},
 };
 
 /// The instance, if it is up, and what its maps say.
-fn look(cli: &Cli) -> Result<Option<(Site, Datapath, state::State)>, Error> {
+pub(super) fn look(cli: &Cli) -> Result<Option<(Site, Datapath, state::State)>, Error> {
     let Some(site) = Site::of(cli, false)? else {
         return Ok(None);
     };
@@ -44,7 +27,7 @@ fn look(cli: &Cli) -> Result<Option<(Site, Datapath, state::State)>, Error> {
     Ok(Some((site, datapath, state)))
 }
 
-fn require(state: &state::State, container: Option<&Label>) -> Result<(), Error> {
+pub(super) fn require(state: &state::State, container: Option<&Label>) -> Result<(), Error> {
     match container {
         Some(label) if state.container(label).is_none() => {
             Err(Missing::Container(label.clone()).into())
@@ -140,94 +123,6 @@ pub(super) fn port(cli: &Cli, container: &Label, query: Option<PortQuery>) -> Re
         } else {
             report::write_ports(out, &rows, query)
         }
-    })
-}
-
-pub(super) fn flows(cli: &Cli, container: Option<&Label>) -> Result<(), Error> {
-    let mut rows = Vec::new();
-    match look(cli)? {
-        Some((_, datapath, state)) => {
-            require(&state, container)?;
-            let now = clock::seconds()?;
-            let tables = &datapath.tables;
-            let lifetimes = tables.journal.get(0).lifetimes;
-            let clock = Clock { now, lifetimes };
-            collect_flows(&tables.flows_v4, &state, &clock, &mut rows)?;
-            collect_flows(&tables.flows_v6, &state, &clock, &mut rows)?;
-            rows.retain(|row| container.is_none_or(|label| *label == row.container));
-        }
-        None => require(&state::State::default(), container)?,
-    }
-    report::to_stdout(|out| {
-        if cli.json {
-            report::write_json(out, &rows)
-        } else {
-            report::write_flows(out, &rows)
-        }
-    })
-}
-
-/// What says whether a flow still lives.
-struct Clock {
-    now: u32,
-    lifetimes: Lifetimes,
-}
-
-fn collect_flows<A: Address>(
-    flows: &Flows<A>,
-    state: &state::State,
-    clock: &Clock,
-    rows: &mut Vec<FlowRow>,
-) -> Result<(), Error>
-where
-    FlowKey<A>: aya::Pod + Eq + Hash,
-    Flow<A>: aya::Pod,
-{
-    // One that moves meanwhile is in two tables.
-    let mut shown = HashSet::new();
-    for (name, flows) in flows.tables() {
-        for entry in flows.iter() {
-            match entry {
-                Ok((key, flow)) if shown.insert(key) => {
-                    rows.extend(flow_row(&key, &flow, state, clock));
-                }
-                // An LRU table may drop any entry at any time.
-                Ok(_) | Err(MapError::KeyNotFound) => {}
-                Err(source) => {
-                    let source = Box::new(source);
-                    return Err(TableError::Map { name, source })
-                        .doing(|| "read the flows".to_owned());
-                }
-            }
-        }
-    }
-    Ok(())
-}
-
-/// What there is to show of a flow, if it lives and its forward is published.
-fn flow_row<A: Address>(
-    key: &FlowKey<A>,
-    flow: &Flow<A>,
-    state: &state::State,
-    clock: &Clock,
-) -> Option<FlowRow> {
-    let owner = state.forwards.iter().find(|forward| {
-        forward.index == flow.forward && forward.record.generation == flow.generation
-    })?;
-    let flow_state = State::from_number(flow.state)
-        .filter(|state| is_alive(*state, flow.last_seen, clock.now, &clock.lifetimes))?;
-    let socket =
-        |address: A, port: NetPort| SocketAddr::new(IpAddr::from(address.ip()), port.get());
-    let since = |second: u32| Duration::from_secs(u64::from(clock.now.saturating_sub(second)));
-    Some(FlowRow {
-        container: owner.owner.clone(),
-        protocol: Protocol::from_number(key.protocol as u8)?,
-        client: socket(key.client, key.client_port),
-        host: socket(flow.host, flow.host_port),
-        container_address: socket(key.container, key.container_port),
-        state: Cow::Borrowed(flow_state.name()),
-        age: since(flow.created),
-        idle: since(flow.last_seen),
     })
 }
 

@@ -1,0 +1,149 @@
+//! `portfwd flows`, and `flows purge`.
+
+use std::{
+    borrow::Cow,
+    collections::{HashMap, HashSet},
+    hash::Hash,
+    io::{self, IsTerminal as _, Write as _},
+    net::{IpAddr, SocketAddr},
+    thread,
+    time::Duration,
+};
+
+use aya::maps::MapError;
+use portfwd_common::{
+    flow::{Flow, FlowKey, Lifetimes, State, is_alive},
+    net::{Address, NetPort, Protocol},
+};
+
+use super::show::{look, require};
+use crate::{
+    cli::{self, Cli},
+    clock,
+    datapath::Site,
+    error::{Doing, Error, InstanceError},
+    flow_filter::FlowFilter,
+    label::Label,
+    report::{self, FlowRow},
+    state, sweep,
+    tables::{Flows, TableError},
+};
+
+/// How often `flows --watch` looks.
+const WATCH: Duration = Duration::from_secs(1);
+/// Puts a terminal's cursor at its start and clears it (ECMA-48, CUP and ED).
+const CLEAR: &[u8] = b"\x1b[H\x1b[2J";
+
+pub(super) fn run(cli: &Cli, asked: &cli::Flows) -> Result<(), Error> {
+    loop {
+        let rows = rows(cli, &asked.filter)?;
+        let is_read = report::to_reader(|out| {
+            if asked.watch && io::stdout().is_terminal() {
+                out.write_all(CLEAR)?;
+            }
+            if cli.json {
+                report::write_json(out, &rows)
+            } else {
+                report::write_flows(out, &rows)
+            }
+        })?;
+        if !asked.watch || !is_read {
+            return Ok(());
+        }
+        thread::sleep(WATCH);
+    }
+}
+
+fn rows(cli: &Cli, filter: &FlowFilter) -> Result<Vec<FlowRow>, Error> {
+    let container = filter.container.as_ref();
+    let mut rows = Vec::new();
+    match look(cli)? {
+        Some((_, datapath, state)) => {
+            require(&state, container)?;
+            let tables = &datapath.tables;
+            let owners = state.forwards.iter().map(|forward| {
+                let id = (forward.index, forward.record.generation);
+                (id, &forward.owner)
+            });
+            let sight = Sight {
+                owners: owners.collect(),
+                now: clock::seconds()?,
+                lifetimes: tables.journal.get(0).lifetimes,
+            };
+            collect(&tables.flows_v4, &sight, &mut rows)?;
+            collect(&tables.flows_v6, &sight, &mut rows)?;
+            rows.retain(|row| filter.admits(row));
+        }
+        None => require(&state::State::default(), container)?,
+    }
+    Ok(rows)
+}
+
+/// What says whose a flow is, and whether it still lives.
+struct Sight<'a> {
+    /// By index and generation of the forward.
+    owners: HashMap<(u32, u32), &'a Label>,
+    now: u32,
+    lifetimes: Lifetimes,
+}
+
+fn collect<A: Address>(
+    flows: &Flows<A>,
+    sight: &Sight<'_>,
+    rows: &mut Vec<FlowRow>,
+) -> Result<(), Error>
+where
+    FlowKey<A>: aya::Pod + Eq + Hash,
+    Flow<A>: aya::Pod,
+{
+    // One that moves meanwhile is in two tables.
+    let mut shown = HashSet::new();
+    for (name, flows) in flows.tables() {
+        for entry in flows.iter() {
+            match entry {
+                Ok((key, flow)) if shown.insert(key) => {
+                    rows.extend(row(&key, &flow, sight));
+                }
+                // An LRU table may drop any entry at any time.
+                Ok(_) | Err(MapError::KeyNotFound) => {}
+                Err(source) => {
+                    let source = Box::new(source);
+                    return Err(TableError::Map { name, source })
+                        .doing(|| "read the flows".to_owned());
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What there is to show of a flow, if it lives and its forward is published.
+fn row<A: Address>(key: &FlowKey<A>, flow: &Flow<A>, sight: &Sight<'_>) -> Option<FlowRow> {
+    let owner = sight.owners.get(&(flow.forward, flow.generation))?;
+    let flow_state = State::from_number(flow.state)
+        .filter(|state| is_alive(*state, flow.last_seen, sight.now, &sight.lifetimes))?;
+    let socket =
+        |address: A, port: NetPort| SocketAddr::new(IpAddr::from(address.ip()), port.get());
+    let since = |second: u32| Duration::from_secs(u64::from(sight.now.saturating_sub(second)));
+    Some(FlowRow {
+        container: (*owner).clone(),
+        protocol: Protocol::from_number(key.protocol as u8)?,
+        client: socket(key.client, key.client_port),
+        host: socket(flow.host, flow.host_port),
+        container_address: socket(key.container, key.container_port),
+        state: Cow::Borrowed(flow_state.name()),
+        age: since(flow.created),
+        idle: since(flow.last_seen),
+    })
+}
+
+pub(super) fn purge(cli: &Cli) -> Result<(), Error> {
+    let writable = match Site::of(cli, false)? {
+        Some(site) => site.open_writable()?,
+        None => None,
+    };
+    let mut writable = writable.ok_or_else(|| InstanceError::Down(cli.instance.clone()))?;
+    let count = sweep::purge_all_flows(&mut writable.datapath.tables)?;
+    eprintln!("{count} flows forgotten");
+    Ok(())
+}
