@@ -186,13 +186,22 @@ impl Burst<'_> {
     /// # Panics
     /// When the kernel refuses to, or the frame is not translated.
     pub fn run(&mut self, program: Program, frame: &[u8]) {
+        let (verdict, _) = self.send(program, frame);
+        assert_eq!(verdict, Verdict::Redirect, "{frame:02x?}");
+    }
+
+    /// What the TC program of the device or of the link makes of a frame.
+    ///
+    /// # Panics
+    /// When the kernel refuses to.
+    pub fn send(&mut self, program: Program, frame: &[u8]) -> (Verdict, &[u8]) {
         let (descriptor, context) = match program {
             Program::Link => (&self.datapath.link, &self.link),
             _ => (&self.datapath.device, &self.device),
         };
         let run = self.runner.run(descriptor, frame, context);
-        let (code, _) = run.unwrap_or_else(|error| panic!("{program:?}: {error}"));
-        assert_eq!(program.verdict(code), Verdict::Redirect, "{frame:02x?}");
+        let (code, bytes) = run.unwrap_or_else(|error| panic!("{program:?}: {error}"));
+        (program.verdict(code), bytes)
     }
 }
 

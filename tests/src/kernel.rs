@@ -6,6 +6,7 @@ mod call;
 mod map;
 mod observers;
 mod run;
+mod taker;
 
 use std::collections::BTreeSet;
 use std::ffi::CString;
@@ -25,6 +26,7 @@ pub use map::{
 };
 pub use observers::{Observer, Sums, sum};
 pub use run::{Runner, TestRun, test_run};
+pub use taker::Taker;
 
 /// `enum bpf_attach_type`: the TCX hooks of a device.
 const TCX: [u32; 2] = [46, 47];

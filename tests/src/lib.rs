@@ -28,6 +28,7 @@ pub mod race;
 pub mod servers;
 pub mod snapshot;
 pub mod table;
+pub mod taken;
 pub mod topology;
 pub mod tunnel;
 mod wiring;

@@ -3,6 +3,9 @@
 use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
 
+use portfwd_common::fragment::{Datagram, DatagramKey};
+use portfwd_common::maps;
+use portfwd_common::net::NetPort;
 use portfwd_tests::capture::{self, Capture, Captured};
 use portfwd_tests::clients;
 use portfwd_tests::datapath::{Datapath, Program, Verdict};
@@ -10,8 +13,9 @@ use portfwd_tests::deadline::{PATIENCE, patient};
 use portfwd_tests::packet::Frame;
 use portfwd_tests::servers::Server;
 use portfwd_tests::table::{at, families, inbound};
+use portfwd_tests::taken::{comes_out_as, only_entry, second};
 use portfwd_tests::topology::{
-    CLIENT, CLIENT_MAC, CLIENT6, HOST, HOST_MAC, HOST6, Shape, Topology,
+    CLIENT, CLIENT_MAC, CLIENT6, GATEWAY_MAC, HOST, HOST_MAC, HOST6, Shape, Topology,
 };
 
 /// Longest payload of a UDP datagram over IPv4: 65,535 less the headers of 20 and 8 bytes.
@@ -297,4 +301,66 @@ fn fragments_of_two_datagrams_follow_each_their_own_first() {
             assert_eq!(&buffer[..received], pattern(length));
         }
     }
+}
+
+// An entry of an LRU table is used again at once, while a fragment may still be looking at it. Fails if one is sent
+// the way of the datagram that the entry is of by then (`decision` in fragment.rs).
+#[test]
+fn no_fragment_follows_a_datagram_that_has_taken_the_entry_of_its_own() {
+    let topology = Topology::new(Shape::default());
+    topology.attach("web", 0, &["8080:80/udp"]);
+    let datapath = Datapath::open(&topology);
+    let table = topology.pinned(maps::DATAGRAMS);
+    for ends in families() {
+        let web = at(ends.web, 80);
+        // Two flows that differ in the client's port alone: there is nothing between them.
+        let clients = [4_000, 4_001].map(|port| at(ends.client, port));
+        let hosts = [ends.host, ends.host_second].map(|host| at(host, 8080));
+        let open = || {
+            for (client, host) in clients.into_iter().zip(hosts) {
+                let question = inbound(Frame::udp(client, host, b"question")).to_bytes();
+                let (verdict, _) = datapath.run_inside(Program::Device, "eth0", 0, &question);
+                assert_eq!(verdict, Verdict::Redirect);
+            }
+        };
+        topology.host.run(open);
+        let reply = Frame::udp(web, clients[0], &pattern(2_000));
+        let reply = reply.on_link([2, 0, 0, 88, 0, 2], GATEWAY_MAC);
+        let mut translated = reply.clone().between(hosts[0], clients[0]);
+        translated.hops -= 1;
+        let [first, later] = pair(&reply);
+        let [_, translated] = pair(&translated);
+        let (verdict, _) = datapath.run(Program::Link, "veth1", &first);
+        assert_eq!(verdict, Verdict::Redirect);
+        let (key, datagram) = only_entry(&table);
+        let mut other: Datagram = datagram;
+        other.client_port = NetPort::new(clients[1].port());
+        let others = |number| {
+            let mut key: DatagramKey = key;
+            key.identification ^= 0x100 + u32::from(number);
+            key
+        };
+        let now = |mut datagram: Datagram| {
+            datagram.since = second();
+            datagram
+        };
+        // Without an entry it is as if the first had not come.
+        let left_alone = (Verdict::Next, later.clone());
+        let expected = [(Verdict::Redirect, translated), left_alone];
+        topology.host.run(|| {
+            let mut burst = datapath.burst("eth0", "veth1");
+            let send = || {
+                let (verdict, bytes) = burst.send(Program::Link, &later);
+                (verdict, bytes.to_vec())
+            };
+            let values = || [datagram, other].map(now);
+            comes_out_as(&expected, &table, key, others, values, send);
+        });
+    }
+}
+
+/// A datagram in two fragments.
+fn pair(datagram: &Frame) -> [Vec<u8>; 2] {
+    let pair = fragments(datagram, 1_400, 7).try_into();
+    pair.expect("two fragments")
 }

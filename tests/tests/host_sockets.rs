@@ -2,13 +2,17 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use portfwd_common::host::{SocketKey, SocketOrigin};
+use portfwd_common::maps;
+use portfwd_common::net::{Ip, NetPort};
 use portfwd_tests::clients::{self, Protocol};
 use portfwd_tests::datapath::{Datapath, Program, Row};
 use portfwd_tests::packet::{Frame, flag};
 use portfwd_tests::servers::Server;
 use portfwd_tests::table::{inbound, play};
+use portfwd_tests::taken::{comes_out_as, only_entry};
 use portfwd_tests::topology::{
-    CLIENT, CLIENT6, HOST, HOST_SECOND, HOST6, HOST6_SECOND, Shape, Topology,
+    CLIENT, CLIENT6, FOREIGN, FOREIGN6, HOST, HOST_SECOND, HOST6, HOST6_SECOND, Shape, Topology,
 };
 
 const PROTOCOLS: [Protocol; 2] = [Protocol::Tcp, Protocol::Udp];
@@ -146,5 +150,36 @@ fn a_clients_socket_is_answered_by_host_and_container_on_one_port() {
                 clients::ask_from(&socket, to).unwrap_or_else(|error| panic!("{to}: {error}"));
             assert_eq!(answer.label, label);
         }
+    }
+}
+
+// An entry of an LRU table is used again at once, while a call may still be looking at it. Fails if a socket is
+// told what the entry says of another one by then (`said` in socket.rs).
+#[test]
+fn no_socket_is_told_the_peer_of_one_that_has_taken_its_entry() {
+    let topology = Topology::new(Shape::default());
+    let _servers = topology.serve();
+    topology.attach("web", 0, &["8080:80"]);
+    let table = topology.pinned(maps::HOST_SOCKETS);
+    let [web, _] = &topology.containers;
+    for (host, other_host, container) in [
+        (HOST, FOREIGN, web.addresses()[0]),
+        (HOST6, FOREIGN6, web.addresses()[1]),
+    ] {
+        let published = SocketAddr::new(host, 8080);
+        let stream = clients::connect(&topology.host, published).expect("connect");
+        let (key, own): (SocketKey, SocketOrigin) = only_entry(&table);
+        let others = |number| {
+            let mut key = key;
+            key.cookie ^= 1 << 40 | u64::from(number);
+            key
+        };
+        let mut other = own;
+        (other.address, other.port) = (Ip::from(other_host), NetPort::new(9_999));
+        // Without an entry a socket is told what the kernel knows.
+        let expected = [published, SocketAddr::new(container, 80)];
+        let ask = || stream.peer_addr().expect("a peer");
+        let race = || comes_out_as(&expected, &table, key, others, || [own, other], ask);
+        topology.host.run(race);
     }
 }

@@ -9,6 +9,7 @@ use std::thread;
 
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
+use portfwd_common::flow::State;
 use portfwd_common::maps;
 use portfwd_common::masquerade::{Direction, Half, Key};
 use portfwd_common::net::{Ip, NetPort};
@@ -18,6 +19,7 @@ use portfwd_tests::kernel;
 use portfwd_tests::layers::Layers;
 use portfwd_tests::packet::Frame;
 use portfwd_tests::table::{at, families, inbound};
+use portfwd_tests::taken::{comes_out_as, second};
 use portfwd_tests::topology::{Shape, Topology};
 
 const UDP: u8 = 17;
@@ -256,6 +258,47 @@ fn errors_do_not_keep_a_masqueraded_flow_alive() {
         assert_eq!(layers.destination, flow.inside.ip(), "it is translated");
         for key in &keys {
             assert_eq!(stand.half(key), Some(old));
+        }
+    }
+}
+
+// An entry of an LRU table is used again at once, while a packet may still be looking at it. Fails if an answer is
+// translated to what the entry says of another flow by then (`find` in pair.rs).
+#[test]
+fn no_answer_gets_the_ends_of_a_flow_that_has_taken_its_half() {
+    let stand = Stand::new();
+    let datapath = Datapath::open(&stand.topology);
+    for (flow, ends) in Stand::flows().into_iter().zip(families()) {
+        assert_eq!(stand.question(&flow), flow.outside);
+        let [_, back] = flow.keys();
+        let own = stand.half(&back).expect("the in-half");
+        flow.keys().iter().for_each(|key| stand.remove(key));
+        let mut other = own;
+        (other.container, other.container_port) = (Ip::from(ends.db), NetPort::new(6_000));
+        other.host_port = NetPort::new(9_999);
+        other.claim ^= 2;
+        let frame = inbound(Frame::udp(flow.far, flow.outside, b"answer"));
+        let answer = frame.to_bytes();
+        let translated = frame.between(flow.far, flow.inside).to_bytes();
+        // In these states an answer changes nothing: unless a second ends just then, it writes nothing either.
+        let states = [State::UdpAnswered, State::UdpAssured];
+        for (table, state) in stand.tables.iter().zip(states) {
+            let now = |mut half: Half| {
+                (half.last_seen, half.state) = (second(), state as u32);
+                half
+            };
+            let others = |number| {
+                let mut key = back;
+                key.destination_port = NetPort::new(9_000 + number);
+                key
+            };
+            let expected = [translated.clone(), answer.clone()];
+            stand.topology.host.run(|| {
+                let mut burst = datapath.burst("eth0", "veth1");
+                let send = || burst.send(Program::Device, &answer).1.to_vec();
+                let values = || [own, other].map(now);
+                comes_out_as(&expected, table, back, others, values, send);
+            });
         }
     }
 }

@@ -5,16 +5,15 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 
 use bytemuck::Pod;
-use nix::time::{ClockId, clock_gettime};
 use portfwd_common::flow::{Flow, FlowKey};
 use portfwd_common::maps;
 use portfwd_common::net::{Address, NetPort, V4, V6};
 use portfwd_tests::datapath::{Datapath, Program, Verdict};
-use portfwd_tests::deadline::{PATIENCE, until};
 use portfwd_tests::kernel;
 use portfwd_tests::packet::{Frame, Transport, flag};
 use portfwd_tests::race::{TURNS, race};
 use portfwd_tests::table::{Ends, at, families, hopped, inbound, topology};
+use portfwd_tests::taken::{comes_out_as, only_entry, second};
 use portfwd_tests::topology::{GATEWAY_MAC, Topology};
 
 const SYN: u8 = flag::SYN;
@@ -351,44 +350,6 @@ fn a_flow_that_moves_is_found_in_every_moment() {
     });
 }
 
-/// A flow as its table has it.
-#[derive(Clone, Copy)]
-struct Entry<A> {
-    key: FlowKey<A>,
-    flow: Flow<A>,
-}
-
-impl<A: Address> Entry<A>
-where
-    FlowKey<A>: Pod,
-    Flow<A>: Pod,
-{
-    /// The only one of `table`.
-    fn only(table: &OwnedFd) -> Self {
-        let (key, flow) = entry(table);
-        Self {
-            key: bytemuck::pod_read_unaligned(&key),
-            flow: bytemuck::pod_read_unaligned(&flow),
-        }
-    }
-    /// Another client's from the same port, through another port of the host.
-    fn stranger(mut self) -> Self {
-        let [high, low] = self.key.client.halves();
-        self.key.client = A::from_halves([high ^ 0x40, low]);
-        self.flow.host_port = NetPort::new(9_999);
-        self
-    }
-    /// In the table for a moment, with a way out that is known in this second.
-    fn flash(&mut self, table: &OwnedFd) {
-        let uptime = clock_gettime(ClockId::CLOCK_MONOTONIC).expect("the time");
-        self.flow.route.refreshed = uptime.tv_sec() as u32;
-        self.flow.seal = self.flow.sealed(&self.key);
-        let key = bytemuck::bytes_of(&self.key);
-        kernel::put_map_value(table, key, bytemuck::bytes_of(&self.flow)).expect("an entry");
-        kernel::remove_map_value(table, key).expect("no entry");
-    }
-}
-
 // An entry of an LRU table is used again at once, while a packet may still be looking at it. Fails if a reply is
 // translated to what the entry says of another flow by then (`is_led` and `found` in flow.rs).
 #[test]
@@ -402,29 +363,44 @@ fn no_reply_gets_the_ends_of_a_flow_that_has_taken_its_entry() {
     });
 }
 
-fn no_reply_gets_the_ends_of_another<A: Address + Send>(connection: &Connection)
+fn no_reply_gets_the_ends_of_another<A: Address + Send + Sync>(connection: &Connection)
 where
     FlowKey<A>: Pod,
     Flow<A>: Pod,
 {
     let [young, settled] = connection.tables();
-    let mut own = Entry::<A>::only(&settled);
-    let mut other = own.stranger();
+    let (key, flow): (FlowKey<A>, Flow<A>) = only_entry(&settled);
+    // Other clients', from the same port, through another port of the host.
+    let others = |number: u16| {
+        let mut key = key;
+        let [high, low] = key.client.halves();
+        key.client = A::from_halves([high ^ 0x40 ^ u64::from(number) << 8, low]);
+        key
+    };
+    // With a way out that is known in this second.
+    let led = |key: FlowKey<A>, host_port: NetPort| {
+        let mut flow = flow;
+        flow.host_port = host_port;
+        flow.route.refreshed = second();
+        flow.seal = flow.sealed(&key);
+        flow
+    };
+    let values = || {
+        [
+            led(key, flow.host_port),
+            led(others(0), NetPort::new(9_999)),
+        ]
+    };
     let segment = connection.tcp(Container, ACK, b"data", true);
-    let reply = arriving(Container, segment.clone()).2;
+    let reply = arriving(Container, segment).2;
     let translated = hopped(&reply, connection.host, connection.client);
-    let reply = reply.to_bytes();
-    own.flash(&settled);
+    let expected = [translated, reply.to_bytes()];
+    kernel::clear_map(&settled, size_of::<FlowKey<A>>()).expect("an empty table");
     for table in [&settled, &young] {
-        until("the two CPUs to meet", PATIENCE, || {
-            let outcomes = connection.send_beside(Container, segment.clone(), || {
-                own.flash(table);
-                other.flash(table);
-            });
-            let of = |bytes: &[u8]| outcomes.iter().filter(|(_, out)| out == bytes).count();
-            let counts = [of(&translated), of(&reply)];
-            assert_eq!(counts.iter().sum::<usize>(), TURNS as usize, "{counts:?}");
-            (counts[0] > 0).then_some(())
+        connection.topology.host.run(|| {
+            let mut burst = connection.datapath.burst("eth0", "veth1");
+            let send = || burst.send(Program::Link, &expected[1]).1.to_vec();
+            comes_out_as(&expected, table, key, others, values, send);
         });
     }
 }

@@ -182,7 +182,7 @@ fn noting_program(map: u32) -> [u64; 21] {
 }
 
 /// An instruction as RFC 9669 encodes it.
-fn instruction(code: u8, target: u8, source: u8, offset: i16, immediate: i32) -> u64 {
+pub(super) fn instruction(code: u8, target: u8, source: u8, offset: i16, immediate: i32) -> u64 {
     u64::from(code)
         | u64::from(target | source << 4) << 8
         | u64::from(offset.cast_unsigned()) << 16
@@ -190,7 +190,7 @@ fn instruction(code: u8, target: u8, source: u8, offset: i16, immediate: i32) ->
 }
 
 /// A map with a single element of so many bytes.
-fn array_of_one(size: u32) -> OwnedFd {
+pub(super) fn array_of_one(size: u32) -> OwnedFd {
     const ARRAY: u32 = 2;
     make(bpf_command::MAP_CREATE, |attributes| {
         for (word, value) in [ARRAY, 4, size, 1].into_iter().enumerate() {
@@ -199,7 +199,7 @@ fn array_of_one(size: u32) -> OwnedFd {
     })
 }
 
-fn classifier(instructions: &[u64]) -> OwnedFd {
+pub(super) fn classifier(instructions: &[u64]) -> OwnedFd {
     const SCHED_CLS: u32 = 3;
     let license = c"GPL";
     make(bpf_command::PROG_LOAD, |attributes| {

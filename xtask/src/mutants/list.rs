@@ -790,8 +790,8 @@ pub(super) const OF_ONE_TEST: &[Mutant] = &[
         name: "route-stale",
         test: "uplinks::a_connection_follows_a_change_of_the_route_to_its_client",
         file: "ebpf/deliver.rs",
-        right: "if flow.route.refreshed != live.now",
-        wrong: "if flow.route.mtu == 0",
+        right: "if !flow::is_led(flow, key, live.now) {",
+        wrong: "if flow.route.mtu == 0 {",
     },
     Mutant {
         name: "gso",
@@ -1037,6 +1037,27 @@ pub(super) const OF_ONE_TEST: &[Mutant] = &[
         file: "ebpf/flow.rs",
         right: "match entry(key, settled) == Some(found) {",
         wrong: "match true {",
+    },
+    Mutant {
+        name: "half-taken",
+        test: "masqueraded_pairs::no_answer_gets_the_ends_of_a_flow_that_has_taken_its_half",
+        file: "ebpf/pair.rs",
+        right: "if !entry(&work.key, settled).is_some_and(|again| core::ptr::eq(again, half)) {",
+        wrong: "if false {",
+    },
+    Mutant {
+        name: "datagram-taken",
+        test: "fragments::no_fragment_follows_a_datagram_that_has_taken_the_entry_of_its_own",
+        file: "ebpf/fragment.rs",
+        right: "let is_still = DATAGRAMS.get_ptr(&key) == Some(entry);",
+        wrong: "let is_still = true;",
+    },
+    Mutant {
+        name: "socket-taken",
+        test: "host_sockets::no_socket_is_told_the_peer_of_one_that_has_taken_its_entry",
+        file: "ebpf/socket.rs",
+        right: "(table.get_ptr(key) == Some(entry)).then_some(origin)",
+        wrong: "Some(origin)",
     },
     Mutant {
         name: "alive-masqueraded",
