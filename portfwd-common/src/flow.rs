@@ -27,7 +27,7 @@ pub const MAX_YOUNG_FLOWS: u32 = 65_536;
 pub const MAX_SHIFTS: u32 = 65_536;
 
 /// A flow as the container sees it.
-#[repr(C)]
+#[repr(C, align(8))]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Zeroable)]
 pub struct FlowKey<A> {
     /// The client.
@@ -80,9 +80,11 @@ pub struct Route<A> {
 }
 
 /// A translated connection.
-#[repr(C)]
+#[repr(C, align(8))]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Zeroable)]
 pub struct Flow<A> {
+    /// Where replies leave.
+    pub route: Route<A>,
     /// Address that the client sent to.
     pub host: A,
     /// Port that the client sent to.
@@ -108,8 +110,6 @@ pub struct Flow<A> {
     /// Interface index of the device that the first packet came in by, and that answers leave by when
     /// the FIB cannot be asked.
     pub ingress: u32,
-    /// Where replies leave.
-    pub route: Route<A>,
     /// [`Flow::sealed`], since the FIB was asked.
     pub seal: u64,
 }

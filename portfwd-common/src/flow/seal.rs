@@ -6,10 +6,10 @@
 //! 1979): of a mixture of two flows it comes out right only by an accident that nobody will see.
 
 use super::{Flow, FlowKey};
-use crate::net::{Address, NetPort};
+use crate::net::Address;
 
 /// Odd, so that no difference of a word is lost, and of 31 bits, which an instruction of BPF holds.
-const FACTORS: [u64; 14] = [
+const FACTORS: [u64; 12] = [
     0x6c8e_9cf5,
     0x5d58_8b65,
     0x2f4b_5e1d,
@@ -22,8 +22,6 @@ const FACTORS: [u64; 14] = [
     0x7095_3c3b,
     0x1c69_b3f9,
     0x66b0_d1ad,
-    0x4b97_2a0f,
-    0x3e70_5c91,
 ];
 
 impl<A: Address> Flow<A> {
@@ -31,35 +29,30 @@ impl<A: Address> Flow<A> {
     /// with needs none.
     #[inline(always)]
     pub fn sealed(&self, key: &FlowKey<A>) -> u64 {
-        let (client, container) = (key.client.halves(), key.container.halves());
-        let (host, next_hop) = (self.host.halves(), self.route.next_hop.halves());
-        let words = [
-            client[0],
-            client[1],
-            container[0],
-            container[1],
-            pair(key.client_port, key.container_port),
-            key.protocol as u64,
-            host[0],
-            host[1],
-            self.host_port.wire() as u64,
-            self.route.device as u64,
-            self.route.mtu as u64,
-            self.route.has_next_hop as u64,
-            next_hop[0],
-            next_hop[1],
-        ];
-        let mut sum = 0u64;
-        let mut at = 0;
-        while at < words.len() {
-            sum = sum.wrapping_add(words[at].wrapping_mul(FACTORS[at]));
-            at += 1;
-        }
-        sum
+        (self.host_port.wire() as u64)
+            .wrapping_mul(FACTORS[0])
+            .wrapping_add(weighted(key, 1))
+            .wrapping_add(weighted(&self.route, 6))
+            .wrapping_add(weighted(&self.host, 10))
     }
 }
 
+/// The sum of the words of a part of a flow or of its key, each with its factor, the first of which is at `place`.
 #[inline(always)]
-fn pair(a: NetPort, b: NetPort) -> u64 {
-    (a.wire() as u64) << 16 | b.wire() as u64
+fn weighted<T: Copy>(of: &T, place: usize) -> u64 {
+    const { assert!(size_of::<T>() % align_of::<u32>() == 0) };
+    let words: *const T = of;
+    let (count, mut sum, mut at) = (size_of::<T>() / 8, 0u64, 0);
+    while at < count {
+        // SAFETY: within `of`, all of whose bytes are numbers. What has whole words begins at one.
+        let word = unsafe { words.cast::<u64>().add(at).read() };
+        sum = sum.wrapping_add(word.wrapping_mul(FACTORS[place + at]));
+        at += 1;
+    }
+    if size_of::<T>() % 8 != 0 {
+        // SAFETY: as above.
+        let half = unsafe { words.cast::<u32>().add(2 * count).read() } as u64;
+        sum = sum.wrapping_add(half.wrapping_mul(FACTORS[place + count]));
+    }
+    sum
 }
