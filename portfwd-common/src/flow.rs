@@ -62,12 +62,15 @@ impl<A: Address> FlowKey<A> {
     }
 }
 
-/// Where replies leave the host, as the FIB said when it was last asked.
-#[repr(C)]
+/// What replies get, and where they leave the host, as the FIB said when it was last asked. A part of its own,
+/// because all of it is read at once (see [`Flow::sealed`]).
+#[repr(C, align(8))]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Zeroable)]
-pub struct Route<A> {
-    /// Second in which it was asked.
-    pub refreshed: u32,
+pub struct Reply<A> {
+    /// Port that the client sent to.
+    pub host_port: NetPort,
+    /// Port that the client sends from; the key has another one if that was taken (see [`Shift`]).
+    pub client_port: NetPort,
     /// Interface index.
     pub device: u32,
     /// Largest packet that the device takes, in bytes from the IP header on.
@@ -77,20 +80,22 @@ pub struct Route<A> {
     /// Neighbour that the packet goes to, by `device`; before the FIB was asked, and for ever in a flow of
     /// a container with itself ([`crate::forward::Delivery::Hairpin`]), the client's own address.
     pub next_hop: A,
+    /// Address that the client sent to.
+    pub host: A,
 }
 
 /// A translated connection.
-#[repr(C, align(8))]
+#[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Zeroable)]
 pub struct Flow<A> {
-    /// Where replies leave.
-    pub route: Route<A>,
-    /// Address that the client sent to.
-    pub host: A,
-    /// Port that the client sent to.
-    pub host_port: NetPort,
-    /// Port that the client sends from; the key has another one if that was taken (see [`Shift`]).
-    pub client_port: NetPort,
+    /// What replies get.
+    pub reply: Reply<A>,
+    /// [`Flow::sealed`], since the FIB was asked.
+    pub seal: u64,
+    /// Last transaction when the FIB was asked: as long as it is the last, the forward is published.
+    pub transaction: u64,
+    /// Second in which the FIB was asked.
+    pub refreshed: u32,
     /// [`State`].
     pub state: u32,
     /// [`crate::forward::Delivery`].
@@ -110,8 +115,6 @@ pub struct Flow<A> {
     /// Interface index of the device that the first packet came in by, and that answers leave by when
     /// the FIB cannot be asked.
     pub ingress: u32,
-    /// [`Flow::sealed`], since the FIB was asked.
-    pub seal: u64,
 }
 
 /// A client's port as the client has it. Two connections of one client from one port, to two addresses or
@@ -121,7 +124,7 @@ pub type Shift = FlowKey<V6>;
 
 const _: () = {
     assert!(size_of::<FlowKey<V4>>() == 16 && size_of::<FlowKey<V6>>() == 40);
-    assert!(size_of::<Flow<V4>>() == 72 && size_of::<Flow<V6>>() == 96);
+    assert!(size_of::<Flow<V4>>() == 80 && size_of::<Flow<V6>>() == 104);
 };
 
 // SAFETY: repr(C), all fields Pod; the sizes asserted above are the sums of the fields' sizes, so there

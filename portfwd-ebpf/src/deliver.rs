@@ -1,28 +1,33 @@
 //! Handing a translated packet on.
 
+use core::mem::offset_of;
+
 use aya_ebpf::{
     bindings::bpf_redir_neigh,
     helpers::{bpf_redirect_neigh, bpf_redirect_peer},
 };
-use portfwd_common::flow::{Flow, FlowKey, Route};
+use portfwd_common::flow::{Flow, FlowKey, Reply};
 
 use crate::{
     family::Family,
     fib::{self, Ends},
     flow::{self, Live},
+    forward,
     packet::{Hook, Tc},
     parse::Packet,
     verdict::Verdict,
 };
 
-/// `struct bpf_redir_neigh` (linux/bpf.h) without its union.
+/// `struct bpf_redir_neigh` (linux/bpf.h), which begins at `family`: so the address is stored in whole words.
 #[repr(C)]
 struct Neighbour {
+    padding: u32,
     family: u32,
-    next_hop: [u32; 4],
+    next_hop: [u64; 2],
 }
 
-const _: () = assert!(size_of::<Neighbour>() == size_of::<bpf_redir_neigh>());
+const _: () =
+    assert!(size_of::<Neighbour>() - offset_of!(Neighbour, family) == size_of::<bpf_redir_neigh>());
 
 /// Into the container, past the stack of the host.
 #[inline(always)]
@@ -50,8 +55,13 @@ pub fn refresh_route<A: Family>(
     let flow = live.flow();
     if !flow::is_led(flow, key, live.now) {
         let device = device_of(flow.link);
-        let route = fib::route(hook, device, &ends(key, flow), flow.ingress, live.now);
-        live.lead(key, route);
+        let route = fib::route(hook, device, &ends(key, flow), flow.ingress);
+        // Asked before it is asked whether the forward is published: it may end meanwhile.
+        if let Some(transaction) = forward::committed()
+            && live.is_published()
+        {
+            live.lead(key, route, transaction);
+        }
     }
 }
 
@@ -59,46 +69,41 @@ pub fn refresh_route<A: Family>(
 #[inline(always)]
 pub fn ends<A: Family>(key: &FlowKey<A>, flow: &Flow<A>) -> Ends<A> {
     Ends {
-        source: flow.host,
-        source_port: flow.host_port,
+        source: flow.reply.host,
+        source_port: flow.reply.host_port,
         destination: key.client,
-        destination_port: flow.client_port,
+        destination_port: flow.reply.client_port,
         protocol: key.protocol as u8,
     }
 }
 
-/// Whether the device of `route` takes the packet, or each of the packets that it is cut into.
+/// Whether a device that takes `mtu` bytes takes the packet, or each of the packets that it is cut into.
 #[inline(always)]
-pub fn fits<A: Family>(hook: &Tc, packet: &Packet<A>, route: &Route<A>) -> bool {
-    if packet.length <= route.mtu as u64 {
+pub fn fits<A: Family>(hook: &Tc, packet: &Packet<A>, mtu: u32) -> bool {
+    if packet.length <= mtu as u64 {
         return true;
     }
     let segment = hook.segment();
     let headers = (packet.network.transport - hook.network()) as u32 + packet.header;
-    segment != 0 && segment + headers <= route.mtu
+    segment != 0 && segment + headers <= mtu
 }
 
-/// Out by `route`, past the stack of the host.
+/// A reply's way out, past the stack of the host.
 #[inline(always)]
-pub fn to_client<A: Family>(route: &Route<A>) -> Verdict {
+pub fn to_client<A: Family>(reply: &Reply<A>) -> Verdict {
     // SAFETY: the helper copies the neighbour, of the size that is passed.
     let action = unsafe {
-        if route.has_next_hop != 0 {
-            let [high, low] = route.next_hop.halves();
-            let next_hop = [
-                high as u32,
-                (high >> 32) as u32,
-                low as u32,
-                (low >> 32) as u32,
-            ];
+        if reply.has_next_hop != 0 {
             let mut neighbour = Neighbour {
+                padding: 0,
                 family: A::AF as u32,
-                next_hop,
+                next_hop: reply.next_hop.halves(),
             };
-            let size = size_of::<Neighbour>() as i32;
-            bpf_redirect_neigh(route.device, (&raw mut neighbour).cast(), size, 0)
+            let begin = (&raw mut neighbour.family).cast();
+            let size = size_of::<bpf_redir_neigh>() as i32;
+            bpf_redirect_neigh(reply.device, begin, size, 0)
         } else {
-            bpf_redirect_neigh(route.device, core::ptr::null_mut(), 0, 0)
+            bpf_redirect_neigh(reply.device, core::ptr::null_mut(), 0, 0)
         }
     };
     Verdict::redirected(action)

@@ -232,25 +232,25 @@ impl<A: Family> Message<A> {
         if !stack && !hairpin {
             deliver::refresh_route(hook, &key, &live, way::routing_device);
         }
-        let (index, route) = (flow.forward, flow.route);
-        let client = if hairpin { route.next_hop } else { key.client };
+        let (index, reply) = (flow.forward, flow.reply);
+        let client = if hairpin { reply.next_hop } else { key.client };
         // What a router behind the host tells keeps the router's address.
         let is_of_container = !stack || self.network.source == key.container;
         let translation = Translation {
             source: if is_of_container {
-                flow.host
+                flow.reply.host
             } else {
                 self.network.source
             },
             destination: client,
-            quoted_source: (client, flow.client_port),
-            quoted_destination: (flow.host, flow.host_port),
+            quoted_source: (client, flow.reply.client_port),
+            quoted_destination: (flow.reply.host, flow.reply.host_port),
         };
         Some(match self.translate(hook, &translation, !stack) {
             Err(reason) => Verdict::drop(reason, index),
             Ok(()) if stack => Verdict::TRANSLATED,
             Ok(()) if hairpin => deliver::to_container(hook, link),
-            Ok(()) => deliver::to_client(&route),
+            Ok(()) => deliver::to_client(&reply),
         })
     }
 

@@ -5,7 +5,6 @@ use aya_ebpf::{
     helpers::{bpf_check_mtu, bpf_fib_lookup as lookup},
 };
 use portfwd_common::{
-    flow::Route,
     masquerade::Key,
     net::{Ip, NetPort, V4, V6},
 };
@@ -164,16 +163,22 @@ fn is_known(answer: i64) -> bool {
     answer == SUCCESS || answer == NO_NEIGHBOUR || answer == TOO_BIG
 }
 
+/// A way out of the host.
+pub struct Route<A> {
+    /// Interface index.
+    pub device: u32,
+    /// Largest packet that the device takes, in bytes from the IP header on.
+    pub mtu: u32,
+    /// 1 if the neighbour is `next_hop`; else the kernel has to find it.
+    pub has_next_hop: u32,
+    /// The neighbour, or the destination.
+    pub next_hop: A,
+}
+
 /// The way out for a packet between `ends` that comes in by `device`; by `fallback` if the table does not
 /// say, as it does where forwarding is off.
 #[inline(always)]
-pub fn route<H: Hook, A: Family>(
-    hook: &H,
-    device: u32,
-    ends: &Ends<A>,
-    fallback: u32,
-    now: u32,
-) -> Route<A> {
+pub fn route<H: Hook, A: Family>(hook: &H, device: u32, ends: &Ends<A>, fallback: u32) -> Route<A> {
     let known = ask(hook, device, ends).filter(|(answer, _)| is_known(*answer));
     let out = known.map_or(fallback, |(_, query)| query.device);
     // An IPv4 route may lead by an IPv6 neighbour (RFC 5549); the kernel then finds it itself.
@@ -184,7 +189,6 @@ pub fn route<H: Hook, A: Family>(
     // SAFETY: context and result are live. On failure the MTU stays 0 and nothing goes this way.
     unsafe { bpf_check_mtu(hook.context(), out, &raw mut mtu, 0, 0) };
     Route {
-        refreshed: now,
         device: out,
         mtu,
         has_next_hop: next_hop.is_some() as u32,

@@ -238,21 +238,25 @@ fn follow_to_client<A: Family>(
     if hop && !hairpin {
         deliver::refresh_route(hook, key, live, way::routing_device);
     }
-    let (index, host, route) = (flow.forward, flow.host, flow.route);
+    let (index, reply) = (flow.forward, flow.reply);
     let length = network.length(hook);
-    if hop && !hairpin && length > route.mtu as u64 {
+    if hop && !hairpin && length > reply.mtu as u64 {
         return too_large::<A>(hook, index);
     }
     forward::count_packet(index, Way::ToClient, length);
     let translated =
-        translate::readdress(hook, network, End::Source, host, hop).and_then(|()| match hairpin {
-            true => translate::readdress(hook, network, End::Destination, route.next_hop, false),
-            false => Ok(()),
+        translate::readdress(hook, network, End::Source, reply.host, hop).and_then(|()| {
+            match hairpin {
+                true => {
+                    translate::readdress(hook, network, End::Destination, reply.next_hop, false)
+                }
+                false => Ok(()),
+            }
         });
     match translated {
         Err(reason) => Verdict::drop(reason, index),
         Ok(()) if hairpin => deliver::to_container(hook, hook.device()),
-        Ok(()) if hop => deliver::to_client(&route),
+        Ok(()) if hop => deliver::to_client(&reply),
         Ok(()) => Verdict::TRANSLATED,
     }
 }
@@ -447,18 +451,18 @@ fn reply<A: Family>(hook: &Tc, packet: &Packet<A>) -> Option<Verdict> {
     }
     if !hairpin {
         deliver::refresh_route(hook, &key, &live, way::routing_device);
-        if !deliver::fits(hook, packet, &flow.route) {
+        if !deliver::fits(hook, packet, flow.reply.mtu) {
             let verdict = too_large::<A>(hook, flow.forward);
             return Some(verdict.unless_claimed(Stage::LinkTooBig));
         }
     }
     flow::advance(&live, &key, Side::Container, packet);
-    let (index, route) = (flow.forward, flow.route);
+    let (index, reply) = (flow.forward, flow.reply);
     Some(
         match to_client(hook, packet, &key, &live, Seen::FromLink(hook.device())) {
             Err(reason) => Verdict::drop(reason, index),
             Ok(()) if hairpin => deliver::to_container(hook, hook.device()),
-            Ok(()) => deliver::to_client(&route),
+            Ok(()) => deliver::to_client(&reply),
         },
     )
 }
@@ -473,9 +477,13 @@ fn to_client<A: Family>(
     seen: Seen,
 ) -> Result<(), Reason> {
     let flow = live.flow();
-    let (host, host_port, port) = (flow.host, flow.host_port, flow.client_port);
+    let (host, host_port, port) = (
+        flow.reply.host,
+        flow.reply.host_port,
+        flow.reply.client_port,
+    );
     let client = match flow.delivery == Delivery::Hairpin as u32 {
-        true => flow.route.next_hop,
+        true => flow.reply.next_hop,
         false => packet.network.destination,
     };
     forward::count_packet(flow.forward, Way::ToClient, packet.length);

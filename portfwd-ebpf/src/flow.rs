@@ -6,8 +6,8 @@ use core::{
     sync::atomic::{Ordering, compiler_fence},
 };
 use portfwd_common::{
-    flow::{Flow, FlowKey, Lifetimes, Route, Side, State, is_alive},
-    forward::Delivery,
+    flow::{Flow, FlowKey, Lifetimes, Reply, Side, State, is_alive},
+    forward::{Delivery, Forward},
     net::{NetPort, Protocol, V6},
     verdict::Reason,
 };
@@ -15,6 +15,7 @@ use portfwd_common::{
 use crate::{
     clock,
     family::Family,
+    fib::Route,
     forward::{self, Published},
     maps::{JOURNAL, SEEN},
     pair,
@@ -74,10 +75,10 @@ impl<A: Family> Live<A> {
         let flow = self.flow();
         flow.forward == published.index
             && flow.generation == published.generation
-            && flow.host == request.host
-            && flow.host_port.wire() == request.host_port.wire()
-            && flow.client_port.wire() == request.client_port.wire()
-            && (flow.delivery != Delivery::Hairpin as u32 || flow.route.next_hop == request.client)
+            && flow.reply.host == request.host
+            && flow.reply.host_port.wire() == request.host_port.wire()
+            && flow.reply.client_port.wire() == request.client_port.wire()
+            && (flow.delivery != Delivery::Hairpin as u32 || flow.reply.next_hop == request.client)
     }
     /// Whether the forward that opened it is still published.
     #[inline(always)]
@@ -85,19 +86,25 @@ impl<A: Family> Live<A> {
         let flow = self.flow();
         forward::visible(flow.forward, flow.generation).is_some()
     }
-    /// Stores the way out.
+    /// Stores the way out, as it is while `transaction` is the last.
     #[inline(always)]
-    pub fn lead(&self, key: &FlowKey<A>, route: Route<A>) {
+    pub fn lead(&self, key: &FlowKey<A>, route: Route<A>, transaction: u64) {
         // SAFETY: this CPU's own element.
         let said = unsafe { &mut *self.said };
-        said.route = route;
+        said.reply.device = route.device;
+        said.reply.mtu = route.mtu;
+        said.reply.has_next_hop = route.has_next_hop;
+        said.reply.next_hop = route.next_hop;
         said.seal = said.sealed(key);
+        said.transaction = transaction;
+        said.refreshed = self.now;
         if let Some(entry) = entry(key, self.state.is_settled()) {
             // SAFETY: an entry of a map.
-            unsafe {
-                (*entry).route = route;
-                (*entry).seal = said.seal;
-            }
+            let entry = unsafe { &mut *entry };
+            pair::copy(&said.reply, &mut entry.reply);
+            entry.seal = said.seal;
+            entry.transaction = transaction;
+            entry.refreshed = self.now;
         }
     }
 }
@@ -116,14 +123,13 @@ impl<A> Deref for InPlace<A> {
 }
 
 impl<A: Family> InPlace<A> {
-    /// Where a reply seems to come from, and its way out; none if that is not of this second, or not all of it
-    /// was said of the flow of `key`.
+    /// What a reply gets, if [`is_led`] says that it is known.
     #[inline(always)]
-    pub fn way_out(&self, key: &FlowKey<A>) -> Option<(A, NetPort, Route<A>)> {
+    pub fn reply(&self, key: &FlowKey<A>) -> Option<Reply<A>> {
         let flow = *self.flow();
         // What was read is not read again.
         compiler_fence(Ordering::SeqCst);
-        is_led(&flow, key, self.now).then_some((flow.host, flow.host_port, flow.route))
+        is_led(&flow, key, self.now).then_some(flow.reply)
     }
     /// Notes a packet that changes nothing: stored at most once a second, so that two CPUs do not fight
     /// for the cache line.
@@ -136,10 +142,12 @@ impl<A: Family> InPlace<A> {
     }
 }
 
-/// Whether the way out of the flow of `key` is one whole, and of this second.
+/// Whether what replies of the flow of `key` get is one whole, of this second, and the flow's forward published.
 #[inline(always)]
 pub fn is_led<A: Family>(flow: &Flow<A>, key: &FlowKey<A>, now: u32) -> bool {
-    flow.route.refreshed == now && flow.seal == flow.sealed(key)
+    flow.refreshed == now
+        && Some(flow.transaction) == forward::committed()
+        && flow.seal == flow.sealed(key)
 }
 
 /// Where this CPU keeps what a flow says.
@@ -287,9 +295,19 @@ fn new<A: Family>(
         _ => State::Opening,
     };
     let flow = Flow {
-        host: packet.network.destination,
-        host_port: packet.destination_port,
-        client_port: packet.source_port,
+        reply: Reply {
+            host_port: packet.destination_port,
+            client_port: packet.source_port,
+            device: ingress,
+            mtu: 0,
+            has_next_hop: 0,
+            next_hop: packet.network.source,
+            host: packet.network.destination,
+        },
+        seal: 0,
+        transaction: Forward::FOREVER,
+        // A second that is past: the first reply asks the FIB.
+        refreshed: now.wrapping_sub(1),
         state: state as u32,
         delivery: target.delivery,
         link: target.link,
@@ -299,15 +317,6 @@ fn new<A: Family>(
         created: now,
         client_ack: 0,
         ingress,
-        // A second that is past: the first reply asks the FIB.
-        route: Route {
-            refreshed: now.wrapping_sub(1),
-            device: ingress,
-            mtu: 0,
-            has_next_hop: 0,
-            next_hop: packet.network.source,
-        },
-        seal: 0,
     };
     (flow, state, now)
 }

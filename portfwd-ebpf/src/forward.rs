@@ -77,6 +77,16 @@ pub fn published<A: Address>(
     visible(bound.index(), bound.generation)
 }
 
+/// The last transaction.
+#[inline(always)]
+pub fn committed() -> Option<u64> {
+    // SAFETY: an aligned word of a map that lives as long as the program; volatile, because the loader writes it
+    // at any time.
+    JOURNAL
+        .get_ptr(0)
+        .map(|journal| unsafe { core::ptr::read_volatile(&raw const (*journal).committed) })
+}
+
 /// The forward at `index`, if it is the one of that generation and the last transaction shows it.
 #[inline(always)]
 pub fn visible(index: u32, generation: u32) -> Option<Published> {

@@ -40,7 +40,7 @@ impl PacketWay<Tc> for Link {
             return Verdict::NEXT;
         };
         let flow = live.flow();
-        let (host, mtu) = (flow.host, flow.route.mtu);
+        let (host, mtu) = (flow.reply.host, flow.reply.mtu);
         let ends = deliver::ends(&key, flow);
         // The stack of a host that forwards tells the container itself.
         let is_ours = fib::is_disabled(hook, way::routing_device(flow.link), &ends);

@@ -328,20 +328,20 @@ fn reply<A: Family>(hook: &Tc, packet: &Packet<A>) -> Option<Verdict> {
         && packet.network.hops > 1
         && flow.link == hook.device()
         && flow.delivery == Delivery::Redirect as u32
-        && flow.client_port.wire() == packet.destination_port.wire();
+        && flow.reply.client_port.wire() == packet.destination_port.wire();
     if !plain {
         return None;
     }
-    let index = forward::visible(flow.forward, flow.generation)?.index;
-    let (host, port, route) = live.way_out(&key)?;
-    if !deliver::fits(hook, packet, &route) {
+    let reply = live.reply(&key)?;
+    if !deliver::fits(hook, packet, reply.mtu) {
         return None;
     }
     live.touch();
+    let index = flow.forward;
     forward::count_packet(index, Way::ToClient, packet.length);
     Some(
-        match translate::rewrite(hook, packet, End::Source, host, port, true) {
-            Ok(()) => deliver::to_client(&route),
+        match translate::rewrite(hook, packet, End::Source, reply.host, reply.host_port, true) {
+            Ok(()) => deliver::to_client(&reply),
             Err(reason) => Verdict::drop(reason, index),
         },
     )

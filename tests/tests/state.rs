@@ -380,14 +380,14 @@ where
     // With a way out that is known in this second.
     let led = |key: FlowKey<A>, host_port: NetPort| {
         let mut flow = flow;
-        flow.host_port = host_port;
-        flow.route.refreshed = second();
+        flow.reply.host_port = host_port;
+        flow.refreshed = second();
         flow.seal = flow.sealed(&key);
         flow
     };
     let values = || {
         [
-            led(key, flow.host_port),
+            led(key, flow.reply.host_port),
             led(others(0), NetPort::new(9_999)),
         ]
     };

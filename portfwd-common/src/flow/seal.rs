@@ -9,7 +9,7 @@ use super::{Flow, FlowKey};
 use crate::net::Address;
 
 /// Odd, so that no difference of a word is lost, and of 31 bits, which an instruction of BPF holds.
-const FACTORS: [u64; 12] = [
+const FACTORS: [u64; 11] = [
     0x6c8e_9cf5,
     0x5d58_8b65,
     0x2f4b_5e1d,
@@ -21,38 +21,27 @@ const FACTORS: [u64; 12] = [
     0x3141_5927,
     0x7095_3c3b,
     0x1c69_b3f9,
-    0x66b0_d1ad,
 ];
 
 impl<A: Address> Flow<A> {
-    /// The seal of the flow of `key`: of where its replies seem to come from, and go. What a packet is compared
-    /// with needs none.
+    /// The seal of the flow of `key`: of what its replies get. What a packet is compared with needs none.
     #[inline(always)]
     pub fn sealed(&self, key: &FlowKey<A>) -> u64 {
-        (self.host_port.wire() as u64)
-            .wrapping_mul(FACTORS[0])
-            .wrapping_add(weighted(key, 1))
-            .wrapping_add(weighted(&self.route, 6))
-            .wrapping_add(weighted(&self.host, 10))
+        weighted(key, 0).wrapping_add(weighted(&self.reply, 5))
     }
 }
 
 /// The sum of the words of a part of a flow or of its key, each with its factor, the first of which is at `place`.
 #[inline(always)]
 fn weighted<T: Copy>(of: &T, place: usize) -> u64 {
-    const { assert!(size_of::<T>() % align_of::<u32>() == 0) };
+    const { assert!(align_of::<T>() == 8) };
     let words: *const T = of;
-    let (count, mut sum, mut at) = (size_of::<T>() / 8, 0u64, 0);
-    while at < count {
-        // SAFETY: within `of`, all of whose bytes are numbers. What has whole words begins at one.
+    let (mut sum, mut at) = (0u64, 0);
+    while at < size_of::<T>() / 8 {
+        // SAFETY: within `of`, all of whose bytes are numbers.
         let word = unsafe { words.cast::<u64>().add(at).read() };
         sum = sum.wrapping_add(word.wrapping_mul(FACTORS[place + at]));
         at += 1;
-    }
-    if size_of::<T>() % 8 != 0 {
-        // SAFETY: as above.
-        let half = unsafe { words.cast::<u32>().add(2 * count).read() } as u64;
-        sum = sum.wrapping_add(half.wrapping_mul(FACTORS[place + count]));
     }
     sum
 }

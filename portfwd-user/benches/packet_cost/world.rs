@@ -5,7 +5,7 @@ use std::{error::Error, net::IpAddr};
 use aya::{Ebpf, Pod, programs::Program as Loaded};
 use nix::time::{ClockId, clock_gettime};
 use portfwd_common::{
-    flow::{Flow, FlowKey, Lifetimes, Route, State},
+    flow::{Flow, FlowKey, Lifetimes, Reply, State},
     forward::{Delivery, Forward, Journal, PortSlot, port_index},
     host::Device,
     net::{Address, NetPort, Protocol, V4, V6},
@@ -142,9 +142,19 @@ impl Way {
             Transport::Udp => (State::UdpAssured, &mut flows.streams),
         };
         let flow = Flow {
-            host: address(self.family.end(self.end)),
-            host_port: NetPort::new(PORTS[self.end]),
-            client_port: NetPort::new(CLIENT_PORT),
+            reply: Reply {
+                host_port: NetPort::new(PORTS[self.end]),
+                client_port: NetPort::new(CLIENT_PORT),
+                device: DEVICE,
+                mtu: 0,
+                has_next_hop: 0,
+                next_hop: address(self.family.client()),
+                host: address(self.family.end(self.end)),
+            },
+            seal: 0,
+            transaction: 0,
+            // Out of date: the first reply of each second asks the FIB.
+            refreshed: 0,
             state: state as u32,
             delivery: Delivery::Redirect as u32,
             link: DEVICE,
@@ -154,15 +164,6 @@ impl Way {
             created: now,
             client_ack: 0,
             ingress: DEVICE,
-            // Out of date: the first reply of each second asks the FIB.
-            route: Route {
-                refreshed: 0,
-                device: DEVICE,
-                mtu: 0,
-                has_next_hop: 0,
-                next_hop: address(self.family.client()),
-            },
-            seal: 0,
         };
         table.insert(key, flow, 0)?;
         Ok(())

@@ -129,7 +129,7 @@ fn row<A: Address>(key: &FlowKey<A>, flow: &Flow<A>, sight: &Sight<'_>) -> Optio
         container: (*owner).clone(),
         protocol: Protocol::from_number(key.protocol as u8)?,
         client: socket(key.client, key.client_port),
-        host: socket(flow.host, flow.host_port),
+        host: socket(flow.reply.host, flow.reply.host_port),
         container_address: socket(key.container, key.container_port),
         state: Cow::Borrowed(flow_state.name()),
         age: since(flow.created),

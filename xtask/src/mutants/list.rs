@@ -791,7 +791,7 @@ pub(super) const OF_ONE_TEST: &[Mutant] = &[
         test: "uplinks::a_connection_follows_a_change_of_the_route_to_its_client",
         file: "ebpf/deliver.rs",
         right: "if !flow::is_led(flow, key, live.now) {",
-        wrong: "if flow.route.mtu == 0 {",
+        wrong: "if flow.reply.mtu == 0 {",
     },
     Mutant {
         name: "gso",
@@ -1028,8 +1028,8 @@ pub(super) const OF_ONE_TEST: &[Mutant] = &[
         name: "entry-taken",
         test: "state::no_reply_gets_the_ends_of_a_flow_that_has_taken_its_entry",
         file: "ebpf/flow.rs",
-        right: "flow.route.refreshed == now && flow.seal == flow.sealed(key)",
-        wrong: "flow.route.refreshed == now",
+        right: "&& flow.seal == flow.sealed(key)",
+        wrong: "",
     },
     Mutant {
         name: "entry-taken-while-copied",
