@@ -15,12 +15,15 @@ use portfwd_common::{
 
 use crate::{
     clock,
+    connection::Connection,
     datapath::{Datapath, Writable},
     error::{Doing, Error},
     hooks::{self, Hook},
     masquerade,
-    observe::{addresses::Host, netns::Netns},
+    observe::{addresses::Host, container, netns::Netns},
+    pair,
     plan::{LinkPlan, Plan},
+    state,
     subnet::Subnet,
     sweep::{self, Swept},
     tables::{TableError, Tables},
@@ -42,17 +45,38 @@ pub fn attach(
     if plan.forwards.is_empty() && plan.addresses.is_empty() && !plan.masquerade {
         return Ok(());
     }
+    let connected = match (&plan.connection, inside) {
+        (Some(connection), Some(inside)) => connect(writable, netns, inside, plan, connection),
+        _ => Ok(plan.clone()),
+    };
     let Writable { datapath, host, .. } = writable;
-    let done = publish(datapath, host, netns, inside, plan, look_again);
-    finish(datapath, netns, done)
+    let done = connected.and_then(|plan| publish(datapath, host, netns, inside, &plan, look_again));
+    finish(writable, netns, done)
 }
 
-fn finish(datapath: &mut Datapath, netns: &Netns, done: Result<(), Error>) -> Result<(), Error> {
+/// Makes the container's link; gives the plan with it.
+fn connect(
+    writable: &mut Writable,
+    netns: &Netns,
+    inside: &Netns,
+    plan: &Plan,
+    connection: &Connection,
+) -> Result<Plan, Error> {
+    transaction::announce(&writable.datapath.tables);
+    // What a command has left that died is in the way of the new one.
+    let used = state::read(&writable.datapath.tables)?.links();
+    pair::remove_but(netns, &used)?;
+    pair::make(netns, inside, connection, &plan.label)?;
+    writable.follow(netns)?;
+    Ok(plan.onto(&container::find(netns, inside)?))
+}
+
+fn finish(writable: &mut Writable, netns: &Netns, done: Result<(), Error>) -> Result<(), Error> {
     match done {
-        Ok(()) => sweep::close(&mut datapath.tables),
+        Ok(()) => sweep::close(&mut writable.datapath.tables),
         Err(cause) => {
             // The transaction is taken back already; the sweep removes what hangs on no forward.
-            match sweep::sweep(&mut datapath.tables, &datapath.layout, netns) {
+            match sweep(writable, netns) {
                 Ok(_) => Err(cause),
                 Err(failure) => Err(Error::Undo {
                     cause: Box::new(cause),
@@ -61,6 +85,16 @@ fn finish(datapath: &mut Datapath, netns: &Netns, done: Result<(), Error>) -> Re
             }
         }
     }
+}
+
+/// Removes what hangs on no forward. With a link that portfwd had made go addresses of the host.
+fn sweep(writable: &mut Writable, netns: &Netns) -> Result<Swept, Error> {
+    let Datapath { tables, layout } = &mut writable.datapath;
+    let swept = sweep::sweep(tables, layout, netns)?;
+    if swept.pairs > 0 {
+        writable.follow(netns)?;
+    }
+    Ok(swept)
 }
 
 fn publish(
@@ -160,7 +194,7 @@ pub fn masquerade(writable: &mut Writable, netns: &Netns, subnet: Subnet) -> Res
         transaction.commit();
         Ok(())
     })();
-    finish(datapath, netns, done)
+    finish(writable, netns, done)
 }
 
 /// Masquerades a subnet no longer.
@@ -168,16 +202,15 @@ pub fn masquerade(writable: &mut Writable, netns: &Netns, subnet: Subnet) -> Res
 /// # Errors
 /// When a step fails; what could not be removed, the next command tries to.
 pub fn unmasquerade(writable: &mut Writable, netns: &Netns, subnet: Subnet) -> Result<(), Error> {
-    let Datapath { tables, layout } = &mut writable.datapath;
     let doing = || format!("masquerade {subnet} no longer");
-    let mut transaction = Transaction::begin(tables);
+    let mut transaction = Transaction::begin(&mut writable.datapath.tables);
     // With the commit its flows end. Its row goes just before: it would hide that of a wider subnet.
     if let Some(owner) = masquerade::owner_of(transaction.tables(), subnet).doing(doing)? {
         transaction.withdraw_owner(owner).doing(doing)?;
     }
     masquerade::remove(transaction.tables(), subnet).doing(doing)?;
     transaction.commit();
-    sweep::sweep(tables, layout, netns)?;
+    sweep(writable, netns)?;
     Ok(())
 }
 
@@ -191,8 +224,7 @@ pub fn withdraw(
     forwards: &BTreeSet<u32>,
     containers: &BTreeSet<u32>,
 ) -> Result<Swept, Error> {
-    let Datapath { tables, layout } = &mut writable.datapath;
-    let mut transaction = Transaction::begin(tables);
+    let mut transaction = Transaction::begin(&mut writable.datapath.tables);
     for index in forwards {
         transaction.withdraw(*index);
     }
@@ -204,7 +236,7 @@ pub fn withdraw(
         }
     }
     transaction.commit();
-    sweep::sweep(tables, layout, netns)
+    sweep(writable, netns)
 }
 
 /// Records the link with the addresses that the container may send from, and no others.

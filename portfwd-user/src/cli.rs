@@ -16,6 +16,7 @@ pub use args::{LogLevel, XdpMode};
 
 use portfwd_common::{flow::Lifetimes, net::Protocol};
 
+use crate::connection::Connection;
 use crate::error::{Error, Usage, shown};
 use crate::flow_filter::{self, FlowFilter};
 use crate::label::{InstanceName, Label};
@@ -120,6 +121,8 @@ pub struct Attach {
     pub target: Option<Target>,
     /// What to publish: at least one SPEC, no two at odds, the default host address put in.
     pub specs: Vec<Spec>,
+    /// The addresses of the link to make, if one is to be made. Then the target is a namespace.
+    pub connection: Option<Connection>,
     /// Whether the service may listen on the container's loopback address alone. Then all SPECs are of
     /// TCP, and the target is a namespace.
     pub loopback: bool,
@@ -320,12 +323,18 @@ fn typed_attach(attach: args::Attach, environment: &Environment) -> Result<Attac
     let specs = specs(&attach.publish, environment)?;
     check_sctp(&specs)?;
     if attach.loopback {
-        check_loopback(target.as_ref(), &specs)?;
+        check_loopback(&specs)?;
+        check_namespace("--loopback", target.as_ref())?;
+    }
+    let connection = Connection::of(&attach.connect)?;
+    if connection.is_some() {
+        check_namespace("--connect", target.as_ref())?;
     }
     Ok(Attach {
         container: attach.container.parse()?,
         target,
         specs,
+        connection,
         loopback: attach.loopback,
         masquerade: attach.masquerade,
         force: attach.force,
@@ -348,22 +357,27 @@ fn check_sctp(specs: &[Spec]) -> Result<(), Usage> {
     }
 }
 
-/// A listener on a loopback address can be given the connections of TCP, and that inside its namespace.
-fn check_loopback(target: Option<&Target>, specs: &[Spec]) -> Result<(), Usage> {
-    if let Some(spec) = specs.iter().find(|spec| spec.protocol != Protocol::Tcp) {
-        return Err(Usage {
+/// A listener on a loopback address can be given the connections of TCP.
+fn check_loopback(specs: &[Spec]) -> Result<(), Usage> {
+    match specs.iter().find(|spec| spec.protocol != Protocol::Tcp) {
+        None => Ok(()),
+        Some(spec) => Err(Usage {
             message: format!(
                 "SPEC {spec} cannot have --loopback: what a {} service on a loopback address sends has \
                  that address as its source, and cannot leave the container",
                 spec.protocol.name()
             ),
             hint: Some("publish it by another attach, without --loopback".to_owned()),
-        });
+        }),
     }
+}
+
+/// What happens inside a container's namespace needs to know it.
+fn check_namespace(option: &str, target: Option<&Target>) -> Result<(), Usage> {
     match target {
         Some(Target::Netns(_) | Target::Pid(_)) => Ok(()),
         Some(Target::Addresses(_)) | None => Err(Usage {
-            message: "--loopback needs the container's network namespace".to_owned(),
+            message: format!("{option} needs the container's network namespace"),
             hint: Some("give --netns PATH or --pid PID".to_owned()),
         }),
     }

@@ -175,7 +175,7 @@ impl Site {
         if transaction::recover(&mut tables).doing(|| "repair the forwards".to_owned())? {
             sweep::sweep(&mut tables, &layout, &self.host)?;
         }
-        let host = self.observe()?;
+        let host = observe(&self.host)?;
         let mut datapath = Datapath { tables, layout };
         datapath.follow(&host, &self.host)?;
         Ok(Ok(Writable {
@@ -185,13 +185,9 @@ impl Site {
         }))
     }
 
-    fn observe(&self) -> Result<Host, Error> {
-        addresses::of_host(&self.host).doing(|| "read the host's addresses".to_owned())
-    }
-
     fn build(&self, locked: Locked, options: &Options) -> Result<Writable, Error> {
         let cookie = self.host.cookie()?;
-        let host = self.observe()?;
+        let host = observe(&self.host)?;
         self.refuse_second(cookie)?;
         self.refuse_second_elsewhere(cookie)?;
         self.detach_all(&locked)?;
@@ -396,11 +392,24 @@ fn warn_of_reach(reach: &Reach) {
 }
 
 impl Writable {
+    /// Brings hooks and tables in step with the host, whose devices have changed since.
+    ///
+    /// # Errors
+    /// When the host cannot be read, or the kernel refuses a hook.
+    pub fn follow(&mut self, host: &Netns) -> Result<(), Error> {
+        self.host = observe(host)?;
+        self.datapath.follow(&self.host, host)
+    }
+
     /// Gives the lock back.
     pub fn release(self) -> Datapath {
         drop(self.locked);
         self.datapath
     }
+}
+
+fn observe(host: &Netns) -> Result<Host, Error> {
+    addresses::of_host(host).doing(|| "read the host's addresses".to_owned())
 }
 
 fn open_tables(layout: &Layout) -> Result<Tables, Error> {

@@ -18,6 +18,7 @@ pub use subjects::{ContainerError, InstanceError, Lacking, Missing, Usage};
 pub use text::{one_line, shown, shown_path};
 
 use crate::collision::CollisionError;
+use crate::connection::{ConnectionError, fit::ConnectError};
 use crate::label::NameError;
 use crate::object::LoadError;
 use crate::observe;
@@ -43,6 +44,12 @@ pub enum Error {
     /// A malformed subnet.
     #[error(transparent)]
     Subnet(#[from] SubnetError),
+    /// A malformed connection.
+    #[error(transparent)]
+    Connection(#[from] ConnectionError),
+    /// Addresses that a new link cannot have.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
     /// A port that somebody else has.
     #[error(transparent)]
     Collision(#[from] CollisionError),
@@ -100,9 +107,12 @@ impl Error {
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Usage(_) | Self::Spec(_) | Self::Name(_) | Self::Address(_) | Self::Subnet(_) => {
-                2
-            }
+            Self::Usage(_)
+            | Self::Spec(_)
+            | Self::Name(_)
+            | Self::Address(_)
+            | Self::Subnet(_)
+            | Self::Connection(_) => 2,
             Self::Collision(_) => 3,
             Self::Missing(_) => 4,
             Self::Lacking(_) => 5,
@@ -113,6 +123,7 @@ impl Error {
             }
             Self::Undo { cause, .. } => cause.exit_code(),
             Self::Instance(_)
+            | Self::Connect(_)
             | Self::Container(_)
             | Self::Link(_)
             | Self::Failed { .. }
@@ -130,6 +141,7 @@ impl Error {
         };
         match self {
             Self::Collision(collision) => collision.details(),
+            Self::Connect(error) => error.details(),
             Self::Undo { cause, failures } => {
                 let mut details = cause.details();
                 details.extend(left_behind(failures));
@@ -149,6 +161,8 @@ impl Error {
             Self::Name(error) => Some(error.hint()),
             Self::Address(error) => Some(error.hint()),
             Self::Subnet(error) => Some(error.hint()),
+            Self::Connection(error) => Some(error.hint()),
+            Self::Connect(error) => Some(error.hint().to_owned()),
             Self::Collision(collision) => Some(collision.hint().to_owned()),
             Self::Missing(missing) => missing.hint(),
             Self::Lacking(lacking) => lacking.hint(),

@@ -6,6 +6,7 @@ use portfwd_common::{forward::Delivery, host::Attachment, net::Ip};
 
 use crate::{
     collision::Resolved,
+    connection::Connection,
     error::{ContainerError, Error},
     label::Label,
     observe::{container::ContainerLink, links},
@@ -21,6 +22,8 @@ pub enum Found {
     Link(Box<ContainerLink>, u64),
     /// As an earlier attach found it.
     Known(Attachment),
+    /// In a namespace (of that cookie) that has no link to the host yet.
+    Unconnected(Connection, u64),
 }
 
 /// The host-side link of a container that gets its hook.
@@ -43,6 +46,8 @@ pub struct Plan {
     pub container: Attachment,
     /// Whether the record exists already.
     pub known: bool,
+    /// The link to make first, if there is none: the plan is then for what [`Plan::onto`] makes of it.
+    pub connection: Option<Connection>,
     /// The link to hook, if there is one.
     pub link: Option<LinkPlan>,
     /// The device inside the container that gets a hook, if its service may listen on loopback alone.
@@ -89,17 +94,13 @@ pub fn attach(
         masquerade,
     } = *asked;
     let container = container(label, known, found)?;
-    let link = match found {
-        Found::Link(observed, _) => observed.host.as_ref().map(|end| LinkPlan {
-            link: end.link.clone(),
-            l3_ifindex: end.l3_ifindex,
-            sources: observed.addresses.clone(),
-        }),
-        Found::Known(_) => None,
+    let observed = match found {
+        Found::Link(observed, _) => Some(observed),
+        Found::Known(_) | Found::Unconnected(..) => None,
     };
-    let inside = match found {
-        Found::Link(observed, _) if loopback => observed.interface.clone(),
-        _ => None,
+    let connection = match found {
+        Found::Unconnected(connection, _) => Some(connection.clone()),
+        Found::Link(..) | Found::Known(_) => None,
     };
     let mut forwards = Vec::new();
     let mut published = Vec::new();
@@ -133,15 +134,44 @@ pub fn attach(
         label: label.clone(),
         container,
         known,
-        link,
-        inside,
-        addresses: addresses(&container, found, masquerade),
+        connection,
+        link: observed.and_then(|observed| link(observed)),
+        inside: observed.and_then(|observed| observed.interface.clone().filter(|_| loopback)),
+        addresses: observed.map_or_else(BTreeSet::new, |observed| {
+            addresses(&container, observed, masquerade)
+        }),
         masquerade,
         forwards,
         published,
         shadowed: BTreeSet::new(),
         passed_by: BTreeSet::new(),
     })
+}
+
+impl Plan {
+    /// The same once the container's link has been made.
+    #[must_use]
+    pub fn onto(&self, made: &ContainerLink) -> Self {
+        let container = Attachment {
+            link: link_index(made),
+            ..self.container
+        };
+        let forward = |forward: &NewForward| NewForward {
+            link: container.link,
+            delivery: delivery(&container),
+            ..*forward
+        };
+        let loopback = self.forwards.iter().any(|forward| forward.loopback);
+        Self {
+            container,
+            connection: None,
+            link: link(made),
+            inside: made.interface.clone().filter(|_| loopback),
+            addresses: addresses(&container, made, self.masquerade),
+            forwards: self.forwards.iter().map(forward).collect(),
+            ..self.clone()
+        }
+    }
 }
 
 /// Refuses what exists already for the other kind of listener: it would stay as it is.
@@ -176,11 +206,14 @@ pub fn check_listeners(
 
 /// All that the container sends from, as its namespace shows it. A target elsewhere is no part of this
 /// host unless it is to be masqueraded here.
-fn addresses(container: &Attachment, found: &Found, masquerade: bool) -> BTreeSet<IpAddr> {
-    let observed = match found {
-        Found::Link(observed, _) if container.link != 0 || masquerade => observed,
-        _ => return BTreeSet::new(),
-    };
+fn addresses(
+    container: &Attachment,
+    observed: &ContainerLink,
+    masquerade: bool,
+) -> BTreeSet<IpAddr> {
+    if container.link == 0 && !masquerade {
+        return BTreeSet::new();
+    }
     let published = [container.v4, container.v6];
     let published = published.into_iter().filter(|ip| !ip.is_unspecified());
     let all = published
@@ -189,22 +222,39 @@ fn addresses(container: &Attachment, found: &Found, masquerade: bool) -> BTreeSe
     all.map(|ip| ip.to_canonical()).collect()
 }
 
+fn link(observed: &ContainerLink) -> Option<LinkPlan> {
+    observed.host.as_ref().map(|end| LinkPlan {
+        link: end.link.clone(),
+        l3_ifindex: end.l3_ifindex,
+        sources: observed.addresses.clone(),
+    })
+}
+
+fn link_index(observed: &ContainerLink) -> u32 {
+    observed.host.as_ref().map_or(0, |end| end.link.index)
+}
+
 /// The container's record: as it is known, or new.
 fn container(
     label: &Label,
     known: Option<&Attachment>,
     found: &Found,
 ) -> Result<Attachment, Error> {
+    let new = |link: u32, v4: Option<IpAddr>, v6: Option<IpAddr>, netns: u64| Attachment {
+        id: 0,
+        link,
+        v4: v4.map_or(Ip::NONE, Ip::from),
+        v6: v6.map_or(Ip::NONE, Ip::from),
+        netns,
+        created: 0,
+    };
     let fresh = match found {
         Found::Known(attachment) => *attachment,
-        Found::Link(link, netns) => Attachment {
-            id: 0,
-            link: link.host.as_ref().map_or(0, |end| end.link.index),
-            v4: link.v4.map_or(Ip::NONE, |v4| Ip::from(IpAddr::V4(v4))),
-            v6: link.v6.map_or(Ip::NONE, |v6| Ip::from(IpAddr::V6(v6))),
-            netns: *netns,
-            created: 0,
-        },
+        Found::Link(link, netns) => {
+            let (v4, v6) = (link.v4.map(IpAddr::V4), link.v6.map(IpAddr::V6));
+            new(link_index(link), v4, v6, *netns)
+        }
+        Found::Unconnected(connection, netns) => new(0, connection.v4(), connection.v6(), *netns),
     };
     match known {
         None => Ok(fresh),
@@ -263,11 +313,6 @@ fn as_listed(label: &Label, item: &Resolved, host: IpAddr, target: Ip) -> Publis
 }
 
 fn new_forward(container: &Attachment, item: &Resolved, host: IpAddr, target: Ip) -> NewForward {
-    let delivery = if container.link == 0 {
-        Delivery::Stack
-    } else {
-        Delivery::Redirect
-    };
     NewForward {
         attachment: container.id,
         protocol: item.spec.protocol,
@@ -277,7 +322,14 @@ fn new_forward(container: &Attachment, item: &Resolved, host: IpAddr, target: Ip
         target,
         target_port: item.spec.container.first(),
         link: container.link,
-        delivery,
+        delivery: delivery(container),
         loopback: false,
+    }
+}
+
+const fn delivery(container: &Attachment) -> Delivery {
+    match container.link {
+        0 => Delivery::Stack,
+        _ => Delivery::Redirect,
     }
 }

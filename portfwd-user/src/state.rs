@@ -1,6 +1,9 @@
 //! What the maps say, in the terms that people use.
 
-use std::{collections::HashMap, net::IpAddr};
+use std::{
+    collections::{BTreeSet, HashMap},
+    net::IpAddr,
+};
 
 use portfwd_common::{
     forward::Forward,
@@ -47,6 +50,12 @@ impl State {
     /// A container.
     pub fn container(&self, label: &Label) -> Option<&Attachment> {
         self.containers.get(label)
+    }
+    /// Host-side links of the containers that have a forward: of others they go with the next sweep.
+    pub fn links(&self) -> BTreeSet<u32> {
+        let owners: BTreeSet<u32> = self.forwards.iter().map(|f| f.record.attachment).collect();
+        let attached = self.containers.values().filter(|a| owners.contains(&a.id));
+        attached.map(|attachment| attachment.link).collect()
     }
     /// What a container has published, in the order of listings.
     pub fn published(&self, label: &Label) -> Vec<Published> {

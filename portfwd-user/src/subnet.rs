@@ -73,13 +73,20 @@ fn parse(text: &str) -> Result<Subnet, SubnetErrorKind> {
     if net.prefix_len() == 0 {
         return Err(SubnetErrorKind::Everything);
     }
-    for (unfit, name) in UNFIT {
-        let unfit: IpNet = unfit.parse().map_err(|_| SubnetErrorKind::NotASubnet)?;
-        if unfit.contains(&net) || net.contains(&unfit) {
-            return Err(SubnetErrorKind::Unfit(name));
-        }
+    match unfit_part(net) {
+        None => Ok(Subnet(net)),
+        Some(what) => Err(SubnetErrorKind::Unfit(what)),
     }
-    Ok(Subnet(net))
+}
+
+/// What addresses a subnet holds that no container can have; None if it holds none.
+pub(crate) fn unfit_part(net: IpNet) -> Option<&'static str> {
+    let touches = |range: &str| {
+        let range = range.parse::<IpNet>();
+        range.is_ok_and(|range| range.contains(&net) || net.contains(&range))
+    };
+    let part = UNFIT.iter().find(|(range, _)| touches(range));
+    part.map(|(_, what)| *what)
 }
 
 /// Ranges that no subnet may touch.

@@ -24,6 +24,7 @@ use crate::{
         netns::Netns,
         sockets::{self, Peer},
     },
+    pair,
     tables::{Flows, Hash, TableError, Tables, is_gone},
     transaction,
 };
@@ -38,6 +39,8 @@ pub struct Swept {
     pub flows: usize,
     /// Host sockets that were ended or forgotten.
     pub host_sockets: usize,
+    /// Links of containers that portfwd had made.
+    pub pairs: usize,
 }
 
 /// Removes all that no visible forward needs, then frees the dead forwards.
@@ -59,8 +62,10 @@ pub fn sweep(tables: &mut Tables, layout: &Layout, host: &Netns) -> Result<Swept
     let v4 = purge_flows(&mut tables.flows_v4, &alive);
     let v6 = purge_flows(&mut tables.flows_v6, &alive);
     let host_sockets = end_sockets(tables, host, &alive);
+    let forgotten = forget_containers(tables, layout, host, &owners);
+    let pairs = remove_pairs(tables, host, &owners);
     let results = [
-        forget_containers(tables, layout, host, &owners),
+        forgotten,
         leave_containers(tables, layout, &loopback),
         masquerades.map(|_| ()),
         if needs_egress {
@@ -72,6 +77,7 @@ pub fn sweep(tables: &mut Tables, layout: &Layout, host: &Netns) -> Result<Swept
     let swept = Swept {
         flows: v4? + v6?,
         host_sockets: host_sockets?,
+        pairs: pairs?,
     };
     results.into_iter().collect::<Result<(), Error>>()?;
     transaction::settle(tables).doing(|| "free what was withdrawn".to_owned())?;
@@ -93,6 +99,14 @@ fn leave_containers(tables: &Tables, layout: &Layout, served: &BTreeSet<u32>) ->
     let served = containers.iter().filter(|(_, a)| served.contains(&a.id));
     let namespaces = served.map(|(_, attachment)| attachment.netns).collect();
     hooks::loopback::detach_but(layout, &namespaces)
+}
+
+/// The pair that was made for a container goes with it, or with the attach that came to nothing.
+fn remove_pairs(tables: &Tables, host: &Netns, owners: &BTreeSet<u32>) -> Result<usize, Error> {
+    let attached = containers(tables)?.into_iter();
+    let attached = attached.filter(|(_, attachment)| owners.contains(&attachment.id));
+    let links = attached.map(|(_, attachment)| attachment.link).collect();
+    pair::remove_but(host, &links)
 }
 
 /// Every attached container.

@@ -22,7 +22,8 @@ const ATTACH_EXAMPLES: &str = "\
 Examples:
   portfwd attach web --netns /run/netns/web -p 8080:80 -p 8443:443
   portfwd attach dns --pid 4711 -p 127.0.0.1:53:53/udp
-  portfwd attach db --pid 4712 --loopback -p 6379:6379";
+  portfwd attach db --pid 4712 --loopback -p 6379:6379
+  portfwd attach web --pid 4713 --connect 10.99.0.1/24,10.99.0.2/24 -p 8080:80";
 
 const SUBNET_HELP: &str = "\
 What comes from the subnet and leaves the host by a device on which it has an address gets that address, \
@@ -153,6 +154,15 @@ pub(super) struct Attach {
 
     #[command(flatten)]
     pub(super) target: Target,
+
+    /// Make the container's link too: a veth pair with these addresses, and its default route; once for IPv4,
+    /// once for IPv6
+    #[arg(
+        long,
+        value_name = "HOSTADDR/LEN,CTRADDR/LEN",
+        allow_hyphen_values = true
+    )]
+    pub(super) connect: Vec<String>,
 
     /// Reach a service that listens on the container's 127.0.0.1 or ::1 as well (TCP)
     #[arg(long)]

@@ -1,5 +1,6 @@
 //! `portfwd attach`: observe, plan, apply, report.
 
+mod connect;
 mod ports;
 
 use std::{collections::BTreeSet, io::Write as _, net::IpAddr};
@@ -26,19 +27,20 @@ pub(super) fn run(cli: &Cli, attach: &Attach) -> Result<(), Error> {
     // Everything that can be wrong with what was typed is found before anything is made.
     let container = target.map(open_container).transpose()?.flatten();
     let host = datapath::host(cli)?;
+    let inside = container.as_ref();
     let found = match target {
-        Some(target) => Some(find(&host, target, container.as_ref())?),
-        None => None,
+        Some(target) if attach.connection.is_none() => Some(find(&host, target, inside)?),
+        _ => None,
     };
     let site = Site::of(cli, false)?;
     let running = site.as_ref().map_or(Ok(None), Site::open);
     if attach.dry_run {
-        let plan = make_plan(&host, running?.as_ref(), attach, found)?;
+        let plan = make_plan(&host, inside, running?.as_ref(), attach, found)?;
         return print(cli, &plan.published);
     }
     // Whatever else is wrong with an instance is told by who has its lock.
     if let Ok(None) = running {
-        make_plan(&host, None, attach, found.clone())?;
+        make_plan(&host, inside, None, attach, found.clone())?;
     }
     drop((site, running));
     let site = super::create(cli)?;
@@ -46,14 +48,18 @@ pub(super) fn run(cli: &Cli, attach: &Attach) -> Result<(), Error> {
         Ok(up) => up,
         Err(cause) => return Err(site.abandon(cause)),
     };
-    let plan = make_plan(&host, Some(&writable.datapath), attach, found)?;
+    let datapath = Some(&writable.datapath);
+    let plan = make_plan(&host, inside, datapath, attach, found)?;
     let look_again = || match attach.force {
         true => Ok(()),
         false => ports::check_still_free(&host, &plan),
     };
-    apply::attach(&mut writable, &host, container.as_ref(), &plan, look_again)?;
+    apply::attach(&mut writable, &host, inside, &plan, look_again)?;
     warn_of_foreign_addresses(&writable, &attach.specs);
     ports::warn(&host, &plan)?;
+    if let Some(connection) = &attach.connection {
+        connect::warn_of_forwarding(&host, connection, &plan)?;
+    }
     if attach.masquerade {
         super::masquerade::warn_of_ports(&host)?;
     }
@@ -63,6 +69,7 @@ pub(super) fn run(cli: &Cli, attach: &Attach) -> Result<(), Error> {
 
 fn make_plan(
     host: &Netns,
+    inside: Option<&Netns>,
     running: Option<&Datapath>,
     attach: &Attach,
     found: Option<Found>,
@@ -72,7 +79,16 @@ fn make_plan(
         None => state::State::default(),
     };
     let known = state.container(&attach.container);
+    let found = match (&attach.connection, inside) {
+        (Some(connection), Some(inside)) => {
+            Some(connect::find(host, inside, connection, &state.links())?)
+        }
+        _ => found,
+    };
     let found = match (found, known, running) {
+        (Some(Found::Unconnected(_, netns)), Some(known), _) if known.netns == netns => {
+            return Err(ContainerError::LinkGone(attach.container.clone()).into());
+        }
         (Some(found), ..) => found,
         (None, Some(known), Some(datapath)) => {
             if known.link != 0

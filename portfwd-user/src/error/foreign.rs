@@ -8,6 +8,7 @@ use crate::observe::addresses::AddressError;
 use crate::observe::container::ContainerError as LinkError;
 use crate::observe::netlink::NetlinkError;
 use crate::observe::netns::NetnsError;
+use crate::observe::networks::NetworksError;
 use crate::observe::sockets::SocketError;
 use crate::tables::TableError;
 
@@ -28,6 +29,15 @@ impl From<LinkError> for Error {
             LinkError::Netns(error) => error.into(),
             LinkError::Netlink(error) => error.into(),
             other => Self::Link(Box::new(other)),
+        }
+    }
+}
+
+impl From<NetworksError> for Error {
+    fn from(error: NetworksError) -> Self {
+        match error {
+            NetworksError::Netns(error) => error.into(),
+            NetworksError::Netlink(error) => error.into(),
         }
     }
 }

@@ -128,6 +128,8 @@ pub struct Link {
     pub mtu: u32,
     /// Administratively up.
     pub up: bool,
+    /// Up, and it carries packets: the other end of a pair is up as well.
+    pub running: bool,
     /// The bridge, bond or VRF that it is a port of.
     pub master: Option<u32>,
     /// IFLA_LINK: the peer of a pair, or the parent of a child device.
@@ -147,6 +149,7 @@ impl Link {
             mac: None,
             mtu: 0,
             up: message.header.flags.contains(LinkFlags::Up),
+            running: message.header.flags.contains(LinkFlags::Running),
             master: None,
             peer_index: None,
             peer_netns: None,
@@ -192,14 +195,32 @@ pub async fn by_index(
     netns: Option<i32>,
 ) -> Result<Option<Link>, NetlinkError> {
     let request = RouteNetlinkMessage::GetLink(request_for(index, netns));
-    match session
-        .get(&format!("read network interface {index}"), request)
-        .await
-    {
+    found(
+        session
+            .get(&format!("read network interface {index}"), request)
+            .await,
+    )
+}
+
+fn found(answer: Result<RouteNetlinkMessage, NetlinkError>) -> Result<Option<Link>, NetlinkError> {
+    match answer {
         Ok(answer) => Ok(link_of(answer)),
         Err(error) if error.errno() == Some(Errno::ENODEV) => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// The link of that name. None when there is none.
+pub async fn by_name(session: &mut Session, name: &str) -> Result<Option<Link>, NetlinkError> {
+    let mut message = request_for(0, None);
+    let named = LinkAttribute::IfName(name.to_owned());
+    message.attributes.push(named);
+    let request = RouteNetlinkMessage::GetLink(message);
+    found(
+        session
+            .get(&format!("read network interface {name}"), request)
+            .await,
+    )
 }
 
 /// The links with these indexes, in their order; those that are gone are left out.

@@ -16,6 +16,7 @@ pub mod links;
 pub mod local_ports;
 pub mod netlink;
 pub mod netns;
+pub mod networks;
 pub mod privilege;
 pub mod processes;
 pub mod routes;

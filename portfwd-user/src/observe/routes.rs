@@ -1,7 +1,7 @@
 //! Routes of a namespace: where it sends by default, what it takes as its own, where one address leads.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
@@ -145,6 +145,34 @@ pub async fn locals(session: &mut Session) -> Result<Vec<LocalRoute>, NetlinkErr
             Some(LocalRoute {
                 net: IpNet::new(destination(route)?, route.header.destination_prefix_length)
                     .ok()?,
+                ifindex: device(route)?,
+            })
+        }));
+    }
+    Ok(found)
+}
+
+/// A network that the namespace sends to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NetworkRoute {
+    /// Its addresses; all of the family for a default route.
+    pub net: IpNet,
+    /// The device packets leave by (the first one, where it has several).
+    pub ifindex: u32,
+}
+
+/// Unicast routes of both families, in every table.
+pub async fn networks(session: &mut Session) -> Result<Vec<NetworkRoute>, NetlinkError> {
+    let mut found = Vec::new();
+    for (family, all) in [
+        (AddressFamily::Inet, IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
+        (AddressFamily::Inet6, IpAddr::V6(Ipv6Addr::UNSPECIFIED)),
+    ] {
+        let routes = dump(session, family, TABLE_UNSPECIFIED, RouteType::Unicast).await?;
+        found.extend(routes.iter().filter_map(|route| {
+            let address = destination(route).unwrap_or(all);
+            Some(NetworkRoute {
+                net: IpNet::new(address, route.header.destination_prefix_length).ok()?,
                 ifindex: device(route)?,
             })
         }));

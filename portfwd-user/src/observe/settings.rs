@@ -42,6 +42,12 @@ pub fn v6(netns: &Netns) -> Result<Option<V6>, NetnsError> {
     })
 }
 
+/// Whether a new device of the calling thread's namespace can have IPv6 addresses: it starts with the
+/// defaults (`ipv6_add_dev`).
+pub fn new_devices_take_v6_here() -> bool {
+    number("ipv6/conf/default/disable_ipv6") == Some(0)
+}
+
 /// The number that a setting of the calling thread's namespace has; None where there is no such setting.
 fn number(key: &str) -> Option<u32> {
     let text = fs::read_to_string(format!("/proc/sys/net/{key}"));

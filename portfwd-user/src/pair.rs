@@ -1,0 +1,297 @@
+//! The veth pair of `--connect`: made, recognised and removed through rtnetlink.
+//!
+//! What portfwd made is told from what others made by the host's end alone, of which the kernel sets name
+//! and Ethernet address in the step that makes it: both hold the same number ([`Mark`]). An alias would
+//! come one step later (`rtnl_create_link` takes none), and a command that is killed in between would leave
+//! a pair that is nobody's. An address that was given is also one that udev does not change
+//! (`MACAddressPolicy=persistent`, systemd.link(5)).
+
+use std::collections::BTreeSet;
+use std::os::fd::{AsFd, AsRawFd};
+use std::thread;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
+use netlink_packet_route::link::{
+    InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+};
+use netlink_packet_route::route::{
+    RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use nix::errno::Errno;
+
+use crate::{
+    connection::{Connection, Ends},
+    error::Error,
+    label::Label,
+    observe::{
+        links::{self, Link, LinkKind},
+        netlink::{self, NetlinkError, Session},
+        netns::Netns,
+    },
+};
+
+/// How the name of a host's end begins.
+const NAME: &str = "pf";
+/// How its Ethernet address begins: one that nobody sells (the second bit), of a single device (the first).
+const MAC: [u8; 2] = [0x06, b'p'];
+
+/// How often, and how long apart, a pair is asked whether it carries packets.
+const LOOKS: u32 = 1_000;
+const LOOK_AGAIN: Duration = Duration::from_millis(2);
+
+/// By what the host's end of a pair is known: of the cookie of the container's namespace so much as tells
+/// namespaces apart that are there at one time.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Mark(u32);
+
+impl Mark {
+    /// For the container whose namespace has this cookie.
+    #[must_use]
+    pub const fn of(cookie: u64) -> Self {
+        let [a, b, c, d, ..] = cookie.to_le_bytes();
+        Self(u32::from_le_bytes([a, b, c, d]))
+    }
+
+    /// The name of the host's end.
+    #[must_use]
+    pub fn name(self) -> String {
+        format!("{NAME}{:08x}", self.0)
+    }
+
+    const fn mac(self) -> [u8; 6] {
+        let [a, b, c, d] = self.0.to_be_bytes();
+        [MAC[0], MAC[1], a, b, c, d]
+    }
+
+    fn is_on(self, link: &Link) -> bool {
+        link.kind == LinkKind::Veth && link.name == self.name() && link.mac == Some(self.mac())
+    }
+
+    /// That of a link which portfwd made; None for those of others.
+    fn read(link: &Link) -> Option<Self> {
+        let digits = link.name.strip_prefix(NAME)?;
+        let mark = Self(u32::from_str_radix(digits, 16).ok()?);
+        mark.is_on(link).then_some(mark)
+    }
+}
+
+/// The host's ends of every pair that portfwd made.
+///
+/// # Errors
+/// When the kernel does not answer.
+pub fn all(host: &Netns) -> Result<Vec<Link>, Error> {
+    netlink::converse(host, async |session: &mut Session| Ok(made(session).await?))
+}
+
+async fn made(session: &mut Session) -> Result<Vec<Link>, NetlinkError> {
+    let mut links = links::list(session).await?;
+    links.retain(|link| Mark::read(link).is_some());
+    Ok(links)
+}
+
+/// Removes every pair that portfwd made but those with their host's ends in `used`. Returns how many.
+///
+/// # Errors
+/// The first that cannot be removed.
+pub fn remove_but(host: &Netns, used: &BTreeSet<u32>) -> Result<usize, Error> {
+    netlink::converse(host, async |session: &mut Session| {
+        let mut unused = made(session).await?;
+        unused.retain(|link| !used.contains(&link.index));
+        for link in &unused {
+            remove(session, link).await?;
+        }
+        Ok(unused.len())
+    })
+}
+
+/// The other end, and all addresses and routes of both, go with it.
+async fn remove(session: &mut Session, link: &Link) -> Result<(), NetlinkError> {
+    let message = RouteNetlinkMessage::DelLink(of_index(link.index));
+    let request = format!("remove link {}", link.name);
+    match session.order(&request, message, 0).await {
+        // It went with the container's namespace just now.
+        Err(error) if error.errno() == Some(Errno::ENODEV) => Ok(()),
+        removed => removed,
+    }
+}
+
+/// Connects host and container: a pair with these addresses, up on both ends, and by it the container's default
+/// routes. The container's loopback device is up then, too.
+///
+/// # Errors
+/// When a step fails. What is made by then has no container, so that [`remove_but`] takes it away.
+pub fn make(
+    host: &Netns,
+    container: &Netns,
+    connection: &Connection,
+    label: &Label,
+) -> Result<(), Error> {
+    let mark = Mark::of(container.cookie()?);
+    let taken = netlink::converse(container, async |session: &mut Session| {
+        Ok::<_, Error>(links::list(session).await?)
+    })?;
+    let inside = free_name(&taken);
+    let index = netlink::converse(host, async |session: &mut Session| {
+        let mut peer = of_index(other_index(&links::list(session).await?, &taken));
+        peer.attributes = vec![
+            LinkAttribute::IfName(inside.clone()),
+            LinkAttribute::NetNsFd(container.as_fd().as_raw_fd()),
+        ];
+        create(session, mark, peer).await?;
+        let outer = named(session, &mark.name()).await?;
+        for ends in connection.ends() {
+            add_address(session, &outer, ends.host).await?;
+        }
+        let alias = LinkAttribute::IfAlias(format!("portfwd: container {label}"));
+        set_up(session, &outer, vec![alias]).await?;
+        Ok::<_, Error>(outer.index)
+    })?;
+    netlink::converse(container, async |session: &mut Session| {
+        let inner = named(session, &inside).await?;
+        for ends in connection.ends() {
+            add_address(session, &inner, ends.container).await?;
+        }
+        for link in [&named(session, "lo").await?, &inner] {
+            set_up(session, link, Vec::new()).await?;
+        }
+        for ends in connection.ends() {
+            add_default_route(session, &inner, ends).await?;
+        }
+        Ok::<_, Error>(())
+    })?;
+    wait_until_it_carries(host, index)
+}
+
+fn free_name(taken: &[Link]) -> String {
+    let names = (0_u32..).map(|number| format!("eth{number}"));
+    let mut free = names.filter(|name| taken.iter().all(|link| link.name != *name));
+    free.next().unwrap_or_else(|| "eth0".to_owned())
+}
+
+/// An index for the container's end that the host's end does not get, as another device of the host has it; 0,
+/// which leaves the choice to the kernel, where none is free. See [`wait_until_it_carries`].
+fn other_index(of_host: &[Link], of_container: &[Link]) -> u32 {
+    let free = |index: &u32| of_container.iter().all(|link| link.index != *index);
+    let indexes = of_host.iter().map(|link| link.index);
+    indexes.filter(free).max().unwrap_or(0)
+}
+
+async fn create(session: &mut Session, mark: Mark, peer: LinkMessage) -> Result<(), NetlinkError> {
+    let mut message = LinkMessage::default();
+    message.attributes = vec![
+        LinkAttribute::IfName(mark.name()),
+        LinkAttribute::Address(mark.mac().to_vec()),
+        LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(InfoKind::Veth),
+            LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
+        ]),
+    ];
+    let request = format!("make link {}", mark.name());
+    let message = RouteNetlinkMessage::NewLink(message);
+    session
+        .order(&request, message, NLM_F_CREATE | NLM_F_EXCL)
+        .await
+}
+
+async fn named(session: &mut Session, name: &str) -> Result<Link, NetlinkError> {
+    let link = links::by_name(session, name).await?;
+    link.ok_or_else(|| NetlinkError::Answer {
+        request: format!("find link {name}"),
+        detail: "it is gone".to_owned(),
+    })
+}
+
+async fn add_address(session: &mut Session, link: &Link, end: IpNet) -> Result<(), NetlinkError> {
+    let mut message = AddressMessage::default();
+    message.header.family = family(end);
+    message.header.prefix_len = end.prefix_len();
+    message.header.index = link.index;
+    message.attributes = vec![
+        AddressAttribute::Local(end.addr()),
+        AddressAttribute::Address(end.addr()),
+    ];
+    if end.addr().is_ipv6() {
+        // Nobody else is on the link: the address works at once, without duplicate detection.
+        let flags = AddressAttribute::Flags(AddressFlags::Nodad);
+        message.attributes.push(flags);
+    }
+    let request = format!("add address {end} to {}", link.name);
+    let message = RouteNetlinkMessage::NewAddress(message);
+    session
+        .order(&request, message, NLM_F_CREATE | NLM_F_EXCL)
+        .await
+}
+
+async fn set_up(
+    session: &mut Session,
+    link: &Link,
+    attributes: Vec<LinkAttribute>,
+) -> Result<(), NetlinkError> {
+    let mut message = of_index(link.index);
+    message.header.flags = LinkFlags::Up;
+    message.header.change_mask = LinkFlags::Up;
+    message.attributes = attributes;
+    let request = format!("set link {} up", link.name);
+    let message = RouteNetlinkMessage::SetLink(message);
+    session.order(&request, message, 0).await
+}
+
+async fn add_default_route(
+    session: &mut Session,
+    link: &Link,
+    ends: &Ends,
+) -> Result<(), NetlinkError> {
+    let mut message = RouteMessage::default();
+    message.header.address_family = family(ends.host);
+    message.header.table = RouteHeader::RT_TABLE_MAIN;
+    message.header.protocol = RouteProtocol::Static;
+    message.header.scope = RouteScope::Universe;
+    message.header.kind = RouteType::Unicast;
+    message.attributes = vec![
+        RouteAttribute::Gateway(ends.host.addr().into()),
+        RouteAttribute::Oif(link.index),
+    ];
+    let request = format!("add a default route by {}", ends.host.addr());
+    let message = RouteNetlinkMessage::NewRoute(message);
+    session
+        .order(&request, message, NLM_F_CREATE | NLM_F_EXCL)
+        .await
+}
+
+/// A device whose peer has the same index in its own namespace is told of its carrier only after up to a
+/// second (`linkwatch_urgent_event`), and until then drops what it is to send.
+fn wait_until_it_carries(host: &Netns, index: u32) -> Result<(), Error> {
+    netlink::converse(host, async |session: &mut Session| {
+        for _ in 0..LOOKS {
+            let Some(outer) = links::by_index(session, index, None).await? else {
+                break;
+            };
+            let inner = match (outer.peer_index, outer.peer_netns) {
+                (Some(peer), netns @ Some(_)) => links::by_index(session, peer, netns).await?,
+                _ => None,
+            };
+            if outer.running && inner.is_none_or(|inner| inner.running) {
+                break;
+            }
+            thread::sleep(LOOK_AGAIN);
+        }
+        Ok(())
+    })
+}
+
+fn of_index(index: u32) -> LinkMessage {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    message
+}
+
+const fn family(net: IpNet) -> AddressFamily {
+    match net {
+        IpNet::V4(_) => AddressFamily::Inet,
+        IpNet::V6(_) => AddressFamily::Inet6,
+    }
+}
