@@ -295,3 +295,62 @@ const fn family(net: IpNet) -> AddressFamily {
         IpNet::V6(_) => AddressFamily::Inet6,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::observe::links::Carries;
+
+    fn link(name: &str, mac: [u8; 6], kind: LinkKind) -> Link {
+        Link {
+            index: 7,
+            name: name.to_owned(),
+            kind,
+            carries: Carries::Frames,
+            mac: Some(mac),
+            mtu: 1_500,
+            up: true,
+            running: true,
+            master: None,
+            peer_index: Some(2),
+            peer_netns: Some(0),
+        }
+    }
+
+    #[test]
+    fn a_mark_is_read_where_name_and_address_agree_and_nowhere_else() {
+        let mark = Mark::of(0x0000_0012_0000_a0ff);
+        assert_eq!(mark.name(), "pf0000a0ff");
+        let mac = [0x06, 0x70, 0, 0, 0xa0, 0xff];
+        let of = |name, mac, kind| Mark::read(&link(name, mac, kind));
+        assert_eq!(of("pf0000a0ff", mac, LinkKind::Veth), Some(mark));
+        let other = [0x06, 0x70, 0, 0, 0xa0, 0xfe];
+        for (name, mac, kind) in [
+            ("pf0000a0ff", other, LinkKind::Veth),
+            ("pf0000a0ff", mac, LinkKind::Bridge),
+            ("pf0000a0fe", mac, LinkKind::Veth),
+            ("pf0000A0FF", mac, LinkKind::Veth),
+            ("pfa0ff", mac, LinkKind::Veth),
+            ("pf00000a0ff", mac, LinkKind::Veth),
+            ("pf+000a0ff", mac, LinkKind::Veth),
+            ("veth0000a0ff", mac, LinkKind::Veth),
+        ] {
+            assert_eq!(of(name, mac, kind.clone()), None, "{name} {mac:?} {kind}");
+        }
+    }
+
+    #[test]
+    fn the_first_free_name_and_an_index_that_only_the_host_has() {
+        let at = |name: &str, index| Link {
+            index,
+            ..link(name, [0; 6], LinkKind::Veth)
+        };
+        let container = [at("lo", 1), at("eth0", 2), at("eth2", 5)];
+        assert_eq!(free_name(&container), "eth1");
+        assert_eq!(
+            other_index(&[at("lo", 1), at("eth0", 4), at("br0", 5)], &container),
+            4
+        );
+        assert_eq!(other_index(&[at("lo", 1)], &container), 0);
+    }
+}

@@ -1,7 +1,7 @@
 //! What the maps say, in the terms that people use.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap, HashSet},
     net::IpAddr,
 };
 
@@ -38,7 +38,8 @@ pub struct Owned {
 /// Containers and forwards of an instance.
 #[derive(Clone, Debug, Default)]
 pub struct State {
-    /// Containers by name.
+    /// Containers by name: those with a forward. A record without any is of an attach that came to nothing, and
+    /// goes with the next sweep.
     pub containers: HashMap<Label, Attachment>,
     /// Every forward.
     pub forwards: Vec<Owned>,
@@ -51,11 +52,9 @@ impl State {
     pub fn container(&self, label: &Label) -> Option<&Attachment> {
         self.containers.get(label)
     }
-    /// Host-side links of the containers that have a forward: of others they go with the next sweep.
+    /// Host-side links of the containers.
     pub fn links(&self) -> BTreeSet<u32> {
-        let owners: BTreeSet<u32> = self.forwards.iter().map(|f| f.record.attachment).collect();
-        let attached = self.containers.values().filter(|a| owners.contains(&a.id));
-        attached.map(|attachment| attachment.link).collect()
+        self.containers.values().map(|a| a.link).collect()
     }
     /// What a container has published, in the order of listings.
     pub fn published(&self, label: &Label) -> Vec<Published> {
@@ -114,6 +113,8 @@ pub fn read(tables: &Tables) -> Result<State, Error> {
             })
         })
         .collect();
+    let owners: HashSet<u32> = forwards.iter().map(|f| f.record.attachment).collect();
+    containers.retain(|_, attachment: &mut Attachment| owners.contains(&attachment.id));
     let held = forwards
         .iter()
         .map(|forward| forward.held.clone())

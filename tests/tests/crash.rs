@@ -3,10 +3,11 @@
 //! Each sweep kills at some dozens of calls spread over the whole run; with `PORTFWD_FULL=1`, at every one.
 
 use std::env;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use portfwd_tests::clients::{self, Protocol};
 use portfwd_tests::kernel::Object;
+use portfwd_tests::namespace::Namespace;
 use portfwd_tests::ptrace::{self, End};
 use portfwd_tests::servers::Server;
 use portfwd_tests::topology::{HOST, HOST6, Shape, Topology};
@@ -41,13 +42,13 @@ impl Stand {
 
     /// The arguments of the attach that is killed.
     fn attach_arguments(&self) -> Vec<String> {
-        let netns = self.topology.containers[0].netns();
-        let mut arguments = vec!["attach".to_owned(), "web".to_owned()];
-        arguments.extend(["--netns".to_owned(), netns]);
-        for spec in SPECS {
-            arguments.extend(["-p".to_owned(), spec.to_owned()]);
-        }
-        arguments
+        attach_arguments(self.topology.containers[0].netns())
+    }
+
+    /// Whether the host has a link that portfwd made.
+    fn has_link(&self) -> bool {
+        let links = self.topology.host.output("ip", &["-o", "link", "show"]);
+        links.contains("portfwd: container") || links.contains(": pf0")
     }
 
     /// Runs a command under the tracer, killed at call `at`. Runs differ by a few calls, so that of the last
@@ -114,6 +115,47 @@ impl Stand {
         let of_web = lines.iter().filter(|line| line.starts_with("web ")).count();
         let expected = if published { 2 * SPECS.len() } else { 0 };
         assert_eq!(of_web, expected, "killed at {at}: {lines:?}");
+    }
+}
+
+/// An attach of [`SPECS`].
+fn attach_arguments(netns: String) -> Vec<String> {
+    let mut arguments = vec!["attach".to_owned(), "web".to_owned()];
+    arguments.extend(["--netns".to_owned(), netns]);
+    for spec in SPECS {
+        arguments.extend(["-p".to_owned(), spec.to_owned()]);
+    }
+    arguments
+}
+
+/// A container without a network, with a server for when it has one, and the attach that connects it.
+struct Unconnected {
+    namespace: Namespace,
+    _server: Server,
+}
+
+impl Unconnected {
+    fn new() -> Self {
+        let namespace = Namespace::new("bare");
+        let server = Server::start(&namespace, &[Ipv6Addr::UNSPECIFIED.into()], 80, "web");
+        Self {
+            namespace,
+            _server: server,
+        }
+    }
+
+    fn attach_arguments(&self) -> Vec<String> {
+        let mut arguments = attach_arguments(self.namespace.path().display().to_string());
+        for connection in ["10.99.0.1/24,10.99.0.2/24", "fd99::1/64,fd99::2/64"] {
+            arguments.extend(["--connect".to_owned(), connection.to_owned()]);
+        }
+        arguments
+    }
+
+    /// Whether it has an address.
+    fn is_connected(&self) -> bool {
+        let addresses = self.namespace.output("ip", &["-o", "addr", "show"]);
+        addresses.contains("scope global")
     }
 }
 
@@ -239,4 +281,104 @@ fn down_killed_anywhere_is_finished_by_the_next_down() {
         assert!(!stand.all_or_nothing(at), "after {at} and down");
     }
     println!("{calls} system calls");
+}
+
+/// Fails if a pair is known for portfwd's only some steps after it was made, or not looked for by the command that
+/// comes next (`remove_pairs` in sweep.rs).
+#[test]
+fn an_attach_that_connects_killed_anywhere_leaves_a_link_with_its_ports_or_none() {
+    let stand = Stand::with_a_port_that_stays();
+    let container = Unconnected::new();
+    let arguments = container.attach_arguments();
+    let attach = borrowed(&arguments);
+    let calls = stand.calls(&attach);
+    stand.topology.portfwd(&["detach", "web"]).expect_ok();
+    let mut published_from = None;
+    let mut left_links = 0;
+    for at in kills(calls) {
+        stand.kill(&attach, at);
+        let published = stand.all_or_nothing(at);
+        if published {
+            published_from.get_or_insert(at);
+        }
+        stand.assert_the_other_port_stays(at);
+        stand.assert_listed(at, published);
+        left_links += u32::from(stand.has_link() && !published);
+        stand.topology.portfwd(&["up"]).expect_ok();
+        assert_eq!(stand.has_link(), published, "killed at {at}");
+        assert_eq!(container.is_connected(), published, "killed at {at}");
+        stand.topology.portfwd(&attach).expect_ok();
+        assert!(stand.all_or_nothing(at), "after {at} and again");
+        stand.topology.portfwd(&["detach", "web"]).expect_ok();
+        assert!(!stand.has_link(), "after {at} and detach");
+        assert!(!container.is_connected(), "after {at} and detach");
+    }
+    let published_from = published_from.expect("a kill after the commit");
+    println!("{calls} system calls, {left_links} links left, published from {published_from} on");
+    assert!(left_links > 0, "no kill while the link was made");
+    stand.topology.take_down();
+}
+
+/// Fails if the next attach stumbles over a link that is left, rather than to remove it first (`find` in
+/// commands/attach/connect.rs, `connect` in apply.rs).
+#[test]
+fn an_attach_that_connects_works_at_once_after_one_that_was_killed() {
+    let stand = Stand::with_a_port_that_stays();
+    let container = Unconnected::new();
+    let arguments = container.attach_arguments();
+    let attach = borrowed(&arguments);
+    let calls = stand.calls(&attach);
+    stand.topology.portfwd(&["detach", "web"]).expect_ok();
+    for at in kills(calls) {
+        stand.kill(&attach, at);
+        let dry = [&attach[..], &["--dry-run"]].concat();
+        stand.topology.portfwd(&dry).expect_ok();
+        stand.topology.portfwd(&attach).expect_ok();
+        assert!(stand.all_or_nothing(at), "after {at} and again");
+        stand.topology.portfwd(&["detach", "web"]).expect_ok();
+        assert!(!stand.has_link(), "after {at} and detach");
+    }
+    stand.topology.take_down();
+}
+
+/// Fails if a link whose detach was killed after the commit stays.
+#[test]
+fn a_detach_that_is_killed_anywhere_leaves_no_link_to_the_next_command() {
+    let stand = Stand::with_a_port_that_stays();
+    let container = Unconnected::new();
+    let arguments = container.attach_arguments();
+    let attach = borrowed(&arguments);
+    let detach = ["detach", "web"];
+    stand.topology.portfwd(&attach).expect_ok();
+    let calls = stand.calls(&detach);
+    for at in kills(calls) {
+        stand.topology.portfwd(&attach).expect_ok();
+        stand.kill(&detach, at);
+        let published = stand.all_or_nothing(at);
+        assert!(stand.has_link() || !published, "killed at {at}");
+        stand
+            .topology
+            .portfwd(&["detach", "web", "--ignore-missing"])
+            .expect_ok();
+        assert!(!stand.has_link(), "after {at} and again");
+        assert!(!container.is_connected(), "after {at} and again");
+    }
+    stand.topology.take_down();
+}
+
+/// Fails if `down` leaves the link of an attach that was killed, be it the first one, which brings the datapath up.
+#[test]
+fn down_leaves_no_link_of_an_attach_that_was_killed() {
+    let stand = Stand::new();
+    let container = Unconnected::new();
+    let arguments = container.attach_arguments();
+    let attach = borrowed(&arguments);
+    let calls = stand.calls(&attach);
+    stand.topology.take_down();
+    for at in kills(calls) {
+        stand.kill(&attach, at);
+        stand.topology.portfwd(&["down"]).expect_ok();
+        assert!(!stand.has_link(), "killed at {at}");
+        assert!(!container.is_connected(), "killed at {at}");
+    }
 }

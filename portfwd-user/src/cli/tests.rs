@@ -465,3 +465,58 @@ fn masquerade_takes_a_subnet_and_attach_a_flag() {
     ]));
     assert!(!asks(&["attach", "web", "--pid", "1", "-p", "80"]));
 }
+
+#[test]
+fn attach_takes_a_connection_of_each_family_and_a_namespace() {
+    let connection = |arguments: &[&str]| {
+        let attach = ["attach", "web", "-p", "80"];
+        match cli(&[&attach[..], arguments].concat()).command {
+            Command::Attach(attach) => attach.connection.map(|found| found.to_string()),
+            other => panic!("{other:?}"),
+        }
+    };
+    let (v4, v6) = ("10.99.0.1/24,10.99.0.2/24", "fd99::1/64,fd99::2/64");
+    assert_eq!(connection(&["--pid", "7"]), None);
+    assert_eq!(
+        connection(&["--pid", "7", "--connect", v4]),
+        Some(v4.to_owned())
+    );
+    assert_eq!(
+        connection(&[
+            "--netns",
+            "/run/netns/web",
+            "--connect",
+            v6,
+            "--connect",
+            v4
+        ]),
+        Some(format!("{v4} and {v6}"))
+    );
+    for (arguments, named) in [
+        (
+            &["--pid", "7", "--connect", ""][..],
+            "connection \"\": not two",
+        ),
+        (
+            &["--pid", "7", "--connect", "-1"],
+            "connection \"-1\": not two",
+        ),
+        (&["--pid", "7", "--connect"], "--connect"),
+        (
+            &["--pid", "7", "--connect", v4, "--connect", v4],
+            "there is one of that family already\nhint: HOSTADDR/LEN,CTRADDR/LEN, once for each family",
+        ),
+        (
+            &["--connect", v4],
+            "--connect needs the container's network namespace\nhint: give --netns PATH or --pid PID",
+        ),
+        (
+            &["--ip", "10.99.0.2", "--connect", v4],
+            "--connect needs the container's network namespace",
+        ),
+    ] {
+        let attach = ["attach", "web", "-p", "80"];
+        let report = refused(&[&attach[..], arguments].concat());
+        assert!(report.contains(named), "{arguments:?}: {report}");
+    }
+}

@@ -200,3 +200,69 @@ pub fn check_made(
         asked: connection.clone(),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn connection(text: &str) -> Connection {
+        Connection::of(&[text.to_owned()]).unwrap().unwrap()
+    }
+
+    fn placed(net: &str) -> Placed {
+        Placed {
+            net: net.parse().unwrap(),
+            ifindex: 2,
+            device: "eth0".to_owned(),
+        }
+    }
+
+    fn networks(addresses: &[&str], routes: &[&str]) -> Networks {
+        Networks {
+            addresses: addresses.iter().map(|net| placed(net)).collect(),
+            routes: routes.iter().map(|net| placed(net)).collect(),
+            takes_v6: true,
+        }
+    }
+
+    #[test]
+    fn a_subnet_is_free_that_only_routes_to_everywhere_lead_to() {
+        let everywhere = ["0.0.0.0/0", "0.0.0.0/1", "::/0", "2000::/3"];
+        let host = networks(&["192.0.2.1/24", "2001:db8::1/64"], &everywhere);
+        let container = networks(&[], &[]);
+        for text in [
+            "10.99.0.1/24,10.99.0.2/24",
+            "2001:db8:99::1/64,2001:db8:99::2/64",
+        ] {
+            assert_eq!(check(&connection(text), &host, &container), Ok(()));
+        }
+    }
+
+    #[test]
+    fn whatever_else_lies_within_or_around_is_in_the_way() {
+        let container = networks(&[], &[]);
+        let asked = connection("10.99.0.1/24,10.99.0.2/24");
+        for net in ["10.0.0.0/4", "10.99.0.0/16", "10.99.0.0/24", "10.99.0.9/32"] {
+            let refused = check(&asked, &networks(&[], &[net]), &container);
+            let overlap = ConnectError::Overlap {
+                subnet: "10.99.0.0/24".parse().unwrap(),
+                holder: placed(net),
+            };
+            assert_eq!(refused, Err(overlap));
+        }
+        for net in ["10.98.0.0/16", "10.99.1.0/24", "fd99::/16"] {
+            assert_eq!(check(&asked, &networks(&[], &[net]), &container), Ok(()));
+        }
+    }
+
+    #[test]
+    fn a_default_route_of_the_container_counts_in_its_own_family() {
+        let host = networks(&[], &[]);
+        let container = networks(&[], &["::/0", "10.0.0.0/8"]);
+        let v4 = connection("10.99.0.1/24,10.99.0.2/24");
+        assert_eq!(check(&v4, &host, &container), Ok(()));
+        let v6 = connection("fd99::1/64,fd99::2/64");
+        let refused = Err(ConnectError::HasDefault(placed("::/0")));
+        assert_eq!(check(&v6, &host, &container), refused);
+    }
+}

@@ -1,6 +1,8 @@
 use std::path::PathBuf;
 
 use super::*;
+use crate::connection::fit::Side;
+use crate::observe::networks::Placed;
 
 /// One of each, with its exit code and everything it says.
 fn every_error() -> Vec<(Error, u8, &'static str)> {
@@ -181,6 +183,28 @@ fn every_error() -> Vec<(Error, u8, &'static str)> {
             .into(),
             1,
             "error: container \"web\" has no IPv6 address for host address ::1\n",
+        ),
+        (
+            ConnectError::HasAddress(Placed {
+                net: "10.88.0.2/24".parse().unwrap(),
+                ifindex: 2,
+                device: "eth0".to_owned(),
+            })
+            .into(),
+            1,
+            "error: the container has an address already, 10.88.0.2/24\n\
+             held by: interface of the container eth0 (10.88.0.2/24)\n\
+             hint: attach it without --connect, or remove the address first\n",
+        ),
+        (
+            ConnectError::NoV6 {
+                side: Side::Container,
+                address: "fd99::2".parse().unwrap(),
+            }
+            .into(),
+            1,
+            "error: IPv6 is off for new devices of the container, so they cannot have fd99::2\n\
+             hint: leave IPv6 out, or sysctl -w net.ipv6.conf.default.disable_ipv6=0 there\n",
         ),
         (
             Err::<(), _>(not_found())
