@@ -267,6 +267,40 @@ fn a_host_that_forwards_nothing_stays_so_and_it_is_said() {
     outcome.expect_stderr(&format!("{said} IPv6"));
 }
 
+/// Until then a container could take over the host's IPv6 (as CVE-2020-13401 was about). Fails if only one of the
+/// settings is asked that make the kernel heed router advertisements (`heeds_routers_here` in observe/settings.rs).
+#[test]
+fn a_host_that_heeds_routers_is_told_that_the_container_may_be_one() {
+    let stand = Stand::new(Shape::default());
+    let host = &stand.topology.host;
+    let said = "warning: the host takes IPv6 routes that container \"web\" may announce to it";
+    for (accepts, forwards, off, warned) in [
+        ("1", "0", "0", true),
+        ("1", "1", "0", false),
+        ("2", "1", "0", true),
+        ("0", "0", "0", false),
+        ("2", "0", "1", false),
+    ] {
+        host.set_sysctl("ipv6/conf/default/accept_ra", accepts);
+        host.set_sysctl("ipv6/conf/all/forwarding", forwards);
+        host.set_sysctl("ipv6/conf/default/disable_ipv6", off);
+        let outcome = stand.try_attach(&["--connect", V4]).expect_ok();
+        assert_eq!(
+            outcome.stderr.contains(said),
+            warned,
+            "{accepts} {forwards} {off}"
+        );
+        if warned {
+            let [device] = &stand.made()[..] else {
+                panic!("{:?}", stand.made());
+            };
+            let remedy = format!("sysctl -w net.ipv6.conf.{device}.accept_ra=0");
+            outcome.expect_stderr(&remedy);
+        }
+        stand.topology.portfwd(&["detach", "web"]).expect_ok();
+    }
+}
+
 /// Fails if a pair that is there is not recognised (`find` in commands/attach/connect.rs), or taken for what was
 /// asked for whatever its addresses (`check_made` in connection/fit.rs).
 #[test]

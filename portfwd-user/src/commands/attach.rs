@@ -58,7 +58,7 @@ pub(super) fn run(cli: &Cli, attach: &Attach) -> Result<(), Error> {
     warn_of_foreign_addresses(&writable, &attach.specs);
     ports::warn(&host, &plan)?;
     if let Some(connection) = &attach.connection {
-        connect::warn_of_forwarding(&host, connection, &plan)?;
+        connect::warn(&host, connection, &plan)?;
     }
     if attach.masquerade {
         super::masquerade::warn_of_ports(&host)?;

@@ -48,6 +48,17 @@ pub fn new_devices_take_v6_here() -> bool {
     number("ipv6/conf/default/disable_ipv6") == Some(0)
 }
 
+/// Whether `device` of the calling thread's namespace takes routers and prefixes that others on its link
+/// announce (RFC 4861, section 6.3.4), as `ipv6_accept_ra` has it.
+pub fn heeds_routers_here(device: &str) -> bool {
+    let of = |key: &str| number(&format!("ipv6/conf/{device}/{key}"));
+    match of("accept_ra") {
+        Some(1) => of("forwarding") == Some(0) && of("disable_ipv6") == Some(0),
+        Some(2) => of("disable_ipv6") == Some(0),
+        _ => false,
+    }
+}
+
 /// The number that a setting of the calling thread's namespace has; None where there is no such setting.
 fn number(key: &str) -> Option<u32> {
     let text = fs::read_to_string(format!("/proc/sys/net/{key}"));

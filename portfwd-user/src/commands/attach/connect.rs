@@ -49,24 +49,34 @@ pub(super) fn find(
     }
 }
 
-/// What comes in for published ports needs no forwarding; what the container itself sends does.
-pub(super) fn warn_of_forwarding(
-    host: &Netns,
-    connection: &Connection,
-    plan: &Plan,
-) -> Result<(), Error> {
+/// Says what the host's settings, which stay as they are, make of the container's link.
+pub(super) fn warn(host: &Netns, connection: &Connection, plan: &Plan) -> Result<(), Error> {
     let device = Mark::of(plan.container.netns).name();
-    let forwards_v4 = host.run_in(|| settings::forwards_v4_here(&device))?;
     let forwards_v6 = settings::v6(host)?.is_some_and(|v6| v6.forwards);
-    for (asked, forwards, family, setting) in [
-        (connection.v4(), forwards_v4, "IPv4", "net.ipv4.ip_forward"),
+    let (forwards_v4, heeds_routers) = host.run_in(|| {
         (
-            connection.v6(),
-            forwards_v6,
-            "IPv6",
-            "net.ipv6.conf.all.forwarding",
-        ),
-    ] {
+            settings::forwards_v4_here(&device),
+            settings::heeds_routers_here(&device),
+        )
+    })?;
+    warn_of_forwarding(connection, plan, [forwards_v4, forwards_v6]);
+    if heeds_routers {
+        eprintln!(
+            "warning: the host takes IPv6 routes that container \"{}\" may announce to it; \
+             sysctl -w net.ipv6.conf.{device}.accept_ra=0",
+            plan.label
+        );
+    }
+    Ok(())
+}
+
+/// What comes in for published ports needs no forwarding; what the container itself sends does.
+fn warn_of_forwarding(connection: &Connection, plan: &Plan, forwards: [bool; 2]) {
+    let families = [
+        (connection.v4(), "IPv4", "net.ipv4.ip_forward"),
+        (connection.v6(), "IPv6", "net.ipv6.conf.all.forwarding"),
+    ];
+    for ((asked, family, setting), forwards) in families.into_iter().zip(forwards) {
         if asked.is_some() && !forwards {
             eprintln!(
                 "warning: the host does not forward {family}, so container \"{}\" can open no connection to \
@@ -75,5 +85,4 @@ pub(super) fn warn_of_forwarding(
             );
         }
     }
-    Ok(())
 }
