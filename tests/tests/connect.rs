@@ -10,7 +10,7 @@ use portfwd_tests::deadline::{PATIENCE, until};
 use portfwd_tests::kernel;
 use portfwd_tests::namespace::Namespace;
 use portfwd_tests::needs::{Need, need};
-use portfwd_tests::portfwd::{Outcome, expect_error};
+use portfwd_tests::portfwd::{self, Outcome, expect_error};
 use portfwd_tests::servers::Server;
 use portfwd_tests::snapshot::Snapshot;
 use portfwd_tests::topology::{FOREIGN, FOREIGN6, HOST, HOST6, Shape, Topology};
@@ -139,12 +139,15 @@ fn knows(topology: &Topology, address: IpAddr) -> bool {
 }
 
 /// Fails if an end, or the container's `lo`, is not set up, an IPv6 address waits for duplicate detection, the new
-/// device is not served (`Writable::follow` in `connect` of apply.rs), or a device is used before it carries packets
-/// (`wait_until_it_carries` in pair.rs).
+/// device is not served (`Writable::follow` in `connect` of apply.rs).
 #[test]
 fn a_connected_container_is_reached_at_once_from_outside_the_host_and_itself() {
     let stand = Stand::new(Shape::default());
     stand.bare.ip("link set lo down\n");
+    for namespace in [&stand.topology.host, &stand.bare] {
+        namespace.set_sysctl("ipv6/conf/all/accept_dad", "1");
+        namespace.set_sysctl("ipv6/conf/default/accept_dad", "1");
+    }
     let outcome = stand
         .try_attach(&["--connect", V6, "--connect", V4, "-p", "8080:80/udp"])
         .expect_ok();
@@ -179,6 +182,8 @@ fn a_connected_container_is_reached_at_once_from_outside_the_host_and_itself() {
     );
     let alias = json(&stand.topology.host, &["link", "show", "dev", device])[0]["ifalias"].clone();
     assert_eq!(alias, "portfwd: container web");
+    let lo = stand.bare.output("ip", &["link", "show", "dev", "lo"]);
+    assert!(lo.contains("LOOPBACK,UP"), "{lo}");
     let _server = stand.serve();
     stand.assert_served();
     for gateway in GATEWAYS {
@@ -188,23 +193,49 @@ fn a_connected_container_is_reached_at_once_from_outside_the_host_and_itself() {
     }
 }
 
-/// Fails if the pair's indexes are left to chance (`other_index` in pair.rs): then the attach takes a second.
-#[test]
-fn the_ends_of_a_pair_have_different_indexes() {
-    let stand = Stand::new(Shape::default());
-    for _ in 0..3 {
-        stand.attach();
-        let [device] = &stand.made()[..] else {
-            panic!("{:?}", stand.made());
-        };
-        let outer = stand.topology.host.run(|| if_nametoindex(device.as_str()));
-        let inner = stand.bare.run(|| if_nametoindex("eth0"));
-        assert_ne!(outer, inner);
-        stand.topology.portfwd(&["detach", "web"]).expect_ok();
-    }
+/// Index of a device that was made for that, and removed: the next one is the next device's.
+fn probe(namespace: &Namespace) -> u32 {
+    namespace.ip("link add probe type bridge\n");
+    let index = namespace.run(|| if_nametoindex("probe"));
+    namespace.ip("link del probe\n");
+    index.expect("an index")
 }
 
-/// Fails if the addresses of the new link are not recorded as the container's (`onto` in plan.rs).
+/// On a host without any device but `lo` both ends get the same index, and the kernel tells of the carrier late.
+/// Fails if attach does not wait for it (`wait_until_it_carries` in pair.rs).
+#[test]
+fn a_link_carries_packets_when_attach_is_done() {
+    let topology = Topology::new(Shape::default());
+    let [host, bare] = ["lonely", "bare"].map(Namespace::new);
+    let run = |arguments: &[&str]| {
+        let mut command = portfwd::command();
+        command.args(["--instance", "lonely", "--bpffs"]);
+        command.arg(topology.bpffs()).arg("--host-netns");
+        command.arg(host.path()).args(arguments);
+        portfwd::finish(command).expect_ok()
+    };
+    let netns = bare.path().display().to_string();
+    run(&[
+        "attach",
+        "web",
+        "--netns",
+        &netns,
+        "--connect",
+        V4,
+        "-p",
+        "8080:80",
+    ]);
+    let ends = [(&host, &made(&host)[0][..]), (&bare, "eth0")];
+    let ends = ends.map(|(namespace, name)| {
+        let found = json(namespace, &["link", "show", "dev", name]);
+        (found[0]["ifindex"].clone(), found[0]["operstate"].clone())
+    });
+    run(&["down"]);
+    assert_eq!(ends[0].0, ends[1].0);
+    assert_eq!(ends.map(|(_, state)| state), ["UP", "UP"]);
+}
+
+/// Fails if the plan forgets it when it is put onto the link (`onto` in plan.rs).
 #[test]
 fn what_a_connected_container_sends_is_masqueraded() {
     let stand = Stand::new(Shape::forwarding());
@@ -494,10 +525,7 @@ fn an_attach_that_fails_after_its_link_takes_it_back() {
     let stand = Stand::new(Shape::default());
     stand.topology.attach("db", 1, &["9090:80"]);
     let before = (Snapshot::of(&stand.bare), stand.topology.state());
-    stand.topology.host.ip("link add probe type bridge\n");
-    let probe = stand.topology.host.run(|| if_nametoindex("probe"));
-    stand.topology.host.ip("link del probe\n");
-    let index = probe.expect("an index") + 1;
+    let index = probe(&stand.topology.host) + 1;
     let pin = stand.topology.layout().join(format!("links/link-{index}"));
     fs::create_dir(&pin).expect("a directory in the way");
     let refused = stand.try_attach(&["--connect", V4, "--connect", V6]);

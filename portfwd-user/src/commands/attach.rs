@@ -18,9 +18,18 @@ use crate::{
     plan::{self, Found, Plan},
     report::{self, Published},
     spec::Spec,
-    state,
+    state::{self, State},
     target::Target,
 };
+
+/// What was looked at before there was an instance.
+struct Observed<'a> {
+    host: &'a Netns,
+    /// The container's namespace, if it was given by one.
+    inside: Option<&'a Netns>,
+    /// The container, if it was said where it is, and its link is not to be made.
+    found: Option<Found>,
+}
 
 pub(super) fn run(cli: &Cli, attach: &Attach) -> Result<(), Error> {
     let target = attach.target.as_ref();
@@ -32,15 +41,20 @@ pub(super) fn run(cli: &Cli, attach: &Attach) -> Result<(), Error> {
         Some(target) if attach.connection.is_none() => Some(find(&host, target, inside)?),
         _ => None,
     };
+    let observed = Observed {
+        host: &host,
+        inside,
+        found,
+    };
     let site = Site::of(cli, false)?;
     let running = site.as_ref().map_or(Ok(None), Site::open);
     if attach.dry_run {
-        let plan = make_plan(&host, inside, running?.as_ref(), attach, found)?;
+        let plan = make_plan(&observed, running?.as_ref(), attach)?;
         return print(cli, &plan.published);
     }
     // Whatever else is wrong with an instance is told by who has its lock.
     if let Ok(None) = running {
-        make_plan(&host, inside, None, attach, found.clone())?;
+        make_plan(&observed, None, attach)?;
     }
     drop((site, running));
     let site = super::create(cli)?;
@@ -48,8 +62,7 @@ pub(super) fn run(cli: &Cli, attach: &Attach) -> Result<(), Error> {
         Ok(up) => up,
         Err(cause) => return Err(site.abandon(cause)),
     };
-    let datapath = Some(&writable.datapath);
-    let plan = make_plan(&host, inside, datapath, attach, found)?;
+    let plan = make_plan(&observed, Some(&writable.datapath), attach)?;
     let look_again = || match attach.force {
         true => Ok(()),
         false => ports::check_still_free(&host, &plan),
@@ -68,40 +81,17 @@ pub(super) fn run(cli: &Cli, attach: &Attach) -> Result<(), Error> {
 }
 
 fn make_plan(
-    host: &Netns,
-    inside: Option<&Netns>,
+    observed: &Observed<'_>,
     running: Option<&Datapath>,
     attach: &Attach,
-    found: Option<Found>,
 ) -> Result<Plan, Error> {
     let state = match running {
         Some(datapath) => state::read(&datapath.tables)?,
-        None => state::State::default(),
+        None => State::default(),
     };
     let known = state.container(&attach.container);
-    let found = match (&attach.connection, inside) {
-        (Some(connection), Some(inside)) => {
-            Some(connect::find(host, inside, connection, &state.links())?)
-        }
-        _ => found,
-    };
-    let found = match (found, known, running) {
-        (Some(Found::Unconnected(_, netns)), Some(known), _) if known.netns == netns => {
-            return Err(ContainerError::LinkGone(attach.container.clone()).into());
-        }
-        (Some(found), ..) => found,
-        (None, Some(known), Some(datapath)) => {
-            if known.link != 0
-                && !hooks::is_attached(&datapath.layout, Hook::Link, host, known.link)?
-            {
-                return Err(ContainerError::LinkGone(attach.container.clone()).into());
-            }
-            Found::Known(*known)
-        }
-        // What runs the container is asked in a later version; nobody else knows the name.
-        _ => return Err(Missing::Target(attach.container.clone()).into()),
-    };
-    let settled = ports::settle(host, &state, attach)?;
+    let found = locate(observed, running, attach, &state)?;
+    let settled = ports::settle(observed.host, &state, attach)?;
     let (label, loopback) = (&attach.container, attach.loopback);
     plan::check_listeners(label, &state.forwards, &settled.resolved, loopback)?;
     let asked = plan::Asked {
@@ -115,6 +105,39 @@ fn make_plan(
         passed_by: settled.passed_by,
         ..plan
     })
+}
+
+/// Where the container is: as it was said, or as it is known.
+fn locate(
+    observed: &Observed<'_>,
+    running: Option<&Datapath>,
+    attach: &Attach,
+    state: &State,
+) -> Result<Found, Error> {
+    let Observed { host, inside, .. } = observed;
+    let known = state.container(&attach.container);
+    let gone = || ContainerError::LinkGone(attach.container.clone());
+    let found = match (&attach.connection, inside) {
+        (Some(connection), Some(inside)) => {
+            Some(connect::find(host, inside, connection, &state.links())?)
+        }
+        _ => observed.found.clone(),
+    };
+    match (found, known, running) {
+        (Some(Found::Unconnected(_, netns)), Some(known), _) if known.netns == netns => {
+            Err(gone().into())
+        }
+        (Some(found), ..) => Ok(found),
+        (None, Some(known), Some(datapath)) => {
+            let layout = &datapath.layout;
+            if known.link != 0 && !hooks::is_attached(layout, Hook::Link, host, known.link)? {
+                return Err(gone().into());
+            }
+            Ok(Found::Known(*known))
+        }
+        // What runs the container is asked in a later version; nobody else knows the name.
+        _ => Err(Missing::Target(attach.container.clone()).into()),
+    }
 }
 
 /// An address may come later; more often it is a slip.
