@@ -131,38 +131,48 @@ pub fn make(
     label: &Label,
 ) -> Result<(), Error> {
     let mark = Mark::of(container.cookie()?);
-    let inside = netlink::converse(container, async |session: &mut Session| {
+    let name = netlink::converse(container, async |session: &mut Session| {
         Ok::<_, Error>(free_name(&links::list(session).await?))
     })?;
-    let index = netlink::converse(host, async |session: &mut Session| {
-        let mut peer = LinkMessage::default();
-        peer.attributes = vec![
-            LinkAttribute::IfName(inside.clone()),
-            LinkAttribute::NetNsFd(container.as_fd().as_raw_fd()),
-        ];
-        create(session, mark, peer).await?;
-        let outer = named(session, &mark.name()).await?;
+    let (outer, inner) = netlink::converse(host, async |session: &mut Session| {
+        Ok::<_, Error>(create(session, mark, container, name).await?)
+    })?;
+    netlink::converse(host, async |session: &mut Session| {
         for ends in connection.ends() {
             add_address(session, &outer, ends.host).await?;
         }
         let alias = LinkAttribute::IfAlias(format!("portfwd: container {label}"));
         set_up(session, &outer, vec![alias]).await?;
-        Ok::<_, Error>(outer.index)
+        Ok::<_, Error>(())
     })?;
     netlink::converse(container, async |session: &mut Session| {
-        let inner = named(session, &inside).await?;
         for ends in connection.ends() {
             add_address(session, &inner, ends.container).await?;
         }
-        for link in [&named(session, "lo").await?, &inner] {
-            set_up(session, link, Vec::new()).await?;
-        }
+        set_up(session, &End::loopback(), Vec::new()).await?;
+        set_up(session, &inner, Vec::new()).await?;
         for ends in connection.ends() {
             add_default_route(session, &inner, ends).await?;
         }
         Ok::<_, Error>(())
     })?;
-    wait_until_it_carries(host, index)
+    wait_until_it_carries(host, outer.index)
+}
+
+/// A link to set up, in its own namespace.
+struct End {
+    index: u32,
+    name: String,
+}
+
+impl End {
+    /// Its index is the same in every namespace (`LOOPBACK_IFINDEX`).
+    fn loopback() -> Self {
+        Self {
+            index: 1,
+            name: "lo".to_owned(),
+        }
+    }
 }
 
 fn free_name(taken: &[Link]) -> String {
@@ -171,7 +181,18 @@ fn free_name(taken: &[Link]) -> String {
     free.next().unwrap_or_else(|| "eth0".to_owned())
 }
 
-async fn create(session: &mut Session, mark: Mark, peer: LinkMessage) -> Result<(), NetlinkError> {
+/// Makes the pair; gives the host's end and the container's.
+async fn create(
+    session: &mut Session,
+    mark: Mark,
+    container: &Netns,
+    inside: String,
+) -> Result<(End, End), NetlinkError> {
+    let mut peer = LinkMessage::default();
+    peer.attributes = vec![
+        LinkAttribute::IfName(inside.clone()),
+        LinkAttribute::NetNsFd(container.as_fd().as_raw_fd()),
+    ];
     let mut message = LinkMessage::default();
     message.attributes = vec![
         LinkAttribute::IfName(mark.name()),
@@ -185,18 +206,18 @@ async fn create(session: &mut Session, mark: Mark, peer: LinkMessage) -> Result<
     let message = RouteNetlinkMessage::NewLink(message);
     session
         .order(&request, message, NLM_F_CREATE | NLM_F_EXCL)
-        .await
+        .await?;
+    let made = links::by_name(session, &mark.name()).await?;
+    let indexes = made.and_then(|outer| Some((outer.index, outer.peer_index?)));
+    let (outer, inner) = indexes.ok_or_else(|| NetlinkError::Answer {
+        request,
+        detail: "it has gone at once".to_owned(),
+    })?;
+    let end = |index, name| End { index, name };
+    Ok((end(outer, mark.name()), end(inner, inside)))
 }
 
-async fn named(session: &mut Session, name: &str) -> Result<Link, NetlinkError> {
-    let link = links::by_name(session, name).await?;
-    link.ok_or_else(|| NetlinkError::Answer {
-        request: format!("find link {name}"),
-        detail: "it is gone".to_owned(),
-    })
-}
-
-async fn add_address(session: &mut Session, link: &Link, end: IpNet) -> Result<(), NetlinkError> {
+async fn add_address(session: &mut Session, link: &End, end: IpNet) -> Result<(), NetlinkError> {
     let mut message = AddressMessage::default();
     message.header.family = family(end);
     message.header.prefix_len = end.prefix_len();
@@ -219,7 +240,7 @@ async fn add_address(session: &mut Session, link: &Link, end: IpNet) -> Result<(
 
 async fn set_up(
     session: &mut Session,
-    link: &Link,
+    link: &End,
     attributes: Vec<LinkAttribute>,
 ) -> Result<(), NetlinkError> {
     let mut message = of_index(link.index);
@@ -233,7 +254,7 @@ async fn set_up(
 
 async fn add_default_route(
     session: &mut Session,
-    link: &Link,
+    link: &End,
     ends: &Ends,
 ) -> Result<(), NetlinkError> {
     let mut message = RouteMessage::default();
