@@ -8,8 +8,6 @@
 
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, AsRawFd};
-use std::thread;
-use std::time::Duration;
 
 use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
@@ -38,10 +36,6 @@ use crate::{
 const NAME: &str = "pf";
 /// How its Ethernet address begins: one that nobody sells (the second bit), of a single device (the first).
 const MAC: [u8; 2] = [0x06, b'p'];
-
-/// How often, and how long apart, a pair is asked whether it carries packets.
-const LOOKS: u32 = 1_000;
-const LOOK_AGAIN: Duration = Duration::from_millis(2);
 
 /// By what the host's end of a pair is known: of the cookie of the container's namespace so much as tells
 /// namespaces apart that are there at one time.
@@ -154,9 +148,8 @@ pub fn make(
         for ends in connection.ends() {
             add_default_route(session, &inner, ends).await?;
         }
-        Ok::<_, Error>(())
-    })?;
-    wait_until_it_carries(host, outer.index)
+        Ok(())
+    })
 }
 
 /// A link to set up, in its own namespace.
@@ -274,29 +267,6 @@ async fn add_default_route(
         .await
 }
 
-/// The kernel tells a device of its carrier a moment late, and one whose peer has the same index in its own
-/// namespace up to a second late (`linkwatch_urgent_event`). Until then it drops what it is to send. (An index
-/// for the peer counts only beside one for the host's end, `veth_newlink`, and that had to be one that was never
-/// used.)
-fn wait_until_it_carries(host: &Netns, index: u32) -> Result<(), Error> {
-    netlink::converse(host, async |session: &mut Session| {
-        for _ in 0..LOOKS {
-            let Some(outer) = links::by_index(session, index, None).await? else {
-                break;
-            };
-            let inner = match (outer.peer_index, outer.peer_netns) {
-                (Some(peer), netns @ Some(_)) => links::by_index(session, peer, netns).await?,
-                _ => None,
-            };
-            if outer.running && inner.is_none_or(|inner| inner.running) {
-                break;
-            }
-            thread::sleep(LOOK_AGAIN);
-        }
-        Ok(())
-    })
-}
-
 fn of_index(index: u32) -> LinkMessage {
     let mut message = LinkMessage::default();
     message.header.index = index;
@@ -324,7 +294,6 @@ mod tests {
             mac: Some(mac),
             mtu: 1_500,
             up: true,
-            running: true,
             master: None,
             peer_index: Some(2),
             peer_netns: Some(0),

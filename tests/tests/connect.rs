@@ -10,7 +10,7 @@ use portfwd_tests::deadline::{PATIENCE, until};
 use portfwd_tests::kernel;
 use portfwd_tests::namespace::Namespace;
 use portfwd_tests::needs::{Need, need};
-use portfwd_tests::portfwd::{self, Outcome, expect_error};
+use portfwd_tests::portfwd::{Outcome, expect_error};
 use portfwd_tests::servers::Server;
 use portfwd_tests::snapshot::Snapshot;
 use portfwd_tests::topology::{FOREIGN, FOREIGN6, HOST, HOST6, Shape, Topology};
@@ -191,48 +191,6 @@ fn a_connected_container_is_reached_at_once_from_outside_the_host_and_itself() {
         clients::ask(&stand.bare, Protocol::Tcp, to).expect("by the host's end of its own link");
         clients::ask(&stand.topology.host, Protocol::Tcp, to).expect("the same from the host");
     }
-}
-
-/// Index of a device that was made for that, and removed: the next one is the next device's.
-fn probe(namespace: &Namespace) -> u32 {
-    namespace.ip("link add probe type bridge\n");
-    let index = namespace.run(|| if_nametoindex("probe"));
-    namespace.ip("link del probe\n");
-    index.expect("an index")
-}
-
-/// On a host without any device but `lo` both ends get the same index, and the kernel tells of the carrier late.
-/// Fails if attach does not wait for it (`wait_until_it_carries` in pair.rs).
-#[test]
-fn a_link_carries_packets_when_attach_is_done() {
-    let topology = Topology::new(Shape::default());
-    let [host, bare] = ["lonely", "bare"].map(Namespace::new);
-    let run = |arguments: &[&str]| {
-        let mut command = portfwd::command();
-        command.args(["--instance", "lonely", "--bpffs"]);
-        command.arg(topology.bpffs()).arg("--host-netns");
-        command.arg(host.path()).args(arguments);
-        portfwd::finish(command).expect_ok()
-    };
-    let netns = bare.path().display().to_string();
-    run(&[
-        "attach",
-        "web",
-        "--netns",
-        &netns,
-        "--connect",
-        V4,
-        "-p",
-        "8080:80",
-    ]);
-    let ends = [(&host, &made(&host)[0][..]), (&bare, "eth0")];
-    let ends = ends.map(|(namespace, name)| {
-        let found = json(namespace, &["link", "show", "dev", name]);
-        (found[0]["ifindex"].clone(), found[0]["operstate"].clone())
-    });
-    run(&["down"]);
-    assert_eq!(ends[0].0, ends[1].0);
-    assert_eq!(ends.map(|(_, state)| state), ["UP", "UP"]);
 }
 
 /// Fails if the plan forgets it when it is put onto the link (`onto` in plan.rs).
@@ -525,7 +483,10 @@ fn an_attach_that_fails_after_its_link_takes_it_back() {
     let stand = Stand::new(Shape::default());
     stand.topology.attach("db", 1, &["9090:80"]);
     let before = (Snapshot::of(&stand.bare), stand.topology.state());
-    let index = probe(&stand.topology.host) + 1;
+    stand.topology.host.ip("link add probe type bridge\n");
+    let probe = stand.topology.host.run(|| if_nametoindex("probe"));
+    stand.topology.host.ip("link del probe\n");
+    let index = probe.expect("an index") + 1;
     let pin = stand.topology.layout().join(format!("links/link-{index}"));
     fs::create_dir(&pin).expect("a directory in the way");
     let refused = stand.try_attach(&["--connect", V4, "--connect", V6]);

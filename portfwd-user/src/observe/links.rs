@@ -128,8 +128,6 @@ pub struct Link {
     pub mtu: u32,
     /// Administratively up.
     pub up: bool,
-    /// Up, and it carries packets: the other end of a pair is up as well.
-    pub running: bool,
     /// The bridge, bond or VRF that it is a port of.
     pub master: Option<u32>,
     /// IFLA_LINK: the peer of a pair, or the parent of a child device.
@@ -149,7 +147,6 @@ impl Link {
             mac: None,
             mtu: 0,
             up: message.header.flags.contains(LinkFlags::Up),
-            running: message.header.flags.contains(LinkFlags::Running),
             master: None,
             peer_index: None,
             peer_netns: None,
