@@ -3,7 +3,6 @@
 use std::{
     io,
     os::fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd},
-    time::Duration,
 };
 
 use nix::libc;
@@ -90,8 +89,6 @@ impl Program {
 pub(crate) struct Outcome {
     /// The last run's.
     pub(crate) verdict: i32,
-    /// Of one run on average, in whole nanoseconds.
-    pub(crate) duration: Duration,
     /// After the last run.
     pub(crate) frame: Vec<u8>,
 }
@@ -109,7 +106,6 @@ pub(crate) fn run(program: &Program, frame: &[u8], times: u32) -> io::Result<Out
     bpf(PROG_TEST_RUN, &mut attributes)?;
     Ok(Outcome {
         verdict: attributes.0[1].cast_signed(),
-        duration: Duration::from_nanos(attributes.0[9].into()),
         frame: out,
     })
 }

@@ -41,8 +41,8 @@ pub(super) const OF_ONE_TEST: &[Mutant] = &[
         name: "quoted-ends",
         test: "icmp_errors::errors_about_requests_and_replies_are_translated_in_both_directions",
         file: "ebpf/error.rs",
-        right: "quoted_source: (client, flow.client_port), quoted_destination: (flow.host, flow.host_port),",
-        wrong: "quoted_source: (flow.host, flow.host_port), quoted_destination: (client, flow.client_port),",
+        right: "quoted_source: (client, flow.reply.client_port), quoted_destination: (flow.reply.host, flow.reply.host_port),",
+        wrong: "quoted_source: (flow.reply.host, flow.reply.host_port), quoted_destination: (client, flow.reply.client_port),",
     },
     Mutant {
         name: "quoted-ports-sum",
@@ -797,14 +797,14 @@ pub(super) const OF_ONE_TEST: &[Mutant] = &[
         name: "gso",
         test: "mtu::tcp_gets_through_to_a_client_on_a_narrow_link",
         file: "ebpf/deliver.rs",
-        right: "segment != 0 && segment + headers <= route.mtu",
+        right: "segment != 0 && segment + headers <= mtu",
         wrong: "false",
     },
     Mutant {
         name: "too-big",
         test: "mtu::a_datagram_too_large_for_the_way_back_is_reported_to_its_sender",
         file: "ebpf/deliver.rs",
-        right: "if packet.length <= route.mtu as u64",
+        right: "if packet.length <= mtu as u64",
         wrong: "if true",
     },
     Mutant {
