@@ -13,7 +13,7 @@ use portfwd_tests::servers::Server;
 use portfwd_tests::topology::{HOST, HOST6, Shape, Topology};
 
 /// Kills in a sweep that is not full.
-const KILLS: u32 = 60;
+const KILLS: u32 = 40;
 /// What the killed command publishes or withdraws, beside what is there throughout.
 const SPECS: [&str; 3] = ["9090:80", "9091:80", "9090:80/udp"];
 const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
