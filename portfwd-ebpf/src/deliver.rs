@@ -43,7 +43,7 @@ pub fn to_container(hook: &Tc, link: u32) -> Verdict {
     Verdict::redirected(unsafe { bpf_redirect_peer(link, 0) })
 }
 
-/// Asks for the way out of replies of a flow, at most once a second. `device_of` gives the device that
+/// Asks for the way out of replies of a flow, once a second and after a transaction. `device_of` gives the device that
 /// routes for the container's link.
 #[inline(always)]
 pub fn refresh_route<A: Family>(

@@ -45,3 +45,69 @@ fn weighted<T: Copy>(of: &T, place: usize) -> u64 {
     }
     sum
 }
+
+#[cfg(test)]
+mod tests {
+    use bytemuck::Zeroable;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{
+        flow::Reply,
+        net::{NetPort, V6},
+    };
+
+    /// Key and reply of a flow, from one number for each of their words.
+    fn made(words: [u64; 11]) -> (FlowKey<V6>, Flow<V6>) {
+        let address = |at: usize| V6(words[at], words[at + 1]);
+        let [a, b, c, d] = words[4].to_le_bytes()[..4] else {
+            unreachable!("four of eight bytes")
+        };
+        let port = |low, high| NetPort::from_wire(u16::from_le_bytes([low, high]));
+        let key = FlowKey {
+            protocol: (words[4] >> 32) as u32,
+            ..FlowKey::new(address(0), port(a, b), address(2), port(c, d), 0)
+        };
+        let reply = Reply {
+            host_port: NetPort::from_wire(words[5] as u16),
+            client_port: NetPort::from_wire((words[5] >> 16) as u16),
+            device: (words[5] >> 32) as u32,
+            mtu: words[6] as u32,
+            has_next_hop: (words[6] >> 32) as u32,
+            next_hop: address(7),
+            host: address(9),
+        };
+        let flow = Flow {
+            reply,
+            ..Flow::zeroed()
+        };
+        (key, flow)
+    }
+
+    proptest! {
+        #[test]
+        fn a_seal_is_another_when_one_word_is(words: [u64; 11], at in 0usize..11, other: u64) {
+            let mut changed = words;
+            changed[at] = other;
+            let [(key, flow), (other_key, other_flow)] = [words, changed].map(made);
+            let same = flow.sealed(&key) == other_flow.sealed(&other_key);
+            prop_assert_eq!(same, words == changed);
+        }
+
+        #[test]
+        fn a_mixture_of_two_flows_has_the_seal_of_neither(
+            own: [u64; 11], other: [u64; 11], from_other in 1u16..(1 << 11) - 1,
+        ) {
+            prop_assume!(own.iter().zip(&other).all(|(a, b)| a != b));
+            let mut mixed = own;
+            for at in (0..11).filter(|at| from_other >> at & 1 != 0) {
+                mixed[at] = other[at];
+            }
+            let [own, other, mixed] = [own, other, mixed].map(|words| {
+                let (key, flow) = made(words);
+                flow.sealed(&key)
+            });
+            prop_assert!(mixed != own && mixed != other);
+        }
+    }
+}
