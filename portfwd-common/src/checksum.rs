@@ -12,11 +12,19 @@ pub const fn fold(sum: u64) -> u16 {
 }
 
 /// What is added to a one's complement sum when words that sum to `old` become words that sum to `new`.
-/// Both as [`fold`] takes them; so is the result, which fits the kernel's 32-bit `__wsum`.
+/// Both as [`fold`] takes them, below 2^39, as of any header. The result fits the kernel's 32-bit
+/// `__wsum`.
 #[inline(always)]
 pub const fn difference(old: u64, new: u64) -> u32 {
-    // ~m + m' of RFC 1624; folded to 16 bits each, the sum cannot overflow.
-    (!fold(old)) as u32 + fold(new) as u32
+    // m' - m of RFC 1624, equation 4, above zero: 2^16 - 1 is the zero of these sums, and so are its multiples.
+    let difference = (0xffff << 24) + new - old;
+    (difference as u16) as u32 + (difference >> 16) as u16 as u32 + (difference >> 32) as u16 as u32
+}
+
+/// The same of one word.
+#[inline(always)]
+pub const fn word_difference(old: u16, new: u16) -> u32 {
+    (!old) as u32 + new as u32
 }
 
 /// The checksum field after its data changed by `difference`. Field and difference in the byte order of

@@ -267,7 +267,10 @@ impl Address for V6 {
     }
     #[inline(always)]
     fn sum(self) -> u64 {
-        (self.0 & 0xffff_ffff) + (self.0 >> 32) + (self.1 & 0xffff_ffff) + (self.1 >> 32)
+        // The upper halves, and the lower ones: what is left of the whole words without the upper.
+        let upper = (self.0 >> 32) + (self.1 >> 32);
+        let lower = self.0.wrapping_add(self.1).wrapping_sub(upper << 32);
+        upper + lower
     }
     #[inline(always)]
     fn is_loopback(self) -> bool {
@@ -313,7 +316,20 @@ mod user {
 mod tests {
     use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::checksum;
+
+    proptest! {
+        #[test]
+        fn the_sum_of_an_address_is_that_of_its_words(words: [u16; 8]) {
+            let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+            let [first, second] = [0, 8].map(|at| u64::from_ne_bytes(bytes[at..at + 8].try_into().unwrap()));
+            let sum = words.iter().map(|&word| word as u64).sum();
+            prop_assert_eq!(checksum::fold(V6(first, second).sum()), checksum::fold(sum));
+        }
+    }
 
     #[test]
     fn an_address_survives_the_way_through_the_common_form() {

@@ -322,9 +322,9 @@ impl<A: Family> Message<A> {
             if udp && old == 0 {
                 return 0;
             }
-            let new = checksum::update(checksum::update(old, addresses), ports);
+            let new = checksum::update(old, addresses + ports);
             *field = if udp && new == 0 { 0xffff } else { new };
-            checksum::difference(old as u64, *field as u64)
+            checksum::word_difference(old, *field)
         }
     }
 }

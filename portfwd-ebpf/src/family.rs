@@ -228,7 +228,7 @@ impl Family for V4 {
         unsafe {
             let old = *field;
             *field = checksum::update(old, addresses);
-            Ok(checksum::difference(old as u64, *field as u64))
+            Ok(checksum::word_difference(old, *field))
         }
     }
     #[inline(always)]
@@ -248,14 +248,13 @@ impl Family for V4 {
             .ok_or(Reason::RewriteFailed)?;
         // SAFETY: in bounds by `at`.
         unsafe {
-            let mut sum = checksum::update((*words)[1], change.addresses);
+            let mut difference = change.addresses;
             if hop {
-                let old = (*words)[0];
                 let new = u16::from_ne_bytes([network.hops - 1, network.protocol]);
-                sum = checksum::update(sum, checksum::difference(old as u64, new as u64));
+                difference += checksum::word_difference((*words)[0], new);
                 (*words)[0] = new;
             }
-            (*words)[1] = sum;
+            (*words)[1] = checksum::update((*words)[1], difference);
         }
         Ok(())
     }
@@ -460,8 +459,8 @@ impl Family for V6 {
                 .ok_or(Reason::RewriteFailed)?;
             // SAFETY: in bounds by `at`.
             unsafe { *at = network.hops - 1 };
-            let word = |hops: u8| u16::from_ne_bytes([network.protocol, hops]) as u64;
-            uncovered += checksum::difference(word(network.hops), word(network.hops - 1));
+            let word = |hops: u8| u16::from_ne_bytes([network.protocol, hops]);
+            uncovered += checksum::word_difference(word(network.hops), word(network.hops - 1));
         }
         hook.uncovered_change(uncovered);
         Ok(())

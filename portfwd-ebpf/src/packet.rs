@@ -416,7 +416,7 @@ impl Hook for Xdp {
             if protocol == Protocol::Udp && old == 0 {
                 return Ok(());
             }
-            let new = checksum::update(checksum::update(old, change.addresses), change.ports);
+            let new = checksum::update(old, change.addresses + change.ports);
             *sum = if protocol == Protocol::Udp && new == 0 {
                 0xffff
             } else {

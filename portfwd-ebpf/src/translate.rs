@@ -48,7 +48,7 @@ pub fn rewrite<H: Hook, A: Family>(
     };
     let change = Change {
         addresses: checksum::difference(old_address.sum(), address.sum()),
-        ports: checksum::difference(old_port.wire() as u64, port.wire() as u64),
+        ports: checksum::word_difference(old_port.wire(), port.wire()),
     };
     // That of SCTP covers no addresses, and its ports never change (RFC 9260, section 6.8).
     if packet.protocol != Protocol::Sctp {

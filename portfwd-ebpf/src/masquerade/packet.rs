@@ -229,7 +229,7 @@ fn rewrite_echo<A: Family>(
     let (from, to) = (identifier.0.wire(), identifier.1.wire());
     let change = Change {
         addresses: A::covered_by_icmp(addresses),
-        ports: checksum::difference(from as u64, to as u64),
+        ports: checksum::word_difference(from, to),
     };
     // Not as UDP's: here a checksum of 0 is one.
     let field = network.transport_at(ICMP_CHECKSUM);

@@ -9,8 +9,8 @@ pub(super) const OF_ALL_PACKETS: [Mutant; 4] = [
         name: "checksum",
         test: "differential::every_mistake_in_the_datapath_is_noticed",
         file: "common/checksum.rs",
-        right: "(!fold(old)) as u32 + fold(new) as u32",
-        wrong: "(!fold(old)) as u32 + fold(new) as u32 + 1",
+        right: "let difference = (0xffff << 24) + new - old;",
+        wrong: "let difference = (0xffff << 24) + new - old + 1;",
     },
     Mutant {
         name: "port",
@@ -671,8 +671,8 @@ pub(super) const OF_ONE_TEST: &[Mutant] = &[
         name: "ping-identifier",
         test: "masqueraded_traffic::two_containers_with_one_source_port_are_told_apart",
         file: "ebpf/masquerade/packet.rs",
-        right: "ports: checksum::difference(from as u64, to as u64),",
-        wrong: "ports: checksum::difference(from as u64, from as u64),",
+        right: "ports: checksum::word_difference(from, to),",
+        wrong: "ports: checksum::word_difference(from, from),",
     },
     Mutant {
         name: "masqueraded-fragment",
