@@ -127,16 +127,19 @@ pub enum Delivery {
 
 /// One published port or range of ports, in one family.
 ///
-/// Written by the loader alone. The first cache line is what packets need; the second describes it to
-/// people.
+/// It opens connections from [`Self::since`] to [`Self::until`]. Connections that are open then end with it, or,
+/// if another forward follows it, may live on: it drains until [`Self::ended`].
+///
+/// Written by the loader alone. The first cache line is what packets of established flows need.
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 pub struct Forward {
     /// First transaction that sees it.
     pub since: u64,
-    /// First transaction that no longer sees it; [`Self::FOREVER`] while nobody withdraws it, 0 in a
-    /// free record.
+    /// First transaction in which it opens no connection any more; [`Self::FOREVER`] while nobody withdraws it.
     pub until: u64,
+    /// First transaction in which no flow lives that it opened: the same, or a later one; 0 in a free record.
+    pub ended: u64,
     /// Address of the container.
     pub target: Ip,
     /// Changes each time the record is taken anew.
@@ -157,14 +160,19 @@ pub struct Forward {
     pub protocol: u8,
     /// [`Self::LOOPBACK`], or nothing.
     pub flags: u8,
-    padding: [u8; 11],
+    padding: [u8; 3],
     /// Host address it is bound to; `0.0.0.0` or `::` for all.
     pub host: Ip,
-    reserved: [u64; 6],
+    /// The forward that it follows at its ports, as their slots had it; stored at once.
+    pub former: PortSlot,
+    /// Second on `CLOCK_MONOTONIC` from which it drains no more; [`Self::FOREVER`] if it may take as long as its
+    /// flows do.
+    pub drained: u64,
+    reserved: [u64; 4],
 }
 
 impl Forward {
-    /// `until` of a forward that nobody withdraws.
+    /// Of [`Self::until`], [`Self::ended`] and [`Self::drained`]: never.
     pub const FOREVER: u64 = u64::MAX;
     /// Of [`Self::flags`]: the service may listen on the container's loopback address alone.
     pub const LOOPBACK: u8 = 1;
@@ -172,6 +180,7 @@ impl Forward {
     pub const FREE: Self = Self {
         since: 0,
         until: 0,
+        ended: 0,
         target: Ip::NONE,
         generation: 0,
         attachment: 0,
@@ -182,9 +191,11 @@ impl Forward {
         delivery: 0,
         protocol: 0,
         flags: 0,
-        padding: [0; 11],
+        padding: [0; 3],
         host: Ip::NONE,
-        reserved: [0; 6],
+        former: PortSlot::from_bits(0),
+        drained: 0,
+        reserved: [0; 4],
     };
 
     /// The container port that `host_port` leads to, given that it lies in the range.
@@ -198,15 +209,20 @@ impl Forward {
     pub const fn serves_loopback(&self) -> bool {
         self.flags & Self::LOOPBACK != 0
     }
-    /// Whether packets see it when `committed` is the last transaction.
+    /// Whether it opens connections when `committed` is the last transaction.
     #[inline(always)]
     pub const fn is_visible(&self, committed: u64) -> bool {
         is_visible(self.since, self.until, committed)
     }
+    /// Whether it opens none, but those that it opened may live, in second `now`.
+    #[inline(always)]
+    pub const fn is_draining(&self, committed: u64, now: u64) -> bool {
+        is_visible(self.until, self.ended, committed) && now < self.drained
+    }
     /// Whether the record describes nothing that any later transaction could see.
     #[inline(always)]
     pub const fn is_free(&self, committed: u64) -> bool {
-        self.until <= committed
+        self.ended <= committed
     }
 }
 
@@ -329,15 +345,26 @@ mod tests {
         let published = Forward {
             since: 5,
             until: Forward::FOREVER,
+            ended: Forward::FOREVER,
             ..Forward::FREE
         };
         assert!(!published.is_visible(4) && published.is_visible(5) && published.is_visible(6));
         let withdrawn = Forward {
             until: 7,
+            ended: 7,
             ..published
         };
         assert!(withdrawn.is_visible(6) && !withdrawn.is_visible(7));
         assert!(!withdrawn.is_free(6) && withdrawn.is_free(7));
+        let draining = Forward {
+            ended: 9,
+            drained: 100,
+            ..withdrawn
+        };
+        let drains = |committed, now| draining.is_draining(committed, now);
+        assert!(!drains(6, 99) && drains(7, 99) && drains(8, 99));
+        assert!(!drains(8, 100) && !drains(9, 99));
+        assert!(!draining.is_free(8) && draining.is_free(9));
         assert!(!Forward::FREE.is_visible(0) && Forward::FREE.is_free(0));
     }
 }

@@ -7,7 +7,7 @@ use crate::net::{Ip, NetPort, Protocol};
 /// Longest label of a container, in bytes.
 pub const LABEL_MAX: usize = 127;
 
-/// A container's name or label: key of the attachments.
+/// A container's name or label.
 #[repr(transparent)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Pod, Zeroable)]
 pub struct Label([u8; LABEL_MAX + 1]);
@@ -51,6 +51,8 @@ pub struct Attachment {
     pub netns: u64,
     /// Unix time of the first attach, in seconds.
     pub created: u64,
+    /// Its name. Two have the same while one takes the other's place.
+    pub label: Label,
 }
 
 /// An attached container's host-side link.
@@ -234,7 +236,7 @@ pub const HOST_DATAGRAM_LIFETIME: u32 = 300;
 
 const _: () = {
     assert!(size_of::<Label>() == 128);
-    assert!(size_of::<Attachment>() == 56);
+    assert!(size_of::<Attachment>() == 184);
     assert!(size_of::<Link>() == 8);
     assert!(size_of::<LinkSource>() == 24);
     assert!(size_of::<Device>() == 8);
@@ -246,8 +248,6 @@ const _: () = {
 #[cfg(feature = "user")]
 mod user {
     // SAFETY: each is `bytemuck::Pod`: plain bytes without padding.
-    unsafe impl aya::Pod for super::Label {}
-    // SAFETY: as above.
     unsafe impl aya::Pod for super::Attachment {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::Link {}

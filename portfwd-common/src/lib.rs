@@ -17,7 +17,7 @@ pub mod verdict;
 
 /// Version of everything that is pinned: names, types and meaning of maps. A loader refuses an instance
 /// with another number.
-pub const LAYOUT: u32 = 6;
+pub const LAYOUT: u32 = 7;
 
 /// Names of the maps, which are also the names of their pins.
 pub mod maps {
@@ -29,7 +29,7 @@ pub mod maps {
     pub const FORWARDS: &str = "forwards";
     /// Array of one [`crate::forward::Journal`], mmapped: holds the commit point.
     pub const JOURNAL: &str = "journal";
-    /// Hash [`crate::host::Label`] to [`crate::host::Attachment`].
+    /// Hash [`crate::host::Attachment::id`] to [`crate::host::Attachment`].
     pub const ATTACHMENTS: &str = "attachments";
     /// Hash of the interface index (u32) of an attached container's host-side link to [`crate::host::Link`].
     pub const LINKS: &str = "links";
@@ -124,11 +124,13 @@ pub enum Stage {
     DeviceFragment = 11,
     /// From a container's link: replies that the way out has no room for.
     LinkTooBig = 12,
+    /// Looks for a connection through a forward that drains, and hands the packet back to the stage that asks.
+    Drain = 13,
 }
 
 impl Stage {
     /// Every stage.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::DeviceFirst,
         Self::LinkFirst,
         Self::EgressFirst,
@@ -142,6 +144,7 @@ impl Stage {
         Self::LinkRequest,
         Self::DeviceFragment,
         Self::LinkTooBig,
+        Self::Drain,
     ];
     /// Name of the program, which is also that of its pin.
     pub const fn program(self) -> &'static str {
@@ -159,6 +162,7 @@ impl Stage {
             Self::LinkRequest => "tc_link_request",
             Self::DeviceFragment => "tc_device_fragment",
             Self::LinkTooBig => "tc_link_too_big",
+            Self::Drain => "tc_drain",
         }
     }
     /// The same where packets have no Ethernet header; none for containers' links, which have frames.
@@ -173,6 +177,7 @@ impl Stage {
             Self::MasqueradeIn => Some("tc_masquerade_in_l3"),
             Self::MasqueradeOutError => Some("tc_masquerade_out_error_l3"),
             Self::MasqueradeInError => Some("tc_masquerade_in_error_l3"),
+            Self::Drain => Some("tc_drain_l3"),
             Self::LinkFirst | Self::LinkRequest | Self::LinkError | Self::LinkTooBig => None,
         }
     }

@@ -16,8 +16,7 @@ use portfwd_common::{
 };
 
 use crate::{
-    clock,
-    forward::{self, visible},
+    clock, forward,
     maps::{ADDRESS_PORTS, FORWARDS, JOURNAL},
     socket::{ALLOW, Argument, Call},
 };
@@ -75,17 +74,16 @@ fn is_taken<A: Address>(protocol: Protocol, address: Ip, port: NetPort) -> bool 
         .is_some_and(|bound| is_claimed(*bound))
 }
 
-/// Whether the forward of a slot is visible, or will be once the transaction that is just being written has
-/// taken place.
+/// Whether a slot leads to a forward, or will once the transaction that is just being written has taken place.
 #[inline(always)]
 fn is_claimed(slot: PortSlot) -> bool {
-    if visible(slot.index(), slot.generation).is_some() {
+    if forward::of_slot(slot).is_some() {
         return true;
     }
     let (Some(record), Some(journal)) = (FORWARDS.get(slot.index()), JOURNAL.get_ptr(0)) else {
         return false;
     };
-    // SAFETY: as in `forward::visible`.
+    // SAFETY: as in `forward::seen_by`.
     let (generation, since, until, open, claimed) = unsafe {
         (
             core::ptr::read_volatile(&raw const record.generation),

@@ -56,9 +56,9 @@ pub fn refresh_route<A: Family>(
     if !flow::is_led(flow, key, live.now) {
         let device = device_of(flow.link);
         let route = fib::route(hook, device, &ends(key, flow), flow.ingress);
-        // Asked before it is asked whether the forward is published: it may end meanwhile.
+        // Asked before it is asked whether the forward serves it: that may end meanwhile.
         if let Some(transaction) = forward::committed()
-            && live.is_published()
+            && live.is_served()
         {
             live.lead(key, route, transaction);
         }

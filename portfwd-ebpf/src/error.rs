@@ -3,7 +3,7 @@
 //! to what their receiver knows.
 
 use portfwd_common::{
-    checksum,
+    Stage, checksum,
     flow::FlowKey,
     forward::{Delivery, PortSlot},
     net::{NetPort, Protocol},
@@ -12,6 +12,7 @@ use portfwd_common::{
 
 use crate::{
     deliver,
+    drain::{self, Answer},
     family::{Family, HeaderChange},
     flow::{self, Found, Request},
     forward,
@@ -180,26 +181,41 @@ impl<A: Family> Message<A> {
         };
         let protocol = quoted.protocol;
         let mut key = FlowKey::new(client, request.client_port, target, target_port, protocol);
-        let Found::Own(live) = shift::find(&mut key, &request, &published) else {
+        let answer = drain::answer(&request, protocol);
+        let found = match answer {
+            Answer::Found => drain::found(&mut key),
+            _ => shift::find(&mut key, &request, &published),
+        };
+        let Found::Own(live) = found else {
+            let stage = match link {
+                0 => Stage::DeviceError,
+                _ => Stage::LinkError,
+            };
+            if answer == Answer::None
+                && drain::ask(&request, protocol, (link, false), &published, stage)
+            {
+                return Verdict::stage(Stage::Drain);
+            }
             return Verdict::next_for(Reason::NoFlow);
         };
         let hop = live.flow().delivery != Delivery::Stack as u32;
+        let flow = live.flow();
         if hop && self.network.hops <= 1 {
             return Verdict::next_for(Reason::Expired);
         }
         let translation = Translation {
-            source: if hairpin {
+            source: if flow.delivery == Delivery::Hairpin as u32 {
                 request.host
             } else {
                 self.network.source
             },
-            destination: target,
-            quoted_source: (target, target_port),
-            quoted_destination: (client, key.client_port),
+            destination: key.container,
+            quoted_source: (key.container, key.container_port),
+            quoted_destination: (key.client, key.client_port),
         };
         match self.translate(hook, &translation, hop) {
-            Ok(()) => way::delivered(hook, live.flow().link, live.flow().delivery),
-            Err(reason) => Verdict::drop(reason, published.index),
+            Ok(()) => way::delivered(hook, flow.link, flow.delivery),
+            Err(reason) => Verdict::drop(reason, flow.forward),
         }
     }
 

@@ -12,6 +12,7 @@ use portfwd_common::{
 
 use crate::{
     deliver,
+    drain::{self, Answer},
     family::Family,
     flow::{self, Found, Live, Place, Request, Target},
     forward::{self, Published, Way},
@@ -288,6 +289,22 @@ impl Ingress {
             Self::Link(link) => Seen::FromLink(link),
         }
     }
+    /// Interface index of the container's link, 0 of a device of the host.
+    #[inline(always)]
+    fn link(self) -> u32 {
+        match self {
+            Self::Device(_) => 0,
+            Self::Link(link) => link,
+        }
+    }
+    /// The stage that handles what comes in this way.
+    #[inline(always)]
+    fn stage(self) -> Stage {
+        match self {
+            Self::Device(_) => Stage::DeviceFirst,
+            Self::Link(_) => Stage::LinkRequest,
+        }
+    }
     /// The device that routes for what came in this way.
     #[inline(always)]
     fn device(self) -> u32 {
@@ -326,28 +343,50 @@ fn request<A: Family>(hook: &Tc, packet: &Packet<A>, slot: PortSlot, ingress: In
     if destination == target || !published.is_unchanged() {
         return Verdict::NEXT;
     }
-    let hop = way_in.delivery != Delivery::Stack as u32;
-    if hop && packet.network.hops <= 1 {
-        return Verdict::next_for(Reason::Expired);
-    }
     let client = match hairpin {
         true => destination,
         false => packet.network.source,
     };
     let protocol = packet.network.protocol;
     let mut key = FlowKey::new(client, packet.source_port, target, target_port, protocol);
-    let live = match shift::find(&mut key, &Request::of(packet), &published) {
+    let request = Request::of(packet);
+    let answer = drain::answer(&request, protocol);
+    let found = match answer {
+        Answer::Found => drain::found(&mut key),
+        _ => shift::find(&mut key, &request, &published),
+    };
+    let live = match found {
         // A SYN opens a new connection in place of one that is closed.
         Found::Own(live) if !(packet.flags.opens() && live.state.gives_way_to_syn()) => {
+            if is_expired(packet, live.flow().delivery) {
+                return Verdict::next_for(Reason::Expired);
+            }
             flow::advance(&live, &key, Side::Client, packet);
             live
         }
-        found => match open(hook, packet, &mut key, &published, found, way_in, ingress) {
-            Ok(live) => live,
-            Err(verdict) => return verdict,
-        },
+        found => {
+            let by = (ingress.link(), packet.flags.opens());
+            if answer == Answer::None
+                && drain::ask(&request, protocol, by, &published, ingress.stage())
+            {
+                return Verdict::stage(Stage::Drain);
+            }
+            if is_expired(packet, way_in.delivery) {
+                return Verdict::next_for(Reason::Expired);
+            }
+            match open(hook, packet, &mut key, &published, found, way_in, ingress) {
+                Ok(live) => live,
+                Err(verdict) => return verdict,
+            }
+        }
     };
-    to_container(hook, packet, &key, &live, published.index, way_in, ingress)
+    to_container(hook, packet, &key, &live, ingress)
+}
+
+/// Whether the packet has no hop left, where its delivery is one.
+#[inline(always)]
+fn is_expired<A: Family>(packet: &Packet<A>, delivery: u32) -> bool {
+    delivery != Delivery::Stack as u32 && packet.network.hops <= 1
 }
 
 /// Counts, translates and delivers a request that comes this way.
@@ -357,22 +396,21 @@ fn to_container<A: Family>(
     packet: &Packet<A>,
     key: &FlowKey<A>,
     live: &Live<A>,
-    index: u32,
-    way_in: Target,
     ingress: Ingress,
 ) -> Verdict {
     let flow = live.flow();
     let Some([link, delivery]) = parse::forget([flow.link, flow.delivery]) else {
         return Verdict::NEXT;
     };
+    let index = flow.forward;
     forward::count_packet(index, Way::ToContainer, packet.length);
     if packet.network.fragment == Fragment::First {
         let to_container = Decision::ToContainer;
         fragment::decide(&packet.network, ingress.seen(), to_container, Some(key));
     }
-    let hop = way_in.delivery != Delivery::Stack as u32;
-    let is_other_client = way_in.delivery == Delivery::Hairpin as u32
-        || key.client_port.wire() != packet.source_port.wire();
+    let hop = delivery != Delivery::Stack as u32;
+    let is_other_client =
+        delivery == Delivery::Hairpin as u32 || key.client_port.wire() != packet.source_port.wire();
     let (container, client) = (
         (key.container, key.container_port),
         (key.client, key.client_port),

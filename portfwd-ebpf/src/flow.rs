@@ -80,11 +80,11 @@ impl<A: Family> Live<A> {
             && flow.reply.client_port.wire() == request.client_port.wire()
             && (flow.delivery != Delivery::Hairpin as u32 || flow.reply.next_hop == request.client)
     }
-    /// Whether the forward that opened it is still published.
+    /// Whether the forward that opened it is still published, or drains.
     #[inline(always)]
-    pub fn is_published(&self) -> bool {
+    pub fn is_served(&self) -> bool {
         let flow = self.flow();
-        forward::visible(flow.forward, flow.generation).is_some()
+        forward::serving(flow.forward, flow.generation).is_some()
     }
     /// Stores the way out, as it is while `transaction` is the last.
     #[inline(always)]
@@ -155,6 +155,12 @@ pub fn is_led<A: Family>(flow: &Flow<A>, key: &FlowKey<A>, now: u32) -> bool {
 fn said<A: Family>() -> Option<*mut Flow<A>> {
     const { assert!(size_of::<Flow<A>>() <= size_of::<Flow<V6>>()) };
     SEEN.get_ptr_mut(0).map(<*mut Flow<V6>>::cast)
+}
+
+/// The live flow that was found last, on this CPU.
+#[inline(always)]
+pub fn found_last<A: Family>() -> Option<Live<A>> {
+    Live::of(said()?)
 }
 
 #[inline(always)]
@@ -228,10 +234,10 @@ pub fn is_free<A: Family>(key: &FlowKey<A>) -> bool {
     entry(key, true).is_none() && entry(key, false).is_none()
 }
 
-/// The flow of a reply with this key, if its forward is still published.
+/// The flow of a reply with this key, if its forward still serves it.
 #[inline(always)]
 pub fn of_reply<A: Family>(key: &FlowKey<A>) -> Option<Live<A>> {
-    of_key(key).filter(Live::is_published)
+    of_key(key).filter(Live::is_served)
 }
 
 /// What a request finds under the key that it would have.
@@ -256,7 +262,7 @@ pub fn of_request<A: Family>(
     };
     if live.is_of(request, published) {
         Found::Own(live)
-    } else if live.is_published() {
+    } else if live.is_served() {
         Found::Other
     } else {
         Found::Nothing

@@ -5,7 +5,7 @@ use aya_ebpf::{
     helpers::{bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp},
 };
 use portfwd_common::{
-    forward::{AddressPort, Forward, PortSlot, port_index},
+    forward::{AddressPort, Forward, PortSlot, is_visible, port_index},
     host::{Device, HOST_DATAGRAM_LIFETIME, HostDatagram},
     masquerade::Key,
     net::{Address, Ip, NetPort, Protocol, V4, V6},
@@ -64,7 +64,7 @@ pub fn published<A: Address>(
     port: NetPort,
 ) -> Option<Published> {
     if slot.index() != 0
-        && let Some(wildcard) = visible(slot.index(), slot.generation)
+        && let Some(wildcard) = of_slot(slot)
     {
         return Some(wildcard);
     }
@@ -74,7 +74,34 @@ pub fn published<A: Address>(
     let key = AddressPort::new(address.ip(), port, protocol);
     // SAFETY: the loader replaces elements whole.
     let bound = unsafe { ADDRESS_PORTS.get(&key) }?;
-    visible(bound.index(), bound.generation)
+    of_slot(*bound)
+}
+
+/// The forward that a slot leads to: its own, or until that is seen, the one which it follows.
+#[inline(always)]
+pub fn of_slot(slot: PortSlot) -> Option<Published> {
+    // Read once: with a commit in between neither would be seen.
+    let committed = committed()?;
+    if let Some(own) = seen_by(committed, slot.index(), slot.generation) {
+        return Some(own);
+    }
+    let former = former(slot.index(), slot.generation)?;
+    seen_by(committed, former.index(), former.generation)
+}
+
+/// The forward that the one at `index` follows at its ports, if that is the one of `generation`.
+#[inline(always)]
+pub fn former(index: u32, generation: u32) -> Option<PortSlot> {
+    let record = FORWARDS.get(index)?;
+    // SAFETY: aligned words of a map. The generation comes last: see `is_unchanged`.
+    let (former, seen) = unsafe {
+        (
+            core::ptr::read_volatile((&raw const record.former).cast()),
+            core::ptr::read_volatile(&raw const record.generation),
+        )
+    };
+    let former = PortSlot::from_bits(former);
+    (seen == generation && former.index() != 0).then_some(former)
 }
 
 /// The last transaction.
@@ -87,23 +114,46 @@ pub fn committed() -> Option<u64> {
         .map(|journal| unsafe { core::ptr::read_volatile(&raw const (*journal).committed) })
 }
 
-/// The forward at `index`, if it is the one of that generation and the last transaction shows it.
+/// The forward at `index`, if it is the one of that generation and `committed`, the last transaction, shows it.
 #[inline(always)]
-pub fn visible(index: u32, generation: u32) -> Option<Published> {
+fn seen_by(committed: u64, index: u32, generation: u32) -> Option<Published> {
     let record = FORWARDS.get(index)?;
-    let journal = JOURNAL.get_ptr(0)?;
-    // SAFETY: aligned words of maps that live as long as the program; volatile, because the loader
+    // SAFETY: aligned words of a map that lives as long as the program; volatile, because the loader
     // writes them at any time.
-    let (seen, since, until, committed) = unsafe {
+    let (seen, since, until) = unsafe {
         (
             core::ptr::read_volatile(&raw const record.generation),
             core::ptr::read_volatile(&raw const record.since),
             core::ptr::read_volatile(&raw const record.until),
-            core::ptr::read_volatile(&raw const (*journal).committed),
         )
     };
-    let is_visible = portfwd_common::forward::is_visible(since, until, committed);
+    let is_visible = is_visible(since, until, committed);
     (seen == generation && is_visible).then_some(Published {
+        index,
+        generation,
+        record,
+    })
+}
+
+/// The forward at `index`, if it is the one of that generation and flows live that it has opened: it still does,
+/// or it drains.
+#[inline(always)]
+pub fn serving(index: u32, generation: u32) -> Option<Published> {
+    let committed = committed()?;
+    let record = FORWARDS.get(index)?;
+    // SAFETY: as above.
+    let (seen, since, until, ended, drained) = unsafe {
+        (
+            core::ptr::read_volatile(&raw const record.generation),
+            core::ptr::read_volatile(&raw const record.since),
+            core::ptr::read_volatile(&raw const record.until),
+            core::ptr::read_volatile(&raw const record.ended),
+            core::ptr::read_volatile(&raw const record.drained),
+        )
+    };
+    let serves = is_visible(since, until, committed)
+        || (is_visible(since, ended, committed) && (clock::now() as u64) < drained);
+    (seen == generation && serves).then_some(Published {
         index,
         generation,
         record,

@@ -94,7 +94,7 @@ fn find<A: Family>(hook: &Tc, source: (A, NetPort), destination: (A, NetPort)) -
 #[inline(always)]
 fn is_published<A: Family>(hook: &Tc, network: &Network<A>, ports: Ports) -> bool {
     let serves = |index: u32, generation: u32| {
-        forward::visible(index, generation)
+        forward::serving(index, generation)
             .is_some_and(|published| published.record.serves_loopback())
     };
     let key = FlowKey::new(

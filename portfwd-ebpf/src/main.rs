@@ -19,6 +19,7 @@
 mod bind;
 mod clock;
 mod deliver;
+mod drain;
 mod error;
 mod family;
 mod fib;
@@ -138,6 +139,12 @@ pub fn tc_link_too_big(context: TcContext) -> i32 {
     way::by_family(&hook, too_big::Link).tc(&hook)
 }
 
+/// [`portfwd_common::Stage::Drain`].
+#[classifier]
+pub fn tc_drain(context: TcContext) -> i32 {
+    drain::search().tc(&Tc::new(&context))
+}
+
 /// [`portfwd_common::Stage::MasqueradeOut`].
 #[classifier]
 pub fn tc_masquerade_out(context: TcContext) -> i32 {
@@ -208,6 +215,7 @@ mod l3 {
     program!(tc_egress_error_l3, |hook| masquerade::leaving_error(
         way::by_family(&hook, error::Egress)
     ));
+    program!(tc_drain_l3, |hook| drain::search());
     program!(tc_masquerade_out_l3, |hook| masquerade::out(&hook));
     program!(tc_masquerade_in_l3, |hook| masquerade::back(&hook));
     program!(tc_masquerade_out_error_l3, |hook| way::by_family(

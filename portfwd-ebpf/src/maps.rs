@@ -9,7 +9,7 @@ use portfwd_common::{
     flow::{Flow, FlowKey, MAX_FLOWS, MAX_SHIFTS, MAX_STREAMS, MAX_YOUNG_FLOWS, Shift},
     forward::{AddressPort, Counters, Forward, Journal, MAX_FORWARDS, PORT_SLOTS, PortSlot},
     fragment::{Datagram, DatagramKey, Held, HeldKey, MAX_DATAGRAMS, MAX_HELD},
-    host::{Attachment, Device, HostDatagram, Label, Link, LinkSource, SocketKey, SocketOrigin},
+    host::{Attachment, Device, HostDatagram, Link, LinkSource, SocketKey, SocketOrigin},
     masquerade::{
         DeviceFamily, Followed, Half, Key, MAX_ESTABLISHED, MAX_FOLLOWED, MAX_SUBNETS, MAX_YOUNG,
         Owner, PortElement, Settings,
@@ -18,7 +18,7 @@ use portfwd_common::{
     verdict::MAX_REASONS,
 };
 
-use crate::{clock::Tick, pair::Work};
+use crate::{clock::Tick, drain::Search, pair::Work};
 
 /// `BPF_F_MMAPABLE`: the loader writes through a mapping instead of a system call an element.
 const MMAPABLE: u32 = 1 << 10;
@@ -35,7 +35,7 @@ pub static FORWARDS: Array<Forward> = Array::with_max_entries(MAX_FORWARDS, MMAP
 #[map(name = "journal")]
 pub static JOURNAL: Array<Journal> = Array::with_max_entries(1, MMAPABLE);
 #[map(name = "attachments")]
-pub static ATTACHMENTS: HashMap<Label, Attachment> =
+pub static ATTACHMENTS: HashMap<u32, Attachment> =
     HashMap::with_max_entries(MAX_FORWARDS, ON_DEMAND);
 #[map(name = "links")]
 pub static LINKS: HashMap<u32, Link> = HashMap::with_max_entries(MAX_FORWARDS, ON_DEMAND);
@@ -69,6 +69,9 @@ pub static SCRATCH: PerCpuArray<[u64; 8]> = PerCpuArray::with_max_entries(1, 0);
 /// What the flow said that this CPU's packet belongs to.
 #[map(name = "seen")]
 pub static SEEN: PerCpuArray<Flow<V6>> = PerCpuArray::with_max_entries(1, 0);
+/// Where a connection is looked for of a forward that drains.
+#[map(name = "search")]
+pub static SEARCH: PerCpuArray<Search> = PerCpuArray::with_max_entries(1, 0);
 #[map(name = "shifts")]
 pub static SHIFTS: LruHashMap<Shift, u32> = LruHashMap::with_max_entries(MAX_SHIFTS, 0);
 #[map(name = "datagrams")]

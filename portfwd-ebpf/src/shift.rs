@@ -18,8 +18,9 @@ use crate::{
 /// Clients send from ports above these (RFC 6056, section 3.2).
 const SYSTEM_PORTS: u32 = 1024;
 
+/// The key of a connection as its client has it.
 #[inline(always)]
-fn key_of<A: Family>(request: &Request<A>, protocol: u8) -> Shift {
+pub fn key_of<A: Family>(request: &Request<A>, protocol: u8) -> Shift {
     FlowKey::new(
         V6::from_ip(request.client.ip()),
         request.client_port,

@@ -1,7 +1,7 @@
 //! What becomes of a packet: counted, logged and turned into a return code here and nowhere else.
 
 use aya_ebpf::bindings::{TC_ACT_SHOT, tcx_action_base::TCX_NEXT, xdp_action};
-use portfwd_common::{Stage, verdict::Reason};
+use portfwd_common::{MAX_STAGES, Stage, verdict::Reason};
 
 use crate::{
     forward, log,
@@ -49,6 +49,12 @@ impl Verdict {
     /// Another program goes on with it, from the beginning.
     pub const fn stage(stage: Stage) -> Self {
         Self(STAGE | (stage.place(false) as u64) << 8 | (stage.place(true) as u64) << 32)
+    }
+    /// The same by the stage of that number ([`Stage`]).
+    #[inline(always)]
+    pub fn stage_of(number: u32) -> Self {
+        let place = (number & (MAX_STAGES / 2 - 1)) as u64;
+        Self(STAGE | place << 8 | (place + MAX_STAGES as u64 / 2) << 32)
     }
     /// Of a stage: it has read the packet, and goes on with it itself.
     pub const READ: Self = Self(READ);

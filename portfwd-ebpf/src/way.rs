@@ -307,7 +307,7 @@ pub fn translated_before<A: Family>(packet: &Packet<A>) -> Option<Target> {
     );
     let live = flow::settled(&key)?;
     let flow = live.flow();
-    let record = forward::visible(flow.forward, flow.generation)?.record;
+    let record = forward::serving(flow.forward, flow.generation)?.record;
     // XDP leaves a container's connection with itself to TC, and nobody else may claim to be in one.
     let is_its = flow.delivery != Delivery::Hairpin as u32
         && A::from_ip(record.target) == network.destination;

@@ -2,7 +2,6 @@
 //! undone backwards if a step fails.
 
 use std::{
-    collections::BTreeSet,
     net::IpAddr,
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -22,7 +21,7 @@ use crate::{
     masquerade,
     observe::{addresses::Host, container, netns::Netns},
     pair,
-    plan::{LinkPlan, Plan},
+    plan::{Leaving, LinkPlan, Plan},
     state,
     subnet::Subnet,
     sweep::{self, Swept},
@@ -42,7 +41,8 @@ pub fn attach(
     plan: &Plan,
     look_again: impl Fn() -> Result<(), Error>,
 ) -> Result<(), Error> {
-    if plan.forwards.is_empty() && plan.addresses.is_empty() && !plan.masquerade {
+    let changes = !plan.forwards.is_empty() || !plan.addresses.is_empty() || plan.masquerade;
+    if !changes && plan.leaving.is_empty() {
         return Ok(());
     }
     let connected = match (&plan.connection, inside) {
@@ -51,7 +51,10 @@ pub fn attach(
     };
     let Writable { datapath, host, .. } = writable;
     let done = connected.and_then(|plan| publish(datapath, host, netns, inside, &plan, look_again));
-    finish(writable, netns, done)
+    match done {
+        Ok(()) if !plan.leaving.is_empty() => sweep(writable, netns).map(|_| ()),
+        done => finish(writable, netns, done),
+    }
 }
 
 /// Makes the container's link; gives the plan with it.
@@ -149,6 +152,7 @@ fn publish(
             .doing(|| format!("publish port {}", forward.host_port))?;
     }
     record_container(transaction.tables(), plan, id)?;
+    let_go(&mut transaction, &plan.leaving)?;
     if !plan.forwards.is_empty() {
         claim(&transaction, look_again)?;
     }
@@ -214,29 +218,32 @@ pub fn unmasquerade(writable: &mut Writable, netns: &Netns, subnet: Subnet) -> R
     Ok(())
 }
 
-/// Withdraws forwards, and with `containers` (their IDs) what those send.
+/// Lets forwards go, and with containers what those send.
 ///
 /// # Errors
 /// When a step fails; what is withdrawn by then, the next command sweeps.
-pub fn withdraw(
-    writable: &mut Writable,
-    netns: &Netns,
-    forwards: &BTreeSet<u32>,
-    containers: &BTreeSet<u32>,
-) -> Result<Swept, Error> {
+pub fn withdraw(writable: &mut Writable, netns: &Netns, leaving: &Leaving) -> Result<Swept, Error> {
     let mut transaction = Transaction::begin(&mut writable.datapath.tables);
-    for index in forwards {
-        transaction.withdraw(*index);
+    let_go(&mut transaction, leaving)?;
+    transaction.commit();
+    sweep(writable, netns)
+}
+
+fn let_go(transaction: &mut Transaction<'_>, leaving: &Leaving) -> Result<(), Error> {
+    for index in &leaving.forwards {
+        match leaving.drained {
+            Some(drained) => transaction.drain(*index, drained),
+            None => transaction.withdraw(*index),
+        }
     }
     let doing = || "end what containers send".to_owned();
-    for container in containers {
+    for container in &leaving.containers {
         let ending = masquerade::owners_ending_with(transaction.tables(), *container);
         for owner in ending.doing(doing)? {
             transaction.withdraw_owner(owner).doing(doing)?;
         }
     }
-    transaction.commit();
-    sweep(writable, netns)
+    Ok(())
 }
 
 /// Records the link with the addresses that the container may send from, and no others.
@@ -291,10 +298,9 @@ fn record_container(tables: &mut Tables, plan: &Plan, id: u32) -> Result<(), Err
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
         record.created = now.map_or(0, |since| since.as_secs());
     }
-    let label = plan.label.key();
     tables
         .attachments
-        .insert(label, record, 0)
+        .insert(id, record, 0)
         .map_err(|source| TableError::full_or(maps::ATTACHMENTS, MAX_FORWARDS, source))
         .doing(|| format!("record container {}", plan.label))
 }

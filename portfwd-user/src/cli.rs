@@ -86,6 +86,8 @@ pub enum Command {
     Attach(Attach),
     /// Withdraw ports.
     Detach(Detach),
+    /// Hand ports over.
+    Repoint(Repoint),
     /// Show every forward, or those of one container.
     List(Option<Label>),
     /// Show where one container's ports are published.
@@ -130,8 +132,36 @@ pub struct Attach {
     pub masquerade: bool,
     /// Whether given ports are taken from processes of the host and from other tools' rules.
     pub force: bool,
+    /// Whether what the name has published until now goes.
+    pub replace: bool,
     /// Whether only to show what would be done.
     pub dry_run: bool,
+}
+
+/// `portfwd repoint`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Repoint {
+    /// The container that has the ports.
+    pub container: Label,
+    /// The container that gets them: another one.
+    pub to: Label,
+    /// Where that is, if it was said.
+    pub target: Option<Target>,
+    /// What becomes of connections that are open.
+    pub drain: Drain,
+    /// Whether only to show what would be done.
+    pub dry_run: bool,
+}
+
+/// What becomes of connections that are open when their ports are handed over.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Drain {
+    /// They go on until they end.
+    Unlimited,
+    /// They may go on for so many seconds.
+    For(u32),
+    /// They end.
+    Cut,
 }
 
 /// `portfwd flows`.
@@ -251,6 +281,7 @@ fn command(command: args::Command, environment: &Environment) -> Result<Command,
             specs: specs(&detach.publish, environment)?,
             ignore_missing: detach.ignore_missing,
         }),
+        args::Command::Repoint(repoint) => Command::Repoint(typed_repoint(repoint)?),
         args::Command::List { container } => Command::List(label(container)?),
         args::Command::Port { container, port } => Command::Port(
             container.parse()?,
@@ -314,12 +345,7 @@ fn typed_flows(flows: args::Flows) -> Result<Flows, Error> {
 }
 
 fn typed_attach(attach: args::Attach, environment: &Environment) -> Result<Attach, Error> {
-    let target = match (attach.target.netns, attach.target.pid, attach.target.ip) {
-        (Some(path), _, _) => Some(Target::Netns(not_empty("--netns", path)?)),
-        (_, Some(pid), _) => Some(Target::Pid(pid)),
-        (_, _, Some(addresses)) => Some(Target::Addresses(addresses.parse()?)),
-        (None, None, None) => None,
-    };
+    let target = typed_target(attach.target)?;
     let specs = specs(&attach.publish, environment)?;
     check_sctp(&specs)?;
     if attach.loopback {
@@ -338,8 +364,57 @@ fn typed_attach(attach: args::Attach, environment: &Environment) -> Result<Attac
         loopback: attach.loopback,
         masquerade: attach.masquerade,
         force: attach.force,
+        replace: attach.replace,
         dry_run: attach.dry_run,
     })
+}
+
+fn typed_target(target: args::Target) -> Result<Option<Target>, Error> {
+    Ok(match (target.netns, target.pid, target.ip) {
+        (Some(path), _, _) => Some(Target::Netns(not_empty("--netns", path)?)),
+        (_, Some(pid), _) => Some(Target::Pid(pid)),
+        (_, _, Some(addresses)) => Some(Target::Addresses(addresses.parse()?)),
+        (None, None, None) => None,
+    })
+}
+
+fn typed_repoint(repoint: args::Repoint) -> Result<Repoint, Error> {
+    let (container, to): (Label, Label) = (repoint.container.parse()?, repoint.to.parse()?);
+    if container == to {
+        return Err(Usage {
+            message: format!("container \"{container}\" cannot hand its ports over to itself"),
+            hint: Some(
+                "portfwd attach --replace puts another container behind the same name".to_owned(),
+            ),
+        }
+        .into());
+    }
+    let drain = match (repoint.drain, repoint.cut) {
+        (Some(text), _) => Drain::For(drain_time(&text)?),
+        (None, true) => Drain::Cut,
+        (None, false) => Drain::Unlimited,
+    };
+    Ok(Repoint {
+        container,
+        to,
+        target: typed_target(repoint.target)?,
+        drain,
+        dry_run: repoint.dry_run,
+    })
+}
+
+/// Seconds that open connections are given, at most as many as a flow lives without a packet.
+fn drain_time(text: &str) -> Result<u32, Usage> {
+    let bad = |what: String| Usage {
+        message: format!("--drain {}: {what}", shown(text)),
+        hint: Some("give a time such as 90s, 10m or 1h".to_owned()),
+    };
+    let time = humantime::parse_duration(text).map_err(|error| bad(error.to_string()))?;
+    match u32::try_from(time.as_secs()) {
+        Ok(0) => Err(bad("less than a second is --cut".to_owned())),
+        Ok(seconds) if seconds <= LONGEST_LIFETIME => Ok(seconds),
+        _ => Err(bad(format!("more than {} days", LONGEST_LIFETIME / 86_400))),
+    }
 }
 
 /// The checksum of SCTP covers its ports (RFC 9260, section 6.8), and whoever changes one has to compute it

@@ -7,6 +7,7 @@ mod flows;
 mod follow_log;
 mod gc;
 mod masquerade;
+mod repoint;
 mod show;
 
 use crate::{
@@ -24,6 +25,7 @@ pub fn run(cli: &Cli) -> Result<(), Error> {
     match &cli.command {
         Command::Attach(attach) => attach::run(cli, attach),
         Command::Detach(detach) => detach::run(cli, detach),
+        Command::Repoint(repoint) => repoint::run(cli, repoint),
         Command::List(container) => show::list(cli, container.as_ref()),
         Command::Port(container, query) => show::port(cli, container, *query),
         Command::Flows(asked) => flows::run(cli, asked),

@@ -324,7 +324,7 @@ impl Site {
         }
         transaction::recover(&mut tables).doing(|| "repair the forwards".to_owned())?;
         let mut transaction = transaction::Transaction::begin(&mut tables);
-        let all: Vec<u32> = transaction::visible(transaction.tables())
+        let all: Vec<u32> = transaction::serving(transaction.tables())
             .map(|f| f.0)
             .collect();
         all.into_iter()

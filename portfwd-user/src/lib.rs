@@ -10,6 +10,7 @@ pub mod connection;
 pub mod coverage;
 pub mod datapath;
 pub mod doctor;
+pub mod drain;
 pub mod error;
 pub mod flow_filter;
 pub mod hooks;

@@ -1,8 +1,16 @@
-//! What an attach is going to do, as data: pure.
+//! What an attach or a repoint is going to do, as data: pure.
+
+mod succession;
 
 use std::{collections::BTreeSet, net::IpAddr};
 
-use portfwd_common::{forward::Delivery, host::Attachment, net::Ip};
+use portfwd_common::{
+    forward::{Delivery, Forward, PortSlot},
+    host::Attachment,
+    net::Ip,
+};
+
+pub use succession::Leaving;
 
 use crate::{
     collision::Resolved,
@@ -64,6 +72,8 @@ pub struct Plan {
     pub shadowed: BTreeSet<String>,
     /// Where others' rules for every port are that it passes by.
     pub passed_by: BTreeSet<String>,
+    /// What goes at the same instant.
+    pub leaving: Leaving,
 }
 
 /// What an attach was asked for.
@@ -75,6 +85,8 @@ pub struct Asked<'a> {
     pub loopback: bool,
     /// Whether what the container sends is masqueraded.
     pub masquerade: bool,
+    /// Whether the container may be another one than the one that is known.
+    pub replace: bool,
 }
 
 /// Plans an attach of `resolved` to the container, with `loopback` for a service that may listen on its
@@ -92,16 +104,9 @@ pub fn attach(
         resolved,
         loopback,
         masquerade,
+        replace,
     } = *asked;
-    let container = container(label, known, found)?;
-    let observed = match found {
-        Found::Link(observed, _) => Some(observed),
-        Found::Known(_) | Found::Unconnected(..) => None,
-    };
-    let connection = match found {
-        Found::Unconnected(connection, _) => Some(connection.clone()),
-        Found::Link(..) | Found::Known(_) => None,
-    };
+    let container = container(label, known, found, replace)?;
     let mut forwards = Vec::new();
     let mut published = Vec::new();
     for item in resolved {
@@ -129,26 +134,137 @@ pub fn attach(
             }
         }
     }
-    let known = known.is_some();
     Ok(Plan {
-        label: label.clone(),
-        container,
-        known,
-        connection,
-        link: observed.and_then(|observed| link(observed)),
-        inside: observed.and_then(|observed| observed.interface.clone().filter(|_| loopback)),
-        addresses: observed.map_or_else(BTreeSet::new, |observed| {
-            addresses(&container, observed, masquerade)
-        }),
-        masquerade,
         forwards,
         published,
-        shadowed: BTreeSet::new(),
-        passed_by: BTreeSet::new(),
+        ..Plan::for_container(label, container, found, loopback, masquerade)
+    })
+}
+
+/// Plans that new connections through the forwards `moved` go to container `to`, `drained` as
+/// [`Leaving::drained`].
+///
+/// # Errors
+/// When that container is known elsewhere or has moved, or has no address of a family that is published on one
+/// address of the host.
+pub fn repoint(
+    to: &Label,
+    known: Option<&Attachment>,
+    found: &Found,
+    moved: &[&Owned],
+    drained: Option<u64>,
+) -> Result<Plan, Error> {
+    let container = container(to, known, found, false)?;
+    let mut forwards = Vec::new();
+    let mut published = Vec::new();
+    for owned in moved {
+        let (held, record) = (&owned.held, &owned.record);
+        let target = match held.host {
+            IpAddr::V4(_) => container.v4,
+            IpAddr::V6(_) => container.v6,
+        };
+        if target.is_unspecified() && !held.host.is_unspecified() {
+            let (label, host) = (to.clone(), held.host);
+            return Err(ContainerError::NoFamily { label, host }.into());
+        }
+        if !target.is_unspecified() {
+            published.push(Published {
+                container: to.clone(),
+                protocol: held.protocol,
+                host_ip: held.host,
+                host_port: held.ports.first(),
+                count: held.ports.count(),
+                container_ip: IpAddr::from(target),
+                container_port: held.container.first(),
+            });
+        }
+        forwards.push(NewForward {
+            attachment: container.id,
+            protocol: held.protocol,
+            host: record.host,
+            host_port: held.ports.first(),
+            count: held.ports.count(),
+            target,
+            target_port: held.container.first(),
+            link: container.link,
+            delivery: delivery(&container),
+            loopback: record.serves_loopback(),
+            former: PortSlot::from_bits(0),
+        });
+    }
+    let loopback = forwards.iter().any(|forward| forward.loopback);
+    Ok(Plan {
+        forwards: succession::following(&forwards, moved),
+        published,
+        leaving: Leaving {
+            forwards: moved.iter().map(|owned| owned.index).collect(),
+            containers: BTreeSet::new(),
+            drained,
+        },
+        ..Plan::for_container(to, container, found, loopback, false)
     })
 }
 
 impl Plan {
+    /// A plan that publishes nothing yet.
+    fn for_container(
+        label: &Label,
+        container: Attachment,
+        found: &Found,
+        loopback: bool,
+        masquerade: bool,
+    ) -> Self {
+        let (observed, connection) = match found {
+            Found::Link(observed, _) => (Some(observed), None),
+            Found::Unconnected(connection, _) => (None, Some(connection.clone())),
+            Found::Known(_) => (None, None),
+        };
+        Self {
+            label: label.clone(),
+            container,
+            known: container.id != 0,
+            connection,
+            link: observed.and_then(|observed| link(observed)),
+            inside: observed.and_then(|observed| observed.interface.clone().filter(|_| loopback)),
+            addresses: observed.map_or_else(BTreeSet::new, |observed| {
+                addresses(&container, observed, masquerade)
+            }),
+            masquerade,
+            forwards: Vec::new(),
+            published: Vec::new(),
+            shadowed: BTreeSet::new(),
+            passed_by: BTreeSet::new(),
+            leaving: Leaving::default(),
+        }
+    }
+
+    /// The same in place of `own`, all that the name has published until now. What is published again to the same
+    /// container stays, with its connections; all others end.
+    #[must_use]
+    pub fn in_place_of(self, own: &[&Owned]) -> Self {
+        let is_again = |new: &NewForward, owned: &Owned| self.known && is_as_it_was(new, owned);
+        let (stays, goes): (Vec<&Owned>, Vec<&Owned>) = own
+            .iter()
+            .copied()
+            .partition(|owned| self.forwards.iter().any(|new| is_again(new, owned)));
+        let new: Vec<NewForward> = self
+            .forwards
+            .iter()
+            .copied()
+            .filter(|new| !stays.iter().any(|owned| is_again(new, owned)))
+            .collect();
+        let former = goes.iter().map(|owned| owned.record.attachment);
+        Self {
+            forwards: succession::following(&new, &goes),
+            leaving: Leaving {
+                forwards: goes.iter().map(|owned| owned.index).collect(),
+                containers: former.filter(|id| *id != self.container.id).collect(),
+                drained: None,
+            },
+            ..self
+        }
+    }
+
     /// The same once the container's link has been made.
     #[must_use]
     pub fn onto(&self, made: &ContainerLink) -> Self {
@@ -234,11 +350,28 @@ fn link_index(observed: &ContainerLink) -> u32 {
     observed.host.as_ref().map_or(0, |end| end.link.index)
 }
 
-/// The container's record: as it is known, or new.
+/// Whether a forward would be what there is.
+fn is_as_it_was(new: &NewForward, owned: &Owned) -> bool {
+    let record = &owned.record;
+    let ports = (
+        record.host_port.get(),
+        record.count,
+        record.target_port.get(),
+    );
+    let opens = record.until == Forward::FOREVER;
+    opens
+        && record.protocol == new.protocol.number()
+        && (record.host, record.target) == (new.host, new.target)
+        && ports == (new.host_port, new.count, new.target_port)
+        && record.serves_loopback() == new.loopback
+}
+
+/// The container's record: as it is known, or new; with `replace` another one than the known may be found.
 fn container(
     label: &Label,
     known: Option<&Attachment>,
     found: &Found,
+    replace: bool,
 ) -> Result<Attachment, Error> {
     let new = |link: u32, v4: Option<IpAddr>, v6: Option<IpAddr>, netns: u64| Attachment {
         id: 0,
@@ -247,6 +380,7 @@ fn container(
         v6: v6.map_or(Ip::NONE, Ip::from),
         netns,
         created: 0,
+        label: label.key(),
     };
     let fresh = match found {
         Found::Known(attachment) => *attachment,
@@ -264,6 +398,7 @@ fn container(
             created: known.created,
             ..fresh
         }),
+        Some(_) if replace => Ok(fresh),
         Some(known) => Err(ContainerError::KnownElsewhere {
             label: label.clone(),
             known: whereabouts(known),
@@ -324,6 +459,7 @@ fn new_forward(container: &Attachment, item: &Resolved, host: IpAddr, target: Ip
         link: container.link,
         delivery: delivery(container),
         loopback: false,
+        former: PortSlot::from_bits(0),
     }
 }
 

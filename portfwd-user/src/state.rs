@@ -1,16 +1,11 @@
 //! What the maps say, in the terms that people use.
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
+    collections::{BTreeSet, HashMap},
     net::IpAddr,
 };
 
-use portfwd_common::{
-    forward::Forward,
-    host::{self, Attachment},
-    maps,
-    net::Protocol,
-};
+use portfwd_common::{forward::Forward, host::Attachment, maps, net::Protocol};
 
 use crate::{
     collision::Held,
@@ -38,11 +33,13 @@ pub struct Owned {
 /// Containers and forwards of an instance.
 #[derive(Clone, Debug, Default)]
 pub struct State {
-    /// Containers by name: those with a forward. A record without any is of an attach that came to nothing, and
+    /// Containers by name: those with a forward, or one that drains. A record without any is of an attach that came to nothing, and
     /// goes with the next sweep.
     pub containers: HashMap<Label, Attachment>,
-    /// Every forward.
+    /// Every forward that opens connections.
     pub forwards: Vec<Owned>,
+    /// Those that only keep the connections that they have.
+    pub draining: Vec<Owned>,
     /// What they hold.
     pub held: Vec<Held>,
 }
@@ -51,6 +48,34 @@ impl State {
     /// A container.
     pub fn container(&self, label: &Label) -> Option<&Attachment> {
         self.containers.get(label)
+    }
+    /// Every forward of a container, those that drain as well.
+    pub fn of(&self, label: &Label) -> Vec<&Owned> {
+        let all = self.forwards.iter().chain(&self.draining);
+        all.filter(|forward| forward.owner == *label).collect()
+    }
+    /// The same by index.
+    pub fn indexes_of(&self, label: &Label) -> BTreeSet<u32> {
+        self.of(label).iter().map(|forward| forward.index).collect()
+    }
+    /// The same as if the container did not exist.
+    #[must_use]
+    pub fn without(&self, label: &Label) -> Self {
+        let is_other = |owned: &&Owned| owned.owner != *label;
+        let others = |all: &[Owned]| all.iter().filter(is_other).cloned().collect();
+        let mut containers = self.containers.clone();
+        containers.remove(label);
+        Self {
+            containers,
+            forwards: others(&self.forwards),
+            draining: others(&self.draining),
+            held: self
+                .held
+                .iter()
+                .filter(|held| held.owner != *label)
+                .cloned()
+                .collect(),
+        }
     }
     /// Host-side links of the containers.
     pub fn links(&self) -> BTreeSet<u32> {
@@ -88,33 +113,23 @@ impl Owned {
 /// # Errors
 /// When a table cannot be read.
 pub fn read(tables: &Tables) -> Result<State, Error> {
-    let mut containers = HashMap::new();
-    let mut names = HashMap::new();
-    for entry in tables.attachments.iter() {
-        let (label, attachment) = entry
-            .map_err(|source| TableError::Map {
-                name: maps::ATTACHMENTS,
-                source: Box::new(source),
-            })
-            .doing(|| "read the containers".to_owned())?;
-        let label = text_label(&label)?;
-        names.insert(attachment.id, label.clone());
-        containers.insert(label, attachment);
-    }
-    let forwards: Vec<Owned> = transaction::visible(tables)
-        .filter_map(|(index, record)| {
-            let owner = names.get(&record.attachment)?.clone();
-            let held = held(&owner, &record)?;
-            Some(Owned {
-                index,
-                owner,
-                held,
-                record,
-            })
+    let attachments = attachments(tables)?;
+    let owned = |(index, record): (u32, Forward)| {
+        let (owner, _) = attachments.get(&record.attachment)?.clone();
+        let held = held(&owner, &record)?;
+        Some(Owned {
+            index,
+            owner,
+            held,
+            record,
         })
-        .collect();
-    let owners: HashSet<u32> = forwards.iter().map(|f| f.record.attachment).collect();
-    containers.retain(|_, attachment: &mut Attachment| owners.contains(&attachment.id));
+    };
+    let forwards: Vec<Owned> = transaction::visible(tables).filter_map(owned).collect();
+    let draining: Vec<Owned> = transaction::draining(tables).filter_map(owned).collect();
+    // Of two with one name the one counts that opens connections.
+    let all = draining.iter().chain(&forwards);
+    let owners = all.filter_map(|forward| attachments.get(&forward.record.attachment).cloned());
+    let containers = owners.collect();
     let held = forwards
         .iter()
         .map(|forward| forward.held.clone())
@@ -122,12 +137,30 @@ pub fn read(tables: &Tables) -> Result<State, Error> {
     Ok(State {
         containers,
         forwards,
+        draining,
         held,
     })
 }
 
-fn text_label(label: &host::Label) -> Result<Label, Error> {
-    Ok(label.as_str().parse::<Label>()?)
+/// Every container with its name, by ID.
+///
+/// # Errors
+/// When the table cannot be read.
+pub fn attachments(tables: &Tables) -> Result<HashMap<u32, (Label, Attachment)>, Error> {
+    let all: Vec<(u32, Attachment)> = tables
+        .attachments
+        .iter()
+        .collect::<Result<_, _>>()
+        .map_err(|source| TableError::Map {
+            name: maps::ATTACHMENTS,
+            source: Box::new(source),
+        })
+        .doing(|| "read the containers".to_owned())?;
+    let named = all.into_iter().map(|(id, attachment)| {
+        let label = attachment.label.as_str().parse()?;
+        Ok((id, (label, attachment)))
+    });
+    named.collect()
 }
 
 fn held(owner: &Label, record: &Forward) -> Option<Held> {

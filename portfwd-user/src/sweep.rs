@@ -10,12 +10,13 @@ use aya::maps::MapError;
 use portfwd_common::{
     flow::{Flow, FlowKey},
     forward::{Delivery, Forward},
-    host::{Attachment, Label, SocketKey, SocketOrigin},
+    host::{SocketKey, SocketOrigin},
     maps,
     net::Protocol,
 };
 
 use crate::{
+    clock, drain,
     error::{Doing, Error},
     hooks::{self, Hook},
     instance::Layout,
@@ -24,13 +25,35 @@ use crate::{
         netns::Netns,
         sockets::{self, Peer},
     },
-    pair,
+    pair, state,
     tables::{Flows, Hash, TableError, Tables, is_gone},
     transaction,
 };
 
-/// Forwards that packets see, by index and generation.
-type Alive = HashSet<(u32, u32)>;
+/// Forwards that flows live of, and those of them that have some.
+#[derive(Default)]
+struct Census {
+    alive: HashSet<drain::Id>,
+    used: BTreeSet<drain::Id>,
+}
+
+impl Census {
+    fn of(tables: &Tables) -> Self {
+        let alive = transaction::serving(tables);
+        Self {
+            alive: alive.map(|(index, f)| (index, f.generation)).collect(),
+            used: BTreeSet::new(),
+        }
+    }
+    /// Whether the forward is alive, which is used then.
+    fn has(&mut self, id: drain::Id) -> bool {
+        let is_alive = self.alive.contains(&id);
+        if is_alive {
+            self.used.insert(id);
+        }
+        is_alive
+    }
+}
 
 /// What a sweep has removed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -43,25 +66,24 @@ pub struct Swept {
     pub pairs: usize,
 }
 
-/// Removes all that no visible forward needs, then frees the dead forwards.
+/// Ends what has drained, removes all that no forward needs, then frees the dead forwards.
 ///
 /// # Errors
 /// The first failure, after everything has been tried; the next command tries again.
 pub fn sweep(tables: &mut Tables, layout: &Layout, host: &Netns) -> Result<Swept, Error> {
-    let forwards: Vec<_> = transaction::visible(tables).collect();
-    let alive: Alive = forwards
-        .iter()
-        .map(|(index, f)| (*index, f.generation))
-        .collect();
+    drain::end_overdue(tables, clock::seconds()?);
+    let mut census = Census::of(tables);
+    let v4 = purge_flows(&mut tables.flows_v4, &mut census);
+    let v6 = purge_flows(&mut tables.flows_v6, &mut census);
+    let host_sockets = end_sockets(tables, host, &mut census);
+    drain::end_empty(tables, &census.used);
+    let forwards: Vec<_> = transaction::serving(tables).collect();
     let owners: BTreeSet<u32> = forwards.iter().map(|(_, f)| f.attachment).collect();
     let through_stack = |(_, f): &(u32, Forward)| f.delivery == Delivery::Stack as u8;
     let loopback = forwards.iter().filter(|(_, f)| f.serves_loopback());
     let loopback: BTreeSet<u32> = loopback.map(|(_, f)| f.attachment).collect();
     let masquerades = masquerade::sweep(tables, &owners);
     let needs_egress = forwards.iter().any(through_stack) || !matches!(masquerades, Ok(false));
-    let v4 = purge_flows(&mut tables.flows_v4, &alive);
-    let v6 = purge_flows(&mut tables.flows_v6, &alive);
-    let host_sockets = end_sockets(tables, host, &alive);
     let forgotten = forget_containers(tables, layout, host, &owners);
     let pairs = remove_pairs(tables, host, &owners);
     let results = [
@@ -95,31 +117,22 @@ fn detach_egress(layout: &Layout, host: &Netns) -> Result<(), Error> {
 /// The program inside a container serves forwards to its loopback address; the attachments `served` have
 /// some.
 fn leave_containers(tables: &Tables, layout: &Layout, served: &BTreeSet<u32>) -> Result<(), Error> {
-    let containers = containers(tables)?;
-    let served = containers.iter().filter(|(_, a)| served.contains(&a.id));
-    let namespaces = served.map(|(_, attachment)| attachment.netns).collect();
+    let containers = state::attachments(tables)?;
+    let served = containers.iter().filter(|(id, _)| served.contains(id));
+    let namespaces = served
+        .map(|(_, (_, attachment))| attachment.netns)
+        .collect();
     hooks::loopback::detach_but(layout, &namespaces)
 }
 
 /// The pair that was made for a container goes with it, or with the attach that came to nothing.
 fn remove_pairs(tables: &Tables, host: &Netns, owners: &BTreeSet<u32>) -> Result<usize, Error> {
-    let attached = containers(tables)?.into_iter();
-    let attached = attached.filter(|(_, attachment)| owners.contains(&attachment.id));
-    let links = attached.map(|(_, attachment)| attachment.link).collect();
+    let attached = state::attachments(tables)?.into_iter();
+    let attached = attached.filter(|(id, _)| owners.contains(id));
+    let links = attached
+        .map(|(_, (_, attachment))| attachment.link)
+        .collect();
     pair::remove_but(host, &links)
-}
-
-/// Every attached container.
-fn containers(tables: &Tables) -> Result<Vec<(Label, Attachment)>, Error> {
-    tables
-        .attachments
-        .iter()
-        .collect::<Result<_, _>>()
-        .map_err(|source| TableError::Map {
-            name: maps::ATTACHMENTS,
-            source: Box::new(source),
-        })
-        .doing(|| "read the containers".to_owned())
 }
 
 /// Forgets every flow, of living forwards as well. Returns how many there were.
@@ -127,8 +140,8 @@ fn containers(tables: &Tables) -> Result<Vec<(Label, Attachment)>, Error> {
 /// # Errors
 /// When a table cannot be read or written.
 pub fn purge_all_flows(tables: &mut Tables) -> Result<usize, Error> {
-    let v4 = purge_flows(&mut tables.flows_v4, &Alive::new())?;
-    let v6 = purge_flows(&mut tables.flows_v6, &Alive::new())?;
+    let v4 = purge_flows(&mut tables.flows_v4, &mut Census::default())?;
+    let v6 = purge_flows(&mut tables.flows_v6, &mut Census::default())?;
     Ok(v4 + v6 + masquerade::forget_all(tables)?)
 }
 
@@ -136,7 +149,7 @@ pub fn purge_all_flows(tables: &mut Tables) -> Result<usize, Error> {
 /// forgets the oldest.
 fn purge_flows<A: portfwd_common::net::Address>(
     flows: &mut Flows<A>,
-    alive: &Alive,
+    census: &mut Census,
 ) -> Result<usize, Error>
 where
     FlowKey<A>: aya::Pod,
@@ -144,7 +157,7 @@ where
 {
     let mut purged = 0;
     for (name, flows) in flows.tables_mut() {
-        purged += purge_table(flows, name, alive)?;
+        purged += purge_table(flows, name, census)?;
     }
     Ok(purged)
 }
@@ -152,7 +165,7 @@ where
 fn purge_table<A: portfwd_common::net::Address>(
     flows: &mut Hash<FlowKey<A>, Flow<A>>,
     name: &'static str,
-    alive: &Alive,
+    census: &mut Census,
 ) -> Result<usize, Error>
 where
     FlowKey<A>: aya::Pod,
@@ -163,8 +176,9 @@ where
         source: Box::new(source),
     };
     let doing = || "purge flows".to_owned();
-    let is_dead = |flows: &Hash<FlowKey<A>, Flow<A>>, key: &FlowKey<A>| match flows.get(key, 0) {
-        Ok(flow) => Ok(!alive.contains(&(flow.forward, flow.generation))),
+    let mut is_dead = |flows: &Hash<FlowKey<A>, Flow<A>>, key: &FlowKey<A>| match flows.get(key, 0)
+    {
+        Ok(flow) => Ok(!census.has((flow.forward, flow.generation))),
         // An LRU table may drop any entry at any time.
         Err(MapError::KeyNotFound) => Ok(false),
         Err(error) => Err(failed(error)).doing(doing),
@@ -192,8 +206,8 @@ where
 
 /// Ends connected sockets; one that is not connected asks a forward for each datagram. Returns how many there
 /// were of both.
-fn end_sockets(tables: &mut Tables, host: &Netns, alive: &Alive) -> Result<usize, Error> {
-    let dead = dead_sockets(&tables.host_sockets, maps::HOST_SOCKETS, alive)?;
+fn end_sockets(tables: &mut Tables, host: &Netns, census: &mut Census) -> Result<usize, Error> {
+    let dead = dead_sockets(&tables.host_sockets, maps::HOST_SOCKETS, census)?;
     let mut peers = HashSet::new();
     for (key, origin) in &dead {
         if let Some(protocol) = Protocol::from_number(origin.protocol) {
@@ -205,7 +219,7 @@ fn end_sockets(tables: &mut Tables, host: &Netns, alive: &Alive) -> Result<usize
     sockets::destroy(host, &peers, &cookies).doing(|| "end host sockets".to_owned())?;
     let connected = dead.len();
     forget_sockets(&mut tables.host_sockets, maps::HOST_SOCKETS, dead)?;
-    let dead = dead_sockets(&tables.host_peers, maps::HOST_PEERS, alive)?;
+    let dead = dead_sockets(&tables.host_peers, maps::HOST_PEERS, census)?;
     let all = connected + dead.len();
     forget_sockets(&mut tables.host_peers, maps::HOST_PEERS, dead)?;
     Ok(all)
@@ -215,7 +229,7 @@ fn end_sockets(tables: &mut Tables, host: &Netns, alive: &Alive) -> Result<usize
 fn dead_sockets(
     sockets: &Hash<SocketKey, SocketOrigin>,
     name: &'static str,
-    alive: &Alive,
+    census: &mut Census,
 ) -> Result<Vec<(SocketKey, SocketOrigin)>, Error> {
     let mut dead = Vec::new();
     for entry in sockets.iter() {
@@ -225,7 +239,7 @@ fn dead_sockets(
                 source: Box::new(source),
             })
             .doing(|| "read host sockets".to_owned())?;
-        if !alive.contains(&(origin.forward, origin.generation)) {
+        if !census.has((origin.forward, origin.generation)) {
             dead.push((key, origin));
         }
     }
@@ -265,13 +279,13 @@ fn forget_containers(
     };
     let doing = || "forget containers".to_owned();
     let mut links = BTreeSet::new();
-    for (label, attachment) in containers(tables)? {
-        if owners.contains(&attachment.id) {
+    for (id, (_, attachment)) in state::attachments(tables)? {
+        if owners.contains(&id) {
             links.insert(attachment.link);
         } else {
             tables
                 .attachments
-                .remove(&label)
+                .remove(&id)
                 .map_err(failed(maps::ATTACHMENTS))
                 .doing(doing)?;
         }

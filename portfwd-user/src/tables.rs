@@ -12,7 +12,7 @@ use memmap2::{MmapOptions, MmapRaw};
 use portfwd_common::{
     flow::{Flow, FlowKey, Shift},
     forward::{AddressPort, Counters, Forward, Journal, MAX_FORWARDS, PORT_SLOTS, PortSlot},
-    host::{Attachment, Device, HostDatagram, Label, Link, LinkSource, SocketKey, SocketOrigin},
+    host::{Attachment, Device, HostDatagram, Link, LinkSource, SocketKey, SocketOrigin},
     maps,
     masquerade::{DeviceFamily, Half, Key, Owner, PortElement, Settings},
     net::{Ip, V4, V6},
@@ -207,7 +207,7 @@ pub struct Tables {
     /// Forwards of one host address.
     pub address_ports: Hash<AddressPort, PortSlot>,
     /// Containers.
-    pub attachments: Hash<Label, Attachment>,
+    pub attachments: Hash<u32, Attachment>,
     /// Host-side links of containers.
     pub links: Hash<u32, Link>,
     /// What containers may send from.

@@ -6,13 +6,15 @@
 //! right, and every command calls it before it changes anything.
 
 use std::{
+    collections::HashMap,
     mem::offset_of,
     sync::atomic::{Ordering, fence},
 };
 
 use portfwd_common::{
     forward::{
-        AddressPort, Counters, Delivery, Forward, Journal, MAX_FORWARDS, PortSlot, port_index,
+        AddressPort, Counters, Delivery, Forward, Journal, MAX_FORWARDS, PortSlot, is_visible,
+        port_index,
     },
     maps,
     masquerade::Owner,
@@ -28,6 +30,13 @@ use crate::{
 const COMMITTED: usize = offset_of!(Journal, committed);
 const OPEN: usize = offset_of!(Journal, open);
 const CLAIMED: usize = offset_of!(Journal, claimed);
+const UNTIL: usize = offset_of!(Forward, until);
+const ENDED: usize = offset_of!(Forward, ended);
+const DRAINED: usize = offset_of!(Forward, drained);
+const FORMER: usize = offset_of!(Forward, former);
+
+/// A transaction that is past: of a forward that is dead, but not yet free of its slots.
+const PAST: u64 = 1;
 
 /// A forward to publish, in one family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +61,8 @@ pub struct NewForward {
     pub delivery: Delivery,
     /// Whether the service may listen on the container's loopback address alone.
     pub loopback: bool,
+    /// The slots of the forward that has had the ports until now; empty ones for none.
+    pub former: PortSlot,
 }
 
 /// A transaction that is being written. Dropped without [`Transaction::commit`], it never took place.
@@ -79,7 +90,7 @@ impl<'t> Transaction<'t> {
         self.tables
     }
 
-    /// Publishes `new` from this transaction on. Nobody may hold its ports.
+    /// Publishes `new` from this transaction on. Nobody may hold its ports but the forward that it follows.
     pub fn publish(&mut self, new: &NewForward) -> Result<(), TableError> {
         let index = self.free_index()?;
         let old = self.tables.forwards.get(index);
@@ -97,6 +108,8 @@ impl<'t> Transaction<'t> {
         record.protocol = new.protocol.number();
         record.flags = if new.loopback { Forward::LOOPBACK } else { 0 };
         record.host = new.host;
+        record.former = new.former;
+        record.ended = Forward::FOREVER;
         // The generation first: a program that still holds the old record then sees that it is gone.
         let mut void = old;
         void.generation = generation;
@@ -104,7 +117,7 @@ impl<'t> Transaction<'t> {
         fence(Ordering::Release);
         self.tables.forwards.set(index, record);
         fence(Ordering::Release);
-        set_until(self.tables, index, Forward::FOREVER);
+        store(self.tables, index, UNTIL, Forward::FOREVER);
         self.next_index = index + 1;
         self.raise_used(index + 1);
         if old.generation != 0 {
@@ -113,9 +126,19 @@ impl<'t> Transaction<'t> {
         self.write_slots(index, &record, new.protocol)
     }
 
-    /// Withdraws the forward at `index` from this transaction on.
+    /// Withdraws the forward at `index` from this transaction on, and ends its flows.
     pub fn withdraw(&mut self, index: u32) {
-        set_until(self.tables, index, self.number);
+        store(self.tables, index, ENDED, self.number);
+        if self.tables.forwards.get(index).until == Forward::FOREVER {
+            store(self.tables, index, UNTIL, self.number);
+        }
+    }
+
+    /// Lets the forward at `index` open no connections from this transaction on; those that it has opened live
+    /// until second `drained` of `CLOCK_MONOTONIC`, as long as another forward follows it.
+    pub fn drain(&mut self, index: u32, drained: u64) {
+        store(self.tables, index, DRAINED, drained);
+        store(self.tables, index, UNTIL, self.number);
     }
 
     /// Makes `id` the owner of what it already owns, from this transaction on if it is new; masqueraded
@@ -270,21 +293,38 @@ pub fn recover(tables: &mut Tables) -> Result<bool, TableError> {
 /// and links of dead forwards are the caller's to remove before.
 pub fn settle(tables: &mut Tables) -> Result<(), TableError> {
     let committed = committed(tables);
-    let dead: Vec<(u32, Forward)> = records(tables)
-        .filter(|(_, record)| record.until != 0 && record.is_free(committed))
-        .collect();
+    let (dead, alive): (Vec<_>, Vec<_>) = records(tables)
+        .filter(|(_, record)| record.ended != 0)
+        .partition(|(_, record)| record.is_free(committed));
     if !dead.is_empty() {
-        let alive = records(tables).filter(|(_, record)| !record.is_free(committed));
-        let coverage = Coverage::of(alive.map(|(_, record)| record));
+        let coverage = Coverage::of(alive.iter().map(|(_, record)| *record));
         for (index, record) in &dead {
             clear_slots(tables, *index, record, &coverage)?;
         }
+        close_ranks(tables, &dead, &alive);
         for (index, _) in &dead {
-            set_until(tables, *index, 0);
+            store(tables, *index, ENDED, 0);
         }
     }
     tables.journal.word(0, OPEN).store(0, Ordering::SeqCst);
     Ok(())
+}
+
+/// What has followed a dead forward follows the one that this has followed.
+fn close_ranks(tables: &Tables, dead: &[(u32, Forward)], alive: &[(u32, Forward)]) {
+    let dead: HashMap<(u32, u32), PortSlot> = dead
+        .iter()
+        .map(|(index, record)| ((*index, record.generation), record.former))
+        .collect();
+    for (index, record) in alive {
+        let mut former = record.former;
+        while let Some(further) = dead.get(&(former.index(), former.generation)) {
+            former = *further;
+        }
+        if former != record.former {
+            store(tables, *index, FORMER, former.to_bits());
+        }
+    }
 }
 
 /// Number of the last transaction that took place.
@@ -298,7 +338,24 @@ pub fn records(tables: &Tables) -> impl Iterator<Item = (u32, Forward)> + '_ {
     (1..used.max(1)).map(|index| (index, tables.forwards.get(index)))
 }
 
-/// Every forward that packets see, with its index.
+/// Every forward that opens connections, or drains, with its index.
+pub fn serving(tables: &Tables) -> impl Iterator<Item = (u32, Forward)> + '_ {
+    let committed = committed(tables);
+    records(tables).filter(move |(_, record)| is_visible(record.since, record.ended, committed))
+}
+
+/// Every forward that drains, with its index.
+pub fn draining(tables: &Tables) -> impl Iterator<Item = (u32, Forward)> + '_ {
+    let committed = committed(tables);
+    serving(tables).filter(move |(_, record)| record.until <= committed)
+}
+
+/// Ends the forward at `index`, which drains.
+pub fn end(tables: &Tables, index: u32) {
+    store(tables, index, ENDED, PAST);
+}
+
+/// Every forward that opens connections, with its index.
 pub fn visible(tables: &Tables) -> impl Iterator<Item = (u32, Forward)> + '_ {
     let committed = committed(tables);
     records(tables).filter(move |(_, record)| record.is_visible(committed))
@@ -312,18 +369,20 @@ pub fn family(address: Ip) -> u32 {
 
 /// Makes transaction `number` never have been: its withdrawals are void, its forwards dead.
 fn roll_back(tables: &mut Tables, number: u64) {
-    let touched: Vec<(u32, Forward)> = records(tables)
-        .filter(|(_, record)| record.until != 0)
-        .filter(|(_, record)| record.since == number || record.until == number)
-        .collect();
-    for (index, record) in touched {
-        // 1 is past: dead, but not yet free of its slots.
-        let until = if record.since == number {
-            1
-        } else {
-            Forward::FOREVER
-        };
-        set_until(tables, index, until);
+    for (index, record) in records(tables) {
+        if record.ended == 0 {
+            continue;
+        }
+        if record.since == number {
+            store(tables, index, UNTIL, PAST);
+            store(tables, index, ENDED, PAST);
+            continue;
+        }
+        for (place, transaction) in [(UNTIL, record.until), (ENDED, record.ended)] {
+            if transaction == number {
+                store(tables, index, place, Forward::FOREVER);
+            }
+        }
     }
 }
 
@@ -339,19 +398,17 @@ fn clear_slots(
     };
     let family = family(record.host);
     let is_own = |slot: PortSlot| slot.index() == index && slot.generation == record.generation;
+    let former = former(tables, record);
     for offset in 0..record.count {
         let host_port = NetPort::new(record.host_port.get().wrapping_add(offset));
         if !record.host.is_unspecified() {
-            remove_bound(
-                tables,
-                &AddressPort::new(record.host, host_port, protocol),
-                is_own,
-            )?;
+            let key = AddressPort::new(record.host, host_port, protocol);
+            give_back_bound(tables, key, is_own, former)?;
         }
         let at = port_index(family, protocol, host_port);
         update_slot(tables, at, |slot| {
             let free = if is_own(slot) {
-                PortSlot::new(0, 0, slot.flags())
+                PortSlot::new(former.index(), former.generation, slot.flags())
             } else {
                 slot
             };
@@ -363,11 +420,24 @@ fn clear_slots(
     Ok(())
 }
 
-fn set_until(tables: &Tables, index: u32, until: u64) {
-    tables
-        .forwards
-        .word(index, offset_of!(Forward, until))
-        .store(until, Ordering::Release);
+/// The slots of the forward that a dead one gives its ports back to: empty ones, unless it never had them.
+fn former(tables: &Tables, record: &Forward) -> PortSlot {
+    let nobody = PortSlot::new(0, 0, 0);
+    if record.former.index() == 0 {
+        return nobody;
+    }
+    let former = tables.forwards.get(record.former.index());
+    let is_it = former.generation == record.former.generation;
+    match is_it && former.is_visible(committed(tables)) {
+        true => record.former,
+        false => nobody,
+    }
+}
+
+/// Stores one of the words of a record that change once it is published.
+fn store(tables: &Tables, index: u32, offset: usize, value: u64) {
+    let word = tables.forwards.word(index, offset);
+    word.store(value, Ordering::Release);
 }
 
 fn with_flags(slot: PortSlot, flags: u32) -> PortSlot {
@@ -390,17 +460,19 @@ fn insert_bound(tables: &mut Tables, key: AddressPort, slot: PortSlot) -> Result
     inserted.map_err(|source| TableError::full_or(maps::ADDRESS_PORTS, MAX_FORWARDS, source))
 }
 
-fn remove_bound(
+fn give_back_bound(
     tables: &mut Tables,
-    key: &AddressPort,
+    key: AddressPort,
     is_own: impl Fn(PortSlot) -> bool,
+    former: PortSlot,
 ) -> Result<(), TableError> {
     let failed = |source| TableError::Map {
         name: maps::ADDRESS_PORTS,
         source: Box::new(source),
     };
-    match tables.address_ports.get(key, 0) {
-        Ok(slot) if is_own(slot) => tables.address_ports.remove(key).map_err(failed),
+    match tables.address_ports.get(&key, 0) {
+        Ok(slot) if is_own(slot) && former.index() != 0 => insert_bound(tables, key, former),
+        Ok(slot) if is_own(slot) => tables.address_ports.remove(&key).map_err(failed),
         Ok(_) | Err(aya::maps::MapError::KeyNotFound) => Ok(()),
         Err(source) => Err(failed(source)),
     }

@@ -305,6 +305,8 @@ pub fn bulk(namespace: &Namespace, to: SocketAddr, length: u64) -> io::Result<(S
 pub struct ChurnReport {
     /// Connections that were opened, served and closed.
     pub served: u64,
+    /// Of each of them, when it was opened, and the label of the server.
+    pub answers: Vec<(Instant, String)>,
     /// What went wrong.
     pub failures: Vec<String>,
     /// How long it ran.
@@ -344,8 +346,12 @@ fn churn(to: SocketAddr, per_second: u32, stop: &AtomicBool) -> ChurnReport {
     let mut report = ChurnReport::default();
     let mut due = start;
     while !stop.load(Ordering::Relaxed) {
+        let opened = Instant::now();
         match churn_once(to) {
-            Ok(()) => report.served += 1,
+            Ok(label) => {
+                report.served += 1;
+                report.answers.push((opened, label));
+            }
             Err(error) => report.failures.push(error.to_string()),
         }
         due += Duration::from_secs(1) / per_second;
@@ -357,8 +363,8 @@ fn churn(to: SocketAddr, per_second: u32, stop: &AtomicBool) -> ChurnReport {
     report
 }
 
-fn churn_once(to: SocketAddr) -> io::Result<()> {
+fn churn_once(to: SocketAddr) -> io::Result<String> {
     let stream = TcpStream::connect_timeout(&to, patient(PATIENCE))?;
     stream.set_read_timeout(Some(patient(PATIENCE)))?;
-    ask_stream(&stream).map(|_| ())
+    ask_stream(&stream).map(|answer| answer.label)
 }

@@ -102,6 +102,7 @@ impl Way {
         let mut forward = Forward::FREE;
         forward.since = TRANSACTION;
         forward.until = Forward::FOREVER;
+        forward.ended = Forward::FOREVER;
         forward.target = self.family.end(1 - self.end).into();
         forward.generation = GENERATION;
         forward.link = DEVICE;

@@ -25,6 +25,15 @@ Examples:
   portfwd attach db --pid 4712 --loopback -p 6379:6379
   portfwd attach web --pid 4713 --connect 10.99.0.1/24,10.99.0.2/24 -p 8080:80";
 
+const REPOINT_EXAMPLES: &str = "\
+The ports are TARGET's from then on, with the container ports that they had. Connections that are open stay where \
+they are until they end.
+
+Examples:
+  portfwd repoint blue green                           both are attached
+  portfwd repoint blue green --netns /run/netns/green  green is attached by this
+  portfwd repoint blue green --drain 10m               what is open then ends";
+
 const SUBNET_HELP: &str = "\
 What comes from the subnet and leaves the host by a device on which it has an address gets that address, \
 unless it goes to a masqueraded subnet or an attached container: TCP, UDP and pings. Forwarding has to be on.";
@@ -85,6 +94,9 @@ pub(super) enum Command {
         forward to that container port."
     )]
     Detach(Detach),
+    /// Send new connections to a container's ports to another container
+    #[command(after_help = REPOINT_EXAMPLES)]
+    Repoint(Repoint),
     /// Show every forward with its counters
     List {
         /// Only this container's
@@ -175,6 +187,40 @@ pub(super) struct Attach {
     /// Publish given ports although a process of the host, or a rule of another tool, has them
     #[arg(long)]
     pub(super) force: bool,
+
+    /// Let what the name has published until now go, as this is published: it may be another container's
+    #[arg(long)]
+    pub(super) replace: bool,
+
+    /// Show what would be published, and change nothing
+    #[arg(long)]
+    pub(super) dry_run: bool,
+}
+
+#[derive(clap::Args, Debug)]
+pub(super) struct Repoint {
+    /// The container that has the ports
+    pub(super) container: String,
+
+    /// The container that gets them; it is attached, or said where it is
+    #[arg(value_name = "TARGET")]
+    pub(super) to: String,
+
+    #[command(flatten)]
+    pub(super) target: Target,
+
+    /// How long connections that are open may go on, such as 90s or 10m [default: as long as they do]
+    #[arg(
+        long,
+        value_name = "TIME",
+        allow_hyphen_values = true,
+        conflicts_with = "cut"
+    )]
+    pub(super) drain: Option<String>,
+
+    /// End connections that are open
+    #[arg(long)]
+    pub(super) cut: bool,
 
     /// Show what would be published, and change nothing
     #[arg(long)]

@@ -5,12 +5,15 @@ mod ports;
 
 use std::{collections::BTreeSet, io::Write as _, net::IpAddr};
 
+use portfwd_common::host::Attachment;
+
 use crate::{
     apply,
     cli::{Attach, Cli},
     datapath::{self, Datapath, Options, Site, Writable},
     error::{ContainerError, Error, Missing},
     hooks::{self, Hook},
+    label::Label,
     observe::{
         container::{self, ContainerLink},
         netns::Netns,
@@ -91,19 +94,28 @@ fn make_plan(
     };
     let known = state.container(&attach.container);
     let found = locate(observed, running, attach, &state)?;
-    let settled = ports::settle(observed.host, &state, attach)?;
     let (label, loopback) = (&attach.container, attach.loopback);
-    plan::check_listeners(label, &state.forwards, &settled.resolved, loopback)?;
+    let in_the_way = match attach.replace {
+        true => state.without(label),
+        false => state.clone(),
+    };
+    let settled = ports::settle(observed.host, &in_the_way, attach)?;
+    plan::check_listeners(label, &in_the_way.forwards, &settled.resolved, loopback)?;
     let asked = plan::Asked {
         resolved: &settled.resolved,
         loopback,
         masquerade: attach.masquerade,
+        replace: attach.replace,
     };
     let plan = plan::attach(label, known, &found, &asked)?;
-    Ok(Plan {
+    let plan = Plan {
         shadowed: settled.shadowed,
         passed_by: settled.passed_by,
         ..plan
+    };
+    Ok(match attach.replace {
+        true => plan.in_place_of(&state.of(label)),
+        false => plan,
     })
 }
 
@@ -128,16 +140,24 @@ fn locate(
             Err(gone().into())
         }
         (Some(found), ..) => Ok(found),
-        (None, Some(known), Some(datapath)) => {
-            let layout = &datapath.layout;
-            if known.link != 0 && !hooks::is_attached(layout, Hook::Link, host, known.link)? {
-                return Err(gone().into());
-            }
-            Ok(Found::Known(*known))
-        }
+        (None, Some(known), Some(datapath)) => as_known(host, datapath, &attach.container, known),
         // What runs the container is asked in a later version; nobody else knows the name.
         _ => Err(Missing::Target(attach.container.clone()).into()),
     }
+}
+
+/// A container where it is known to be.
+pub(super) fn as_known(
+    host: &Netns,
+    datapath: &Datapath,
+    label: &Label,
+    known: &Attachment,
+) -> Result<Found, Error> {
+    let layout = &datapath.layout;
+    if known.link != 0 && !hooks::is_attached(layout, Hook::Link, host, known.link)? {
+        return Err(ContainerError::LinkGone(label.clone()).into());
+    }
+    Ok(Found::Known(*known))
 }
 
 /// An address may come later; more often it is a slip.
@@ -151,7 +171,7 @@ fn warn_of_foreign_addresses(writable: &Writable, specs: &[Spec]) {
     }
 }
 
-fn open_container(target: &Target) -> Result<Option<Netns>, Error> {
+pub(super) fn open_container(target: &Target) -> Result<Option<Netns>, Error> {
     Ok(match target {
         Target::Netns(path) => Some(Netns::open(path)?),
         Target::Pid(pid) => Some(Netns::of_process(*pid)?),
@@ -159,7 +179,7 @@ fn open_container(target: &Target) -> Result<Option<Netns>, Error> {
     })
 }
 
-fn find(host: &Netns, target: &Target, netns: Option<&Netns>) -> Result<Found, Error> {
+pub(super) fn find(host: &Netns, target: &Target, netns: Option<&Netns>) -> Result<Found, Error> {
     let (link, cookie): (ContainerLink, u64) = match (target, netns) {
         (Target::Addresses(addresses), _) => {
             let v4 = addresses.v4.map(std::net::IpAddr::V4);
@@ -174,7 +194,7 @@ fn find(host: &Netns, target: &Target, netns: Option<&Netns>) -> Result<Found, E
     Ok(Found::Link(Box::new(link), cookie))
 }
 
-fn print(cli: &Cli, published: &[Published]) -> Result<(), Error> {
+pub(super) fn print(cli: &Cli, published: &[Published]) -> Result<(), Error> {
     let mut rows = published.to_vec();
     report::sort(&mut rows);
     report::to_stdout(|out| {

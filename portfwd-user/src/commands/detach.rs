@@ -7,6 +7,7 @@ use crate::{
     cli::{Cli, Detach},
     datapath::{Site, Writable},
     error::{Error, Missing},
+    plan::Leaving,
     state,
 };
 
@@ -17,20 +18,11 @@ pub(super) fn run(cli: &Cli, detach: &Detach) -> Result<(), Error> {
     let Some(mut writable) = site.open_writable()? else {
         return missing(detach);
     };
-    let Some(selected) = select(&writable, detach)? else {
+    let Some(leaving) = select(&writable, detach)? else {
         return missing(detach);
     };
-    let containers = selected.container.into_iter().collect();
-    apply::withdraw(&mut writable, &site.host, &selected.forwards, &containers)?;
+    apply::withdraw(&mut writable, &site.host, &leaving)?;
     Ok(())
-}
-
-/// What a detach withdraws.
-struct Selected {
-    /// Indexes of forwards.
-    forwards: BTreeSet<u32>,
-    /// ID of the container, if it is left without a forward.
-    container: Option<u32>,
 }
 
 fn missing(detach: &Detach) -> Result<(), Error> {
@@ -41,7 +33,7 @@ fn missing(detach: &Detach) -> Result<(), Error> {
 }
 
 /// What is to be withdrawn; None if the container is not known.
-fn select(writable: &Writable, detach: &Detach) -> Result<Option<Selected>, Error> {
+fn select(writable: &Writable, detach: &Detach) -> Result<Option<Leaving>, Error> {
     let state = state::read(&writable.datapath.tables)?;
     let Some(container) = state.container(&detach.container) else {
         return Ok(None);
@@ -51,11 +43,12 @@ fn select(writable: &Writable, detach: &Detach) -> Result<Option<Selected>, Erro
         .iter()
         .filter(|f| f.owner == detach.container)
         .collect();
-    let all: BTreeSet<u32> = own.iter().map(|forward| forward.index).collect();
+    let all = state.indexes_of(&detach.container);
     if detach.specs.is_empty() {
-        return Ok(Some(Selected {
+        return Ok(Some(Leaving {
             forwards: all,
-            container: Some(container.id),
+            containers: BTreeSet::from([container.id]),
+            drained: None,
         }));
     }
     let mut forwards = BTreeSet::new();
@@ -74,8 +67,10 @@ fn select(writable: &Writable, detach: &Detach) -> Result<Option<Selected>, Erro
         }
         forwards.extend(selected);
     }
-    Ok(Some(Selected {
-        container: (forwards == all).then_some(container.id),
+    let is_left = forwards == all;
+    Ok(Some(Leaving {
         forwards,
+        containers: is_left.then_some(container.id).into_iter().collect(),
+        drained: None,
     }))
 }

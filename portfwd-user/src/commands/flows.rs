@@ -61,7 +61,8 @@ fn rows(cli: &Cli, filter: &FlowFilter) -> Result<Vec<FlowRow>, Error> {
         Some((_, datapath, state)) => {
             require(&state, container)?;
             let tables = &datapath.tables;
-            let owners = state.forwards.iter().map(|forward| {
+            let all = state.forwards.iter().chain(&state.draining);
+            let owners = all.map(|forward| {
                 let id = (forward.index, forward.record.generation);
                 (id, &forward.owner)
             });
@@ -117,7 +118,7 @@ where
     Ok(())
 }
 
-/// What there is to show of a flow, if it lives and its forward is published.
+/// What there is to show of a flow, if it lives and its forward serves it.
 fn row<A: Address>(key: &FlowKey<A>, flow: &Flow<A>, sight: &Sight<'_>) -> Option<FlowRow> {
     let owner = sight.owners.get(&(flow.forward, flow.generation))?;
     let flow_state = State::from_number(flow.state)

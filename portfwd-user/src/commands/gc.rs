@@ -10,6 +10,7 @@ use crate::{
     hooks::{self, Hook},
     label::Label,
     observe::netns::Netns,
+    plan::Leaving,
     report::{self, Collected, CollectedContainer},
     state::{self, State},
 };
@@ -36,11 +37,16 @@ pub(super) fn run(cli: &Cli) -> Result<(), Error> {
 fn collect(writable: &mut Writable, host: &Netns) -> Result<Collected, Error> {
     let state = state::read(&writable.datapath.tables)?;
     let gone = gone(&state, writable, host)?;
-    let owned = state.forwards.iter();
-    let owned = owned.filter(|forward| gone.contains_key(&forward.owner));
-    let forwards = owned.map(|forward| forward.index).collect();
-    let ids = gone.values().copied().collect();
-    let swept = apply::withdraw(writable, host, &forwards, &ids)?;
+    let forwards = gone
+        .keys()
+        .flat_map(|label| state.indexes_of(label))
+        .collect();
+    let leaving = Leaving {
+        forwards,
+        containers: gone.values().copied().collect(),
+        drained: None,
+    };
+    let swept = apply::withdraw(writable, host, &leaving)?;
     let containers = gone.into_keys().map(|container| CollectedContainer {
         forwards: state.published(&container),
         container,

@@ -261,6 +261,17 @@ pub enum ContainerError {
         /// The host address asked for.
         host: IpAddr,
     },
+    /// Its forwards may lead to a loopback address, for which a program has to be inside the target's namespace.
+    #[error("container \"{from}\" serves ports with --loopback, and \"{to}\" was not attached so")]
+    NotInside {
+        /// The container that has the ports.
+        from: Label,
+        /// The one that was to get them.
+        to: Label,
+    },
+    /// It opens no connections to any port.
+    #[error("container \"{0}\" has no port to hand over: what it had, it has handed over already")]
+    Drains(Label),
     /// The forward exists, but for the other kind of listener.
     #[error(
         "container \"{label}\" has forward {spec} already, {} --loopback",
@@ -279,13 +290,16 @@ pub enum ContainerError {
 impl ContainerError {
     pub(super) fn hint(&self) -> Option<String> {
         match self {
-            Self::KnownElsewhere { label, .. } => Some(format!(
-                "portfwd detach {label} first, or choose another name"
-            )),
+            Self::KnownElsewhere { .. } => Some(
+                "attach --replace puts this one in its place; or choose another name".to_owned(),
+            ),
             Self::LinkGone(label) => Some(format!(
                 "portfwd detach {label}, then attach it with --netns, --pid or --ip"
             )),
-            Self::NoFamily { .. } => None,
+            Self::NoFamily { .. } | Self::Drains(_) => None,
+            Self::NotInside { to, .. } => {
+                Some(format!("say where {to} is, with --netns PATH or --pid PID"))
+            }
             Self::OtherListener { label, spec, .. } => {
                 Some(format!("portfwd detach {label} -p {spec} first"))
             }

@@ -173,7 +173,7 @@ fn every_error() -> Vec<(Error, u8, &'static str)> {
             .into(),
             1,
             "error: container \"web\" is known with network namespace net:[1], not with network namespace net:[2]\n\
-             hint: portfwd detach web first, or choose another name\n",
+             hint: attach --replace puts this one in its place; or choose another name\n",
         ),
         (
             ContainerError::NoFamily {

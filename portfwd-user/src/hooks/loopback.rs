@@ -73,6 +73,16 @@ fn without_tcx() -> Lacking {
     }
 }
 
+/// Whether the program is attached in the namespace with that cookie.
+///
+/// # Errors
+/// When the pins cannot be listed.
+pub fn is_attached(layout: &Layout, cookie: u64) -> Result<bool, Error> {
+    Ok(names(layout)?
+        .iter()
+        .any(|name| cookie_of(name) == Some(cookie)))
+}
+
 /// Detaches the program everywhere but in the namespaces with those cookies.
 ///
 /// # Errors

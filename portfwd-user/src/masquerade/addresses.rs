@@ -35,7 +35,7 @@ impl Claims {
     }
 }
 
-/// Attachments that packets see, but one, and what they send from. Without a link of the host only what
+/// Attachments with a forward, but one, and what they send from. Without a link of the host only what
 /// is masqueraded has an address here.
 pub(super) struct Attached {
     ids: BTreeSet<u32>,
@@ -44,8 +44,8 @@ pub(super) struct Attached {
 
 impl Attached {
     pub(super) fn read(tables: &Tables, but: Option<u32>) -> Result<Self, TableError> {
-        let visible = transaction::visible(tables).map(|(_, forward)| forward.attachment);
-        let ids: BTreeSet<u32> = visible.filter(|id| Some(*id) != but).collect();
+        let serving = transaction::serving(tables).map(|(_, forward)| forward.attachment);
+        let ids: BTreeSet<u32> = serving.filter(|id| Some(*id) != but).collect();
         let committed = transaction::committed(tables);
         let mut sources: HashMap<u32, Vec<Ip>> = HashMap::new();
         for key in tables.link_sources.keys() {
@@ -54,8 +54,7 @@ impl Attached {
         }
         let mut claims: HashMap<IpAddr, Claims> = HashMap::new();
         for entry in tables.attachments.iter() {
-            let (_, attachment) = entry.map_err(failed(maps::ATTACHMENTS))?;
-            let id = attachment.id;
+            let (id, attachment) = entry.map_err(failed(maps::ATTACHMENTS))?;
             let record = owner(tables, id)?;
             let masqueraded = record.is_some_and(|owner| owner.is_masqueraded(committed));
             if !ids.contains(&id) || (attachment.link == 0 && !masqueraded) {

@@ -1,0 +1,258 @@
+//! Ports that become another container's, at one instant: by `repoint`, and by `attach --replace`.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use portfwd_tests::clients::{self, Churn, Closed, Protocol};
+use portfwd_tests::deadline::{PATIENCE, until};
+use portfwd_tests::portfwd::expect_error;
+use portfwd_tests::servers::Server;
+use portfwd_tests::topology::{HOST, HOST6, Shape, Topology};
+
+const LOCAL: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
+fn at(address: IpAddr, port: u16) -> SocketAddr {
+    SocketAddr::new(address, port)
+}
+
+/// Both containers serve; the first has port 8080, the second port 9090.
+fn attached() -> (Topology, [Server; 2]) {
+    let topology = Topology::new(Shape::default());
+    let servers = topology.serve();
+    topology.attach("web", 0, &["8080:80", "8080:80/udp"]);
+    topology.attach("db", 1, &["9090:80"]);
+    (topology, servers)
+}
+
+/// Connections that the client has open to port 8080: TCP and UDP, over both families.
+struct Open {
+    streams: Vec<TcpStream>,
+    datagrams: Vec<UdpSocket>,
+}
+
+impl Open {
+    /// New ones, which `label` answers.
+    #[track_caller]
+    fn to(topology: &Topology, label: &str) -> Self {
+        let client = &topology.client;
+        let streams = [HOST, HOST6].map(|address| clients::connect(client, at(address, 8080)));
+        let datagrams =
+            [HOST, HOST6].map(|address| clients::datagram_socket(client, at(address, 8080)));
+        let open = Self {
+            streams: streams.map(|stream| stream.expect("connect")).into(),
+            datagrams: datagrams.map(|socket| socket.expect("a socket")).into(),
+        };
+        // A server says who it is when a connection is opened.
+        for stream in &open.streams {
+            let answer = clients::ask_stream(stream).expect("an answer");
+            assert_eq!(answer.label, label);
+        }
+        open.has_datagrams_to(label);
+        open
+    }
+    #[track_caller]
+    fn has_datagrams_to(&self, label: &str) {
+        for socket in &self.datagrams {
+            let answer = clients::ask_datagram(socket).expect("an answer");
+            assert_eq!(answer.label, label);
+        }
+    }
+    /// That they go on. (A server that does not know a connection resets it.)
+    #[track_caller]
+    fn goes_on(&self, label: &str) {
+        for stream in &self.streams {
+            clients::echo(stream, b"still there?").expect("an answer");
+        }
+        self.has_datagrams_to(label);
+    }
+    fn streams_have_ended(&self) -> bool {
+        let mut streams = self.streams.iter();
+        streams.all(|stream| clients::echo(stream, b"still there?").is_err())
+    }
+}
+
+/// How many forwards a container has.
+fn published_by(topology: &Topology, label: &str) -> usize {
+    let begins = format!("{label} ");
+    let published = topology.published();
+    let own = published.iter().filter(|line| line.starts_with(&begins));
+    own.count()
+}
+
+#[track_caller]
+fn is_forgotten(topology: &Topology, label: &str) {
+    let says = format!("no such container: {label}");
+    expect_error(topology.portfwd(&["list", label]), 4, &says);
+}
+
+#[test]
+fn new_connections_go_to_the_target_and_open_ones_stay() {
+    let (topology, _servers) = attached();
+    let old = Open::to(&topology, "web");
+    let before = topology.published();
+    let tried = topology.portfwd(&["repoint", "web", "db", "--dry-run"]);
+    assert_eq!(topology.published(), before);
+    let outcome = topology.portfwd(&["repoint", "web", "db"]).expect_ok();
+    let lines = "80/tcp -> 0.0.0.0:8080\n80/tcp -> [::]:8080\n\
+                 80/udp -> 0.0.0.0:8080\n80/udp -> [::]:8080\n";
+    assert_eq!(outcome.stdout, lines);
+    assert_eq!(tried.expect_ok().stdout, lines);
+    assert_eq!(published_by(&topology, "web"), 0);
+    assert_eq!(published_by(&topology, "db"), 6);
+    let new = Open::to(&topology, "db");
+    let from_host = clients::ask(&topology.host, Protocol::Tcp, at(LOCAL, 8080));
+    assert_eq!(from_host.expect("an answer").label, "db");
+    old.goes_on("web");
+    let flows = topology.portfwd(&["--json", "flows", "web"]).expect_ok();
+    let flows = flows.json();
+    assert_eq!(flows.as_array().map(Vec::len), Some(4), "{flows}");
+    // The old container goes, its connections with it, and the ports stay.
+    topology.portfwd(&["detach", "web"]).expect_ok();
+    assert!(old.streams_have_ended());
+    is_forgotten(&topology, "web");
+    new.goes_on("db");
+    old.has_datagrams_to("db");
+    // And with the new one everything.
+    topology.portfwd(&["detach", "db"]).expect_ok();
+    let closed = clients::closed(&topology.client, Protocol::Tcp, at(HOST, 8080));
+    assert_eq!(closed, Closed::Refused);
+}
+
+#[test]
+fn a_host_process_keeps_the_connection_that_it_has() {
+    let (topology, _servers) = attached();
+    let stream = clients::connect(&topology.host, at(LOCAL, 8080)).expect("connect");
+    let answer = clients::ask_stream(&stream).expect("an answer");
+    assert_eq!(answer.label, "web");
+    topology.portfwd(&["repoint", "web", "db"]).expect_ok();
+    clients::echo(&stream, b"still there?").expect("an answer");
+    topology.portfwd(&["gc"]).expect_ok();
+    clients::echo(&stream, b"still there?").expect("an answer");
+    topology.portfwd(&["detach", "web"]).expect_ok();
+    assert!(clients::echo(&stream, b"gone?").is_err());
+}
+
+/// There and back again while connections of each time are open: each stays where it was opened.
+#[test]
+fn connections_of_every_time_stay_where_they_were_opened() {
+    let (topology, _servers) = attached();
+    let mut open = Vec::new();
+    for _ in 0..3 {
+        for (from, to) in [("web", "db"), ("db", "web")] {
+            open.push((Open::to(&topology, from), from));
+            // Port 9090 goes along.
+            topology.portfwd(&["repoint", from, to]).expect_ok();
+            for (connections, label) in &open {
+                connections.goes_on(label);
+            }
+        }
+    }
+}
+
+#[test]
+fn what_drains_ends_with_its_time() {
+    let (topology, _servers) = attached();
+    let old = Open::to(&topology, "web");
+    let repoint = ["repoint", "web", "db", "--drain", "2s"];
+    topology.portfwd(&repoint).expect_ok();
+    old.goes_on("web");
+    until("the time is over", PATIENCE, || {
+        old.streams_have_ended().then_some(())
+    });
+    old.has_datagrams_to("db");
+    topology.portfwd(&["gc"]).expect_ok();
+    is_forgotten(&topology, "web");
+}
+
+#[test]
+fn what_drains_ends_with_its_last_connection() {
+    let (topology, _servers) = attached();
+    topology.portfwd(&["repoint", "web", "db"]).expect_ok();
+    topology.portfwd(&["list", "web"]).expect_ok();
+    topology.portfwd(&["gc"]).expect_ok();
+    is_forgotten(&topology, "web");
+    let old = Open::to(&topology, "db");
+    expect_error(
+        topology.portfwd(&["repoint", "db", "web"]),
+        4,
+        "no such container: web",
+    );
+    let netns = topology.containers[0].netns();
+    let repoint = ["repoint", "db", "web", "--netns", &netns];
+    topology.portfwd(&repoint).expect_ok();
+    topology.portfwd(&["gc"]).expect_ok();
+    old.goes_on("db");
+    let _new = Open::to(&topology, "web");
+}
+
+#[test]
+fn cut_connections_end_at_once() {
+    let (topology, _servers) = attached();
+    let old = Open::to(&topology, "web");
+    let repoint = ["repoint", "web", "db", "--cut"];
+    topology.portfwd(&repoint).expect_ok();
+    assert!(old.streams_have_ended());
+    old.has_datagrams_to("db");
+    is_forgotten(&topology, "web");
+}
+
+/// One container's ports, and those of all that followed it, are free once the last one is detached.
+#[test]
+fn what_nobody_follows_any_more_does_not_drain() {
+    let (topology, _servers) = attached();
+    let old = Open::to(&topology, "web");
+    topology.portfwd(&["repoint", "web", "db"]).expect_ok();
+    topology.portfwd(&["detach", "db"]).expect_ok();
+    assert!(old.streams_have_ended());
+    is_forgotten(&topology, "web");
+    topology.attach("other", 1, &["8080:80"]);
+    assert_eq!(published_by(&topology, "other"), 2);
+}
+
+/// A swap.
+struct Swap {
+    begun: Instant,
+    done: Instant,
+    to: &'static str,
+}
+
+/// Who may answer what is opened at that moment: the container that has the port then, or the one that is just
+/// getting it or gets it next.
+fn may_answer(swaps: &[Swap], opened: Instant, label: &str) -> bool {
+    let owner = swaps.iter().rev().find(|swap| swap.done <= opened);
+    let owner = owner.map_or("web", |swap| swap.to);
+    let mut later = swaps.iter().filter(|swap| swap.done > opened);
+    let next = later
+        .next()
+        .filter(|swap| swap.begun <= opened + Duration::from_millis(100));
+    label == owner || next.is_some_and(|swap| label == swap.to)
+}
+
+#[test]
+fn a_swap_under_load_loses_no_connection() {
+    const CLIENTS: usize = 4;
+    const BETWEEN: Duration = Duration::from_millis(400);
+    for address in [HOST, HOST6] {
+        let (topology, _servers) = attached();
+        let start = || Churn::start(&topology.client, at(address, 8080), 1_250);
+        let churns: Vec<Churn> = (0..CLIENTS).map(|_| start()).collect();
+        let mut swaps = Vec::new();
+        for (from, to) in [("web", "db"), ("db", "web"), ("web", "db")] {
+            thread::sleep(BETWEEN);
+            let begun = Instant::now();
+            topology.portfwd(&["repoint", from, to]).expect_ok();
+            let done = Instant::now();
+            swaps.push(Swap { begun, done, to });
+        }
+        thread::sleep(BETWEEN);
+        for churn in churns {
+            let report = churn.finish();
+            assert!(report.failures.is_empty(), "{:?}", report.failures);
+            assert!(report.served > 100, "{}", report.served);
+            for (opened, label) in report.answers {
+                assert!(may_answer(&swaps, opened, &label), "{label} at {opened:?}");
+            }
+        }
+    }
+}
