@@ -16,6 +16,7 @@ pub mod datapath;
 pub mod deadline;
 pub mod differential;
 pub mod kernel;
+pub mod kills;
 pub mod layers;
 pub mod namespace;
 pub mod needs;

@@ -1,19 +1,14 @@
 //! A command that is killed at any of its system calls leaves what was there, or what is new.
-//!
-//! Each sweep kills at some dozens of calls spread over the whole run; with `PORTFWD_FULL=1`, at every one.
 
-use std::env;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use portfwd_tests::clients::{self, Protocol};
 use portfwd_tests::kernel::Object;
+use portfwd_tests::kills::{self, kills};
 use portfwd_tests::namespace::Namespace;
-use portfwd_tests::ptrace::{self, End};
 use portfwd_tests::servers::Server;
 use portfwd_tests::topology::{HOST, HOST6, Shape, Topology};
 
-/// Kills in a sweep that is not full.
-const KILLS: u32 = 40;
 /// What the killed command publishes or withdraws, beside what is there throughout.
 const SPECS: [&str; 3] = ["9090:80", "9091:80", "9090:80/udp"];
 const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
@@ -51,27 +46,12 @@ impl Stand {
         links.contains("portfwd: container") || links.contains(": pf0")
     }
 
-    /// Runs a command under the tracer, killed at call `at`. Runs differ by a few calls, so that of the last
-    /// ones some may not be reached.
-    ///
-    /// # Panics
-    /// When it ended by itself long before.
     fn kill(&self, arguments: &[&str], at: u32) {
-        match ptrace::run(self.topology.command(arguments), at) {
-            End::Killed => {}
-            End::Exited { code: 0, calls } if calls + calls / 10 >= at => {}
-            End::Exited { code, calls } => {
-                panic!("{arguments:?} ended with {code} after {calls} calls, not killed at {at}")
-            }
-        }
+        kills::kill(&self.topology, arguments, at);
     }
 
-    /// How many system calls a whole run takes.
     fn calls(&self, arguments: &[&str]) -> u32 {
-        match ptrace::run(self.topology.command(arguments), 0) {
-            End::Exited { code: 0, calls } => calls,
-            other => panic!("{arguments:?}: {other:?}"),
-        }
+        kills::calls(&self.topology, arguments)
     }
 
     /// Whether the ports of [`SPECS`] are published, as packets and host sockets see it.
@@ -157,13 +137,6 @@ impl Unconnected {
         let addresses = self.namespace.output("ip", &["-o", "addr", "show"]);
         addresses.contains("scope global")
     }
-}
-
-/// The calls at which a command of so many is killed.
-fn kills(calls: u32) -> impl Iterator<Item = u32> {
-    let full = env::var_os("PORTFWD_FULL").is_some();
-    let stride = if full { 1 } else { (calls / KILLS).max(1) };
-    (1..=calls).step_by(stride as usize)
 }
 
 fn borrowed(arguments: &[String]) -> Vec<&str> {

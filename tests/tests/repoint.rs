@@ -256,3 +256,73 @@ fn a_swap_under_load_loses_no_connection() {
         }
     }
 }
+
+/// The arguments of an attach of `specs` to the second container, in the place of what is there.
+fn replace(topology: &Topology, specs: &[&str]) -> portfwd_tests::portfwd::Outcome {
+    let netns = topology.containers[1].netns();
+    let mut arguments = vec!["attach", "web", "--netns", &netns, "--replace"];
+    arguments.extend(specs.iter().flat_map(|spec| ["-p", spec]));
+    topology.portfwd(&arguments)
+}
+
+#[test]
+fn another_container_takes_the_place_behind_a_name() {
+    let (topology, _servers) = attached();
+    let old = Open::to(&topology, "web");
+    let refused = topology.try_attach("web", 1, &["8080:80"]);
+    expect_error(refused, 1, "attach --replace puts this one in its place");
+    replace(&topology, &["8080:80", "8080:80/udp", "8090:80"]).expect_ok();
+    let _new = Open::to(&topology, "db");
+    assert!(old.streams_have_ended());
+    old.has_datagrams_to("db");
+    assert_eq!(published_by(&topology, "web"), 6);
+    // It is the name's container from now on, and goes with it.
+    topology.attach("web", 1, &["8091:80"]);
+    topology.portfwd(&["detach", "web"]).expect_ok();
+    assert_eq!(published_by(&topology, "db"), 2);
+    assert_eq!(published_by(&topology, "web"), 0);
+}
+
+#[test]
+fn what_is_published_again_to_the_same_container_stays() {
+    let (topology, _servers) = attached();
+    let open = Open::to(&topology, "web");
+    let netns = topology.containers[0].netns();
+    let arguments = ["attach", "web", "--netns", &netns, "--replace"];
+    let specs = ["-p", "8080:80/udp", "-p", "8080:80", "-p", "8090:80"];
+    let outcome = topology.portfwd(&[&arguments[..], &specs].concat());
+    outcome.expect_ok();
+    open.goes_on("web");
+    assert_eq!(published_by(&topology, "web"), 6);
+    let fewer = [&arguments[..], &["-p", "8090:80"]].concat();
+    topology.portfwd(&fewer).expect_ok();
+    assert!(open.streams_have_ended());
+    assert_eq!(published_by(&topology, "web"), 2);
+}
+
+#[test]
+fn ranges_are_replaced_by_ranges_of_another_shape() {
+    let (topology, _servers) = attached();
+    let specs = ["7000-7009:70-79", "7010:80", "7020-7029:80-89"];
+    topology.attach("web", 0, &specs);
+    replace(&topology, &["7005-7025:75-95", "8080:80", "8080:80/udp"]).expect_ok();
+    let ask = |port| clients::ask(&topology.client, Protocol::Tcp, at(HOST6, port));
+    assert_eq!(ask(7010).expect("an answer").label, "db");
+    for port in [7004, 7026, 7029] {
+        let closed = clients::closed(&topology.client, Protocol::Tcp, at(HOST6, port));
+        assert_eq!(closed, Closed::Refused, "{port}");
+    }
+    topology.portfwd(&["detach", "web"]).expect_ok();
+    topology.attach("web", 0, &specs);
+}
+
+#[test]
+fn a_replacement_that_fails_changes_nothing() {
+    let (topology, _servers) = attached();
+    let open = Open::to(&topology, "web");
+    let before = topology.published();
+    let refused = replace(&topology, &["8080:80", "9090:81"]);
+    expect_error(refused, 3, "held by: container \"db\" (tcp)");
+    assert_eq!(topology.published(), before);
+    open.goes_on("web");
+}

@@ -1,0 +1,193 @@
+//! Commands that change what is published, killed at any of their system calls: what was there stays, or what is
+//! new has come, and open connections go on where they are to.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+
+use portfwd_tests::clients::{self, Closed, Protocol};
+use portfwd_tests::kills::{calls, kill, kills};
+use portfwd_tests::servers::Server;
+use portfwd_tests::topology::{HOST, HOST6, Shape, Topology};
+
+const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+/// What the first container publishes.
+const SPECS: [&str; 3] = ["9090:80", "9091:80", "9090:80/udp"];
+
+/// Two containers that serve as `web` and `db`; the second one's port has to stay.
+struct Stand {
+    topology: Topology,
+    _servers: [Server; 2],
+}
+
+impl Stand {
+    fn new() -> Self {
+        let topology = Topology::watched(Shape::default());
+        let servers = topology.serve();
+        topology.attach("stays", 1, &["8070:80"]);
+        Self {
+            topology,
+            _servers: servers,
+        }
+    }
+
+    /// Who answers at port `port` of every address, and on behalf of the host: one label for all of them, None for
+    /// nobody.
+    ///
+    /// # Panics
+    /// When they do not agree.
+    fn who(&self, protocol: Protocol, port: u16, at: u32) -> Option<String> {
+        let Topology { client, host, .. } = &self.topology;
+        let from = [(client, HOST), (client, HOST6), (host, LOOPBACK)];
+        let labels = from.map(|(from, address)| {
+            let answer = clients::ask(from, protocol, SocketAddr::new(address, port));
+            answer.ok().map(|answer| answer.label)
+        });
+        let [first, ..] = &labels;
+        assert!(
+            labels.iter().all(|label| label == first),
+            "killed at {at}: {labels:?}"
+        );
+        first.clone()
+    }
+
+    fn connect(&self) -> TcpStream {
+        let to = SocketAddr::new(HOST, 9090);
+        let stream = clients::connect(&self.topology.client, to).expect("connect");
+        clients::ask_stream(&stream).expect("an answer");
+        stream
+    }
+
+    /// The forwards of a container.
+    fn listed(&self, label: &str) -> usize {
+        let begins = format!("{label} ");
+        let lines = self.topology.published();
+        lines
+            .iter()
+            .filter(|line| line.starts_with(&begins))
+            .count()
+    }
+
+    fn detach(&self, label: &str) {
+        let detach = ["detach", label, "--ignore-missing"];
+        self.topology.portfwd(&detach).expect_ok();
+    }
+}
+
+/// Fails if one port goes over before another one, or an old connection does not stay: if `published` in
+/// ebpf/forward.rs does not know the forward that one of an open transaction follows.
+#[test]
+fn a_repoint_killed_anywhere_has_handed_over_everything_or_nothing() {
+    let stand = Stand::new();
+    let repoint = ["repoint", "web", "stays"];
+    let attach = || {
+        stand.topology.attach("web", 0, &SPECS);
+        stand.topology.attach("stays", 1, &["8070:80"]);
+    };
+    attach();
+    let calls = calls(&stand.topology, &repoint);
+    let mut handed_over_from = None;
+    for at in kills(calls) {
+        stand.detach("web");
+        stand.detach("stays");
+        attach();
+        let open = stand.connect();
+        kill(&stand.topology, &repoint, at);
+        let owner = stand.who(Protocol::Tcp, 9090, at);
+        let owner = owner.as_deref().expect("an answer");
+        assert_eq!(
+            stand.who(Protocol::Tcp, 9091, at).as_deref(),
+            Some(owner),
+            "killed at {at}"
+        );
+        assert_eq!(
+            stand.who(Protocol::Udp, 9090, at).as_deref(),
+            Some(owner),
+            "killed at {at}"
+        );
+        assert_eq!(
+            stand.who(Protocol::Tcp, 8070, at).as_deref(),
+            Some("db"),
+            "killed at {at}"
+        );
+        clients::echo(&open, b"still there?").expect("an answer");
+        let is_done = owner == "db";
+        let listed = (stand.listed("web"), stand.listed("stays"));
+        assert_eq!(
+            listed,
+            if is_done { (0, 8) } else { (6, 2) },
+            "killed at {at}"
+        );
+        if is_done {
+            handed_over_from.get_or_insert(at);
+        } else {
+            stand.topology.portfwd(&repoint).expect_ok();
+            assert_eq!(stand.who(Protocol::Tcp, 9091, at).as_deref(), Some("db"));
+        }
+        // The next command repairs what is left, and the connection is still where it was.
+        stand.topology.portfwd(&["gc"]).expect_ok();
+        clients::echo(&open, b"still there?").expect("an answer");
+    }
+    let from = handed_over_from.expect("a kill after the commit");
+    assert!(from > 1, "handed over before it began");
+    println!("{calls} system calls, handed over from {from} on");
+    stand.topology.take_down();
+}
+
+/// Fails if the old container's forwards go before the new one's come, or if its name is lost.
+#[test]
+fn a_replacing_attach_killed_anywhere_has_replaced_everything_or_nothing() {
+    let stand = Stand::new();
+    let netns = stand.topology.containers[1].netns();
+    let replace = [
+        "attach",
+        "web",
+        "--netns",
+        &netns,
+        "--replace",
+        "-p",
+        "9090:80",
+        "-p",
+        "9092:80",
+        "-p",
+        "9090:80/udp",
+    ];
+    stand.topology.attach("web", 0, &SPECS);
+    let calls = calls(&stand.topology, &replace);
+    let mut replaced_from = None;
+    for at in kills(calls) {
+        stand.detach("web");
+        stand.topology.attach("web", 0, &SPECS);
+        kill(&stand.topology, &replace, at);
+        let owner = stand.who(Protocol::Tcp, 9090, at);
+        let is_done = owner.as_deref() == Some("db");
+        let old = (!is_done).then(|| "web".to_owned());
+        let new = is_done.then(|| "db".to_owned());
+        assert_eq!(stand.who(Protocol::Udp, 9090, at), owner, "killed at {at}");
+        assert_eq!(stand.who(Protocol::Tcp, 9091, at), old, "killed at {at}");
+        assert_eq!(stand.who(Protocol::Tcp, 9092, at), new, "killed at {at}");
+        assert_eq!(
+            stand.who(Protocol::Tcp, 8070, at).as_deref(),
+            Some("db"),
+            "killed at {at}"
+        );
+        assert_eq!(stand.listed("web"), 6, "killed at {at}");
+        if is_done {
+            replaced_from.get_or_insert(at);
+        }
+        stand.topology.portfwd(&replace).expect_ok();
+        assert_eq!(
+            stand.who(Protocol::Tcp, 9092, at).as_deref(),
+            Some("db"),
+            "after {at} and again"
+        );
+        let closed = clients::closed(
+            &stand.topology.client,
+            Protocol::Tcp,
+            SocketAddr::new(HOST, 9091),
+        );
+        assert_eq!(closed, Closed::Refused, "after {at} and again");
+    }
+    let from = replaced_from.expect("a kill after the commit");
+    assert!(from > 1, "replaced before it began");
+    println!("{calls} system calls, replaced from {from} on");
+    stand.topology.take_down();
+}
