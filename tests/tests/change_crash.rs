@@ -132,6 +132,49 @@ fn a_repoint_killed_anywhere_has_handed_over_everything_or_nothing() {
     stand.topology.take_down();
 }
 
+/// Fails if what drains goes on after its end (`serving` in ebpf/forward.rs).
+#[test]
+fn a_detach_of_what_drains_ends_it_at_one_instant() {
+    let stand = Stand::new();
+    let topology = &stand.topology;
+    let hand_over = || {
+        stand.detach("web");
+        stand.detach("stays");
+        topology.attach("web", 0, &SPECS);
+        topology.attach("stays", 1, &["8070:80"]);
+        let open = stand.connect();
+        topology.portfwd(&["repoint", "web", "stays"]).expect_ok();
+        open
+    };
+    let detach = ["detach", "web"];
+    hand_over();
+    let calls = calls(topology, &detach);
+    let mut ended_from = None;
+    for at in kills(calls) {
+        let open = hand_over();
+        kill(topology, &detach, at);
+        let is_known = topology.portfwd(&["list", "web"]).code == 0;
+        let goes_on = clients::echo(&open, b"still there?").is_ok();
+        assert_eq!(goes_on, is_known, "killed at {at}");
+        if !goes_on {
+            ended_from.get_or_insert(at);
+        }
+        assert_eq!(
+            stand.who(Protocol::Tcp, 9091, at).as_deref(),
+            Some("db"),
+            "killed at {at}"
+        );
+        stand.detach("web");
+        assert!(
+            clients::echo(&open, b"still there?").is_err(),
+            "after {at} and again"
+        );
+    }
+    let from = ended_from.expect("a kill after the commit");
+    assert!(from > 1, "ended before it began");
+    stand.topology.take_down();
+}
+
 /// Fails if the old container's forwards go before the new one's come, or if its name is lost.
 #[test]
 fn a_replacing_attach_killed_anywhere_has_replaced_everything_or_nothing() {
