@@ -268,13 +268,43 @@ fn what_makes_no_command_is_one_line_and_a_hint() {
              hint: portfwd attach --help shows what is possible\n",
         ),
         (
-            &["attach", "web", "-p", "80", "--replace"],
-            "error: unexpected argument '--replace' found\n\
+            &["attach", "web", "-p", "80", "--swap"],
+            "error: unexpected argument '--swap' found\n\
              hint: portfwd attach --help shows what is possible\n",
         ),
         (
             &["attach", "web", "-p", "80", "--pid", "-4"],
             "error: invalid value '-4' for '--pid <PID>': -4 is not in 1..=2147483647\n",
+        ),
+        (
+            &["repoint", "blue", "blue"],
+            "error: container \"blue\" cannot hand its ports over to itself\n\
+             hint: portfwd attach --replace puts another container behind the same name\n",
+        ),
+        (
+            &["repoint", "blue", "green", "--drain", "soon"],
+            "error: --drain \"soon\": expected number at 0\n\
+             hint: give a time such as 90s, 10m or 1h\n",
+        ),
+        (
+            &["repoint", "blue", "green", "--drain", "10ms"],
+            "error: --drain \"10ms\": less than a second is --cut\n\
+             hint: give a time such as 90s, 10m or 1h\n",
+        ),
+        (
+            &["repoint", "blue", "green", "--drain", "31days"],
+            "error: --drain \"31days\": more than 30 days\n\
+             hint: give a time such as 90s, 10m or 1h\n",
+        ),
+        (
+            &["repoint", "blue", "green", "--drain", "1s", "--cut"],
+            "error: the argument '--drain <TIME>' cannot be used with '--cut'\n\
+             hint: portfwd repoint --help shows what is possible\n",
+        ),
+        (
+            &["repoint", "blue"],
+            "error: the following required arguments were not provided: <TARGET>\n\
+             hint: portfwd repoint --help shows what is possible\n",
         ),
         (
             &["up", "--xdp", "fast"],
@@ -384,6 +414,7 @@ fn help_and_version_are_no_errors() {
         &["-h"],
         &["help"],
         &["attach", "--help"],
+        &["repoint", "--help"],
         &["flows", "-h"],
     ] {
         let parsed = parse_with(&Environment::default(), arguments).unwrap();
@@ -464,6 +495,39 @@ fn masquerade_takes_a_subnet_and_attach_a_flag() {
         "--masquerade"
     ]));
     assert!(!asks(&["attach", "web", "--pid", "1", "-p", "80"]));
+}
+
+#[test]
+fn repoint_takes_two_containers_and_what_becomes_of_connections() {
+    let repoint = |arguments: &[&str]| {
+        let arguments = [&["repoint", "blue", "green"], arguments].concat();
+        match cli(&arguments).command {
+            Command::Repoint(repoint) => repoint,
+            other => panic!("{other:?}"),
+        }
+    };
+    let plain = repoint(&[]);
+    assert_eq!(
+        (plain.container.as_ref(), plain.to.as_ref()),
+        ("blue", "green")
+    );
+    assert_eq!(
+        (plain.target, plain.drain, plain.dry_run),
+        (None, Drain::Unlimited, false)
+    );
+    for (arguments, drain) in [
+        (&["--drain", "90s"][..], Drain::For(90)),
+        (&["--drain", "1h 30m"], Drain::For(5_400)),
+        (&["--drain", "30days"], Drain::For(2_592_000)),
+        (&["--cut"], Drain::Cut),
+    ] {
+        assert_eq!(repoint(arguments).drain, drain);
+    }
+    let placed = repoint(&["--netns", "/run/netns/green"]);
+    assert_eq!(
+        placed.target,
+        Some(Target::Netns("/run/netns/green".into()))
+    );
 }
 
 #[test]

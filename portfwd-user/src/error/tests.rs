@@ -176,6 +176,21 @@ fn every_error() -> Vec<(Error, u8, &'static str)> {
              hint: attach --replace puts this one in its place; or choose another name\n",
         ),
         (
+            ContainerError::NotInside {
+                from: web(),
+                to: "green".parse().unwrap(),
+            }
+            .into(),
+            1,
+            "error: container \"web\" serves ports with --loopback, and \"green\" was not attached so\n\
+             hint: say where green is, with --netns PATH or --pid PID\n",
+        ),
+        (
+            ContainerError::Drains(web()).into(),
+            1,
+            "error: container \"web\" has no port to hand over: what it had, it has handed over already\n",
+        ),
+        (
             ContainerError::NoFamily {
                 label: web(),
                 host: "::1".parse().unwrap(),

@@ -76,3 +76,106 @@ fn ports(record: &Forward) -> RangeInclusive<u16> {
 fn has_slots_of(record: &Forward, forward: &NewForward) -> bool {
     record.protocol == forward.protocol.number() && record.host == forward.host
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, Ipv4Addr};
+
+    use portfwd_common::{
+        forward::Delivery,
+        net::{Ip, NetPort, Protocol},
+    };
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{collision::Held, spec::PortRange};
+
+    const HOST: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+
+    fn new(first: u16, count: u16) -> NewForward {
+        NewForward {
+            attachment: 2,
+            protocol: Protocol::Tcp,
+            host: Ip::from(HOST),
+            host_port: first,
+            count,
+            target: Ip::NONE,
+            target_port: first / 2,
+            link: 0,
+            delivery: Delivery::Stack,
+            loopback: false,
+            former: PortSlot::from_bits(0),
+        }
+    }
+
+    fn old(index: u32, protocol: Protocol, first: u16, count: u16) -> Owned {
+        let owner = "old".parse().unwrap();
+        let ports = PortRange::from_count(first, count).unwrap();
+        let mut record = Forward::FREE;
+        record.generation = index + 100;
+        record.host = Ip::from(HOST);
+        record.host_port = NetPort::new(first);
+        record.count = count;
+        record.protocol = protocol.number();
+        Owned {
+            index,
+            owner,
+            held: Held {
+                owner: "old".parse().unwrap(),
+                protocol,
+                host: HOST,
+                ports,
+                container: ports,
+            },
+            record,
+        }
+    }
+
+    /// Ranges that do not overlap: lengths of gaps and ranges in turn.
+    fn olds(lengths: &[(u16, u16)]) -> Vec<Owned> {
+        let mut next = 1000;
+        let mut olds = Vec::new();
+        for (gap, count) in lengths {
+            let index = olds.len() as u32 + 1;
+            olds.push(old(index, Protocol::Tcp, next + gap, *count));
+            next += gap + count;
+        }
+        olds
+    }
+
+    proptest! {
+        #[test]
+        fn every_port_follows_the_forward_that_has_it(
+            first in 990u16..1100, count in 1u16..200, lengths in prop::collection::vec((0u16..30, 1u16..30), 0..8),
+        ) {
+            let (asked, olds) = (new(first, count), olds(&lengths));
+            let all: Vec<&Owned> = olds.iter().collect();
+            let pieces = following(&[asked], &all);
+            let ports = pieces.iter().flat_map(|piece| {
+                (0..piece.count).map(|offset| (piece.host_port + offset, piece.target_port + offset, piece.former))
+            });
+            let expected = (0..count).map(|offset| {
+                let port = first + offset;
+                let had = olds.iter().find(|owned| owned.held.ports.contains(port));
+                (port, asked.target_port + offset, had.map_or(PortSlot::from_bits(0), slot))
+            });
+            prop_assert!(ports.eq(expected));
+            // No more pieces than there are borders.
+            prop_assert!(pieces.len() <= 2 * olds.len() + 1);
+        }
+    }
+
+    #[test]
+    fn the_last_port_of_all_is_no_border() {
+        let olds = [old(1, Protocol::Tcp, 65_000, 536)];
+        let pieces = following(&[new(64_000, 1_536)], &[&olds[0]]);
+        let counts: Vec<u16> = pieces.iter().map(|piece| piece.count).collect();
+        assert_eq!(counts, [1_000, 536]);
+    }
+
+    #[test]
+    fn a_forward_of_another_protocol_is_not_followed() {
+        let other = old(1, Protocol::Udp, 1_000, 5);
+        assert_eq!(following(&[new(1_000, 5)], &[&other]), [new(1_000, 5)]);
+    }
+}
