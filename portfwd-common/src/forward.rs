@@ -158,7 +158,7 @@ pub struct Forward {
     pub delivery: u8,
     /// IP protocol number.
     pub protocol: u8,
-    /// [`Self::LOOPBACK`], or nothing.
+    /// Out of the constants below.
     pub flags: u8,
     padding: [u8; 3],
     /// Host address it is bound to; `0.0.0.0` or `::` for all.
@@ -168,7 +168,9 @@ pub struct Forward {
     /// Second on `CLOCK_MONOTONIC` from which it drains no more; [`Self::FOREVER`] if it may take as long as its
     /// flows do.
     pub drained: u64,
-    reserved: [u64; 4],
+    /// Number of the policy that says who may open connections ([`crate::policy`]), 0 if everybody may.
+    pub policy: u32,
+    reserved: [u32; 7],
 }
 
 impl Forward {
@@ -176,6 +178,10 @@ impl Forward {
     pub const FOREVER: u64 = u64::MAX;
     /// Of [`Self::flags`]: the service may listen on the container's loopback address alone.
     pub const LOOPBACK: u8 = 1;
+    /// Of [`Self::flags`]: whom no rule of the policy names may not open connections.
+    pub const DENIES_OTHERS: u8 = 2;
+    /// Of [`Self::flags`]: who may not gets no answer.
+    pub const DENIES_SILENTLY: u8 = 4;
     /// A free record.
     pub const FREE: Self = Self {
         since: 0,
@@ -195,7 +201,8 @@ impl Forward {
         host: Ip::NONE,
         former: PortSlot::from_bits(0),
         drained: 0,
-        reserved: [0; 4],
+        policy: 0,
+        reserved: [0; 7],
     };
 
     /// The container port that `host_port` leads to, given that it lies in the range.

@@ -13,6 +13,7 @@ pub mod fragment;
 pub mod host;
 pub mod masquerade;
 pub mod net;
+pub mod policy;
 pub mod verdict;
 
 /// Version of everything that is pinned: names, types and meaning of maps. A loader refuses an instance
@@ -79,6 +80,8 @@ pub mod maps {
     pub const CONTAINER_IPS: &str = "container_ips";
     /// Trie of prefixes of [`crate::net::Ip`] to the ID of an owner (u32): subnets that are masqueraded.
     pub const SUBNETS: &str = "subnets";
+    /// Trie of prefixes of clients, as [`crate::policy`] describes them, to [`crate::policy::Rule`].
+    pub const POLICIES: &str = "policies";
     /// Array of one [`crate::masquerade::Settings`], mmapped.
     pub const MASQUERADE: &str = "masquerade";
     /// Array of 65,536 [`crate::masquerade::PortElement`], mmapped.

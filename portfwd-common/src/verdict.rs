@@ -16,6 +16,8 @@ pub enum Reason {
     RewriteFailed = 4,
     /// A fragment whose first was dropped.
     FragmentOfDropped = 5,
+    /// From a client that may not open connections, and is not told so.
+    DeniedSilently = 6,
     /// Every port that a masqueraded flow to this destination could have is taken.
     MasqueradeExhausted = 16,
     /// The device has no address of the packet's family that a container could leave under.
@@ -39,6 +41,8 @@ pub enum Reason {
     /// From an address that the routing table would not reach by the device that the packet came in by,
     /// where the host checks that (`rp_filter`).
     ReversePath = 40,
+    /// From a client that may not open connections: the host says that the port is closed.
+    Denied = 41,
 }
 
 /// Length of the table of reasons.
@@ -46,12 +50,13 @@ pub const MAX_REASONS: u32 = 64;
 
 impl Reason {
     /// Every reason.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 18] = [
         Self::ForeignSource,
         Self::TupleTaken,
         Self::FlowTableFull,
         Self::RewriteFailed,
         Self::FragmentOfDropped,
+        Self::DeniedSilently,
         Self::MasqueradeExhausted,
         Self::MasqueradeNoAddress,
         Self::Fragment,
@@ -63,6 +68,7 @@ impl Reason {
         Self::TooBig,
         Self::ImpossibleSource,
         Self::ReversePath,
+        Self::Denied,
     ];
 
     /// The label.
@@ -73,6 +79,7 @@ impl Reason {
             Self::FlowTableFull => "flow-table-full",
             Self::RewriteFailed => "rewrite-failed",
             Self::FragmentOfDropped => "fragment-of-dropped",
+            Self::DeniedSilently => "denied-silently",
             Self::MasqueradeExhausted => "masquerade-exhausted",
             Self::MasqueradeNoAddress => "masquerade-no-address",
             Self::Fragment => "fragment",
@@ -84,6 +91,7 @@ impl Reason {
             Self::TooBig => "too-big",
             Self::ImpossibleSource => "impossible-source",
             Self::ReversePath => "reverse-path",
+            Self::Denied => "denied",
         }
     }
     /// Whether the packet was dropped; else it went on unchanged.

@@ -20,7 +20,7 @@ use crate::{
     log, masquerade,
     packet::{Hook, Tc},
     parse::{self, Fragment, Network, Packet, Unparsed},
-    shift,
+    policy, shift,
     translate::{self, End},
     verdict::Verdict,
     way::{self, PacketWay, parsed},
@@ -442,6 +442,12 @@ fn open<A: Family>(
     ingress: Ingress,
 ) -> Result<Live<A>, Verdict> {
     forward::admits(hook, packet).map_err(Verdict::next_for)?;
+    if let Err(reason) = policy::admits(published, packet.network.source.ip()) {
+        return Err(match reason.is_drop() {
+            true => dropped(packet, ingress, reason, published.index),
+            false => Verdict::next_for(reason),
+        });
+    }
     let by_device = matches!(ingress, Ingress::Device(_));
     if by_device && !forward::fits_reverse_path(hook, packet) {
         return Err(Verdict::next_for(Reason::ReversePath));

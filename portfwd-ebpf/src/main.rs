@@ -35,6 +35,7 @@ mod owner;
 mod packet;
 mod pair;
 mod parse;
+mod policy;
 mod shift;
 mod socket;
 mod too_big;

@@ -15,6 +15,7 @@ use portfwd_common::{
         Owner, PortElement, Settings,
     },
     net::{Ip, V4, V6},
+    policy::MAX_RULES,
     verdict::MAX_REASONS,
 };
 
@@ -107,6 +108,8 @@ pub static OWNERS: HashMap<u32, Owner> = HashMap::with_max_entries(MAX_FORWARDS,
 pub static CONTAINER_IPS: HashMap<Ip, u32> = HashMap::with_max_entries(4 * MAX_FORWARDS, ON_DEMAND);
 #[map(name = "subnets")]
 pub static SUBNETS: LpmTrie<[u32; 4], u32> = LpmTrie::with_max_entries(MAX_SUBNETS, ON_DEMAND);
+#[map(name = "policies")]
+pub static POLICIES: LpmTrie<[u32; 5], u32> = LpmTrie::with_max_entries(MAX_RULES, ON_DEMAND);
 #[map(name = "masquerade")]
 pub static MASQUERADE: Array<Settings> = Array::with_max_entries(1, MMAPABLE);
 #[map(name = "outbound_ports")]

@@ -20,6 +20,7 @@ use crate::{
     family::Family,
     forward,
     maps::{HOST_DATAGRAMS, HOST_PEERS, HOST_SOCKETS},
+    policy,
 };
 
 /// Cookie of the namespace that plays the host; set by the loader.
@@ -202,7 +203,9 @@ fn target<A: Argument>(call: &Call, address: A, datagram: bool) -> Option<End> {
     let slot = forward::slot::<A>(protocol, port);
     let published = forward::published(slot, protocol, host, port)
         .filter(|published| !published.record.target.is_unspecified())
-        .filter(|_| host.is_loopback() || forward::is_host_address(host));
+        .filter(|_| host.is_loopback() || forward::is_host_address(host))
+        // A process of the host counts as one that sends from the loopback address.
+        .filter(|published| policy::admits(published, A::LOOPBACK.ip()).is_ok());
     let Some(published) = published else {
         let end = (address.ip(), port);
         let key = || SocketKey::new(call.cookie(), end.0, end.1);

@@ -22,7 +22,7 @@ use crate::{
     observe::{addresses::Host, container, netns::Netns},
     pair,
     plan::{Leaving, LinkPlan, Plan},
-    state,
+    policy, state,
     subnet::Subnet,
     sweep::{self, Swept},
     tables::{TableError, Tables},
@@ -142,11 +142,16 @@ fn publish(
     transaction
         .publish_owner(id, plan.masquerade)
         .doing(doing)?;
+    let policy = store_policy(transaction.tables(), plan)?;
     for forward in &plan.forwards {
-        let forward = NewForward {
+        let mut forward = NewForward {
             attachment: id,
             ..*forward
         };
+        if let Some(policy) = policy {
+            forward.policy = policy;
+            forward.policy_flags = plan.policy.flags();
+        }
         transaction
             .publish(&forward)
             .doing(|| format!("publish port {}", forward.host_port))?;
@@ -158,6 +163,16 @@ fn publish(
     }
     transaction.commit();
     masquerade::assign(tables).doing(doing)
+}
+
+/// Stores who may open connections; None if everybody may.
+fn store_policy(tables: &mut Tables, plan: &Plan) -> Result<Option<u32>, Error> {
+    if plan.policy.is_open() || plan.forwards.is_empty() {
+        return Ok(None);
+    }
+    let number = next_id(tables);
+    policy::store(tables, number, &plan.policy).doing(|| "store who may connect".to_owned())?;
+    Ok(Some(number))
 }
 
 /// Claims the ports and looks who had them before; again if that took so long that the claim may be over.

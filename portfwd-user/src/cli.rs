@@ -6,11 +6,14 @@ mod args;
 mod tests;
 mod usage;
 
+use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use clap::{CommandFactory, Parser};
 pub use clap_complete::Shell;
+use ipnet::IpNet;
 
 pub use args::{LogLevel, XdpMode};
 
@@ -18,8 +21,9 @@ use portfwd_common::{flow::Lifetimes, net::Protocol};
 
 use crate::connection::Connection;
 use crate::error::{Error, Usage, shown};
-use crate::flow_filter::{self, FlowFilter};
+use crate::flow_filter::FlowFilter;
 use crate::label::{InstanceName, Label};
+use crate::policy::Policy;
 use crate::spec::{HostPorts, PortQuery, Spec, SpecError, check_list, host_address};
 use crate::subnet::Subnet;
 use crate::target::Target;
@@ -128,6 +132,8 @@ pub struct Attach {
     /// Whether the service may listen on the container's loopback address alone. Then all SPECs are of
     /// TCP, and the target is a namespace.
     pub loopback: bool,
+    /// Who may open connections.
+    pub policy: Policy,
     /// Whether what the container sends leaves under the host's address.
     pub masquerade: bool,
     /// Whether given ports are taken from processes of the host and from other tools' rules.
@@ -334,8 +340,7 @@ fn typed_flows(flows: args::Flows) -> Result<Flows, Error> {
             protocol: flows.protocol.map(protocol),
             client: flows
                 .client
-                .as_deref()
-                .map(flow_filter::client)
+                .map(|text| network("--client", &text))
                 .transpose()?,
             port: flows.port,
             state: flows.state,
@@ -352,6 +357,7 @@ fn typed_attach(attach: args::Attach, environment: &Environment) -> Result<Attac
         check_loopback(&specs)?;
         check_namespace("--loopback", target.as_ref())?;
     }
+    let policy = typed_policy(&attach.allow, &attach.deny, attach.deny_silently)?;
     let connection = Connection::of(&attach.connect)?;
     if connection.is_some() {
         check_namespace("--connect", target.as_ref())?;
@@ -362,10 +368,68 @@ fn typed_attach(attach: args::Attach, environment: &Environment) -> Result<Attac
         specs,
         connection,
         loopback: attach.loopback,
+        policy,
         masquerade: attach.masquerade,
         force: attach.force,
         replace: attach.replace,
         dry_run: attach.dry_run,
+    })
+}
+
+fn typed_policy(allow: &[String], deny: &[String], silently: bool) -> Result<Policy, Usage> {
+    let clients = |option: &'static str, texts: &[String]| {
+        let clients = texts.iter().map(|text| clients(option, text));
+        clients.collect::<Result<BTreeSet<IpNet>, Usage>>()
+    };
+    let policy = Policy {
+        allow: clients("--allow", allow)?,
+        deny: clients("--deny", deny)?,
+        silently,
+    };
+    if let Some(both) = policy.allow.intersection(&policy.deny).next() {
+        return Err(Usage {
+            message: format!("{both} stands with --allow and with --deny"),
+            hint: None,
+        });
+    }
+    if silently && policy.is_open() {
+        return Err(Usage {
+            message: "--deny-silently denies nobody".to_owned(),
+            hint: Some("say whom with --allow or --deny".to_owned()),
+        });
+    }
+    Ok(policy)
+}
+
+/// Clients, by the prefix of their addresses.
+fn clients(option: &str, text: &str) -> Result<IpNet, Usage> {
+    let net = network(option, text)?;
+    let refused = |what: &str, hint: String| Usage {
+        message: format!("{option} {}: {what}", shown(text)),
+        hint: Some(hint),
+    };
+    if net.addr() != net.network() {
+        let hint = format!("give {}", net.trunc());
+        return Err(refused("bits are set behind the prefix", hint));
+    }
+    match net {
+        IpNet::V6(v6) if v6.addr().to_ipv4_mapped().is_some() => Err(refused(
+            "packets never bear an IPv4 address in this form",
+            "give it as IPv4".to_owned(),
+        )),
+        net => Ok(net),
+    }
+}
+
+/// An address, or a range of them.
+fn network(option: &str, text: &str) -> Result<IpNet, Usage> {
+    let address = text.parse::<IpAddr>().map(IpNet::from);
+    address.or_else(|_| text.parse()).map_err(|_| Usage {
+        message: format!(
+            "{option} {}: not an address, nor one with the length of its prefix",
+            shown(text)
+        ),
+        hint: Some("such as 192.0.2.7, 192.0.2.0/24 or 2001:db8::/32".to_owned()),
     })
 }
 

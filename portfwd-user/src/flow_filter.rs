@@ -1,15 +1,9 @@
 //! Which flows `flows` shows.
 
-use std::net::IpAddr;
-
 use ipnet::IpNet;
 use portfwd_common::{flow::State, net::Protocol};
 
-use crate::{
-    error::{Usage, shown},
-    label::Label,
-    report::FlowRow,
-};
+use crate::{label::Label, report::FlowRow};
 
 /// What a flow has to be, to be shown; nothing for all of them.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -53,21 +47,6 @@ pub fn states() -> Vec<&'static str> {
     names
 }
 
-/// A client's address, or the range that it is in.
-///
-/// # Errors
-/// When it is neither.
-pub fn client(text: &str) -> Result<IpNet, Usage> {
-    let address = text.parse::<IpAddr>().map(IpNet::from);
-    address.or_else(|_| text.parse()).map_err(|_| Usage {
-        message: format!(
-            "--client {}: not an address, nor one with the length of its prefix",
-            shown(text)
-        ),
-        hint: Some("such as 192.0.2.7, 192.0.2.0/24 or 2001:db8::/32".to_owned()),
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use std::{borrow::Cow, time::Duration};
@@ -102,8 +81,8 @@ mod tests {
             State::UdpAssured,
         );
         let all = FlowFilter::default();
-        let by_client = |text| FlowFilter {
-            client: Some(client(text).unwrap()),
+        let by_client = |text: &str| FlowFilter {
+            client: Some(text.parse().unwrap()),
             ..all.clone()
         };
         let by_state = |state: &str| FlowFilter {
@@ -133,7 +112,7 @@ mod tests {
                 },
                 [true, false],
             ),
-            (by_client("192.0.2.7"), [true, false]),
+            (by_client("192.0.2.7/32"), [true, false]),
             (by_client("192.0.2.0/24"), [true, false]),
             (by_client("192.0.2.99/24"), [true, false]),
             (by_client("2001:db8::/32"), [false, true]),

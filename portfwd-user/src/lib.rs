@@ -22,6 +22,7 @@ pub mod object;
 pub mod observe;
 pub mod pair;
 pub mod plan;
+pub mod policy;
 pub mod report;
 pub mod spec;
 pub mod state;

@@ -18,8 +18,9 @@ use crate::{
     error::{ContainerError, Error},
     label::Label,
     observe::{container::ContainerLink, links},
+    policy::Policy,
     report::Published,
-    state::Owned,
+    state::{Owned, State},
     transaction::NewForward,
 };
 
@@ -64,7 +65,9 @@ pub struct Plan {
     pub addresses: BTreeSet<IpAddr>,
     /// Whether what comes from them is masqueraded from now on.
     pub masquerade: bool,
-    /// The forwards to publish; the attachment is filled in on execution.
+    /// Who may open connections to what has no policy yet.
+    pub policy: Policy,
+    /// The forwards to publish; attachment and policy are filled in on execution.
     pub forwards: Vec<NewForward>,
     /// Everything that was asked for, as it will be listed.
     pub published: Vec<Published>,
@@ -83,6 +86,8 @@ pub struct Asked<'a> {
     pub resolved: &'a [Resolved],
     /// Whether services listen on the container's loopback address alone.
     pub loopback: bool,
+    /// Who may open connections.
+    pub policy: &'a Policy,
     /// Whether what the container sends is masqueraded.
     pub masquerade: bool,
     /// Whether the container may be another one than the one that is known.
@@ -103,6 +108,7 @@ pub fn attach(
     let Asked {
         resolved,
         loopback,
+        policy,
         masquerade,
         replace,
     } = *asked;
@@ -137,6 +143,7 @@ pub fn attach(
     Ok(Plan {
         forwards,
         published,
+        policy: policy.clone(),
         ..Plan::for_container(label, container, found, loopback, masquerade)
     })
 }
@@ -189,6 +196,8 @@ pub fn repoint(
             link: container.link,
             delivery: delivery(&container),
             loopback: record.serves_loopback(),
+            policy: record.policy,
+            policy_flags: record.flags & !Forward::LOOPBACK,
             former: PortSlot::from_bits(0),
         });
     }
@@ -230,6 +239,7 @@ impl Plan {
                 addresses(&container, observed, masquerade)
             }),
             masquerade,
+            policy: Policy::default(),
             forwards: Vec::new(),
             published: Vec::new(),
             shadowed: BTreeSet::new(),
@@ -238,14 +248,16 @@ impl Plan {
         }
     }
 
-    /// The same in place of `own`, all that the name has published until now. What is published again to the same
-    /// container stays, with its connections; all others end.
+    /// The same in place of what the name has published until now, as `state` has it. What is published again to
+    /// the same container stays, with its connections; all others end.
     #[must_use]
-    pub fn in_place_of(self, own: &[&Owned]) -> Self {
-        let is_again = |new: &NewForward, owned: &Owned| self.known && is_as_it_was(new, owned);
+    pub fn in_place_of(self, state: &State) -> Self {
+        let own = state.of(&self.label);
+        let is_again = |new: &NewForward, owned: &Owned| {
+            self.known && is_as_it_was(new, owned) && state.policy_of(owned) == self.policy
+        };
         let (stays, goes): (Vec<&Owned>, Vec<&Owned>) = own
-            .iter()
-            .copied()
+            .into_iter()
             .partition(|owned| self.forwards.iter().any(|new| is_again(new, owned)));
         let new: Vec<NewForward> = self
             .forwards
@@ -290,25 +302,32 @@ impl Plan {
     }
 }
 
-/// Refuses what exists already for the other kind of listener: it would stay as it is.
+/// Refuses what exists already for the other kind of listener, or for other clients: it would stay as it is.
 ///
 /// # Errors
 /// When there is such a forward.
-pub fn check_listeners(
-    label: &Label,
-    forwards: &[Owned],
-    resolved: &[Resolved],
-    loopback: bool,
-) -> Result<(), Error> {
-    for item in resolved {
-        let asked = |forward: &&Owned| {
+pub fn check_existing(label: &Label, state: &State, asked: &Asked<'_>) -> Result<(), Error> {
+    let loopback = asked.loopback;
+    for item in asked.resolved {
+        let is_asked = |forward: &&Owned| {
             let held = &forward.held;
             let host = item.spec.hosts().any(|host| host == held.host);
             let ports = (held.ports, held.container) == (item.ports, item.spec.container);
             held.owner == *label && held.protocol == item.spec.protocol && host && ports
         };
-        let mut existing = forwards.iter().filter(asked);
-        if existing.any(|forward| forward.record.serves_loopback() != loopback) {
+        let existing: Vec<&Owned> = state.forwards.iter().filter(is_asked).collect();
+        let mut policies = existing.iter().map(|forward| state.policy_of(forward));
+        if policies.any(|policy| policy != *asked.policy) {
+            return Err(ContainerError::OtherPolicy {
+                label: label.clone(),
+                spec: item.spec,
+            }
+            .into());
+        }
+        let mut listeners = existing
+            .iter()
+            .map(|forward| forward.record.serves_loopback());
+        if listeners.any(|serves| serves != loopback) {
             return Err(ContainerError::OtherListener {
                 label: label.clone(),
                 spec: item.spec,
@@ -459,6 +478,8 @@ fn new_forward(container: &Attachment, item: &Resolved, host: IpAddr, target: Ip
         link: container.link,
         delivery: delivery(container),
         loopback: false,
+        policy: 0,
+        policy_flags: 0,
         former: PortSlot::from_bits(0),
     }
 }

@@ -11,6 +11,7 @@ use crate::{
     collision::Held,
     error::{Doing, Error},
     label::Label,
+    policy::{self, Policy},
     report::{self, Published},
     spec::PortRange,
     tables::{TableError, Tables},
@@ -42,6 +43,8 @@ pub struct State {
     pub draining: Vec<Owned>,
     /// What they hold.
     pub held: Vec<Held>,
+    /// Who may open connections, by number.
+    pub policies: HashMap<u32, Policy>,
 }
 
 impl State {
@@ -53,6 +56,11 @@ impl State {
     pub fn of(&self, label: &Label) -> Vec<&Owned> {
         let all = self.forwards.iter().chain(&self.draining);
         all.filter(|forward| forward.owner == *label).collect()
+    }
+    /// Who may open connections through a forward.
+    pub fn policy_of(&self, forward: &Owned) -> Policy {
+        let policy = self.policies.get(&forward.record.policy).cloned();
+        policy.unwrap_or_default().with_flags(forward.record.flags)
     }
     /// The same by index.
     pub fn indexes_of(&self, label: &Label) -> BTreeSet<u32> {
@@ -69,6 +77,7 @@ impl State {
             containers,
             forwards: others(&self.forwards),
             draining: others(&self.draining),
+            policies: self.policies.clone(),
             held: self
                 .held
                 .iter()
@@ -139,6 +148,7 @@ pub fn read(tables: &Tables) -> Result<State, Error> {
         forwards,
         draining,
         held,
+        policies: policy::read(tables).doing(|| "read who may use what".to_owned())?,
     })
 }
 

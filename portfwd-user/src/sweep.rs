@@ -25,7 +25,7 @@ use crate::{
         netns::Netns,
         sockets::{self, Peer},
     },
-    pair, state,
+    pair, policy, state,
     tables::{Flows, Hash, TableError, Tables, is_gone},
     transaction,
 };
@@ -86,8 +86,11 @@ pub fn sweep(tables: &mut Tables, layout: &Layout, host: &Netns) -> Result<Swept
     let needs_egress = forwards.iter().any(through_stack) || !matches!(masquerades, Ok(false));
     let forgotten = forget_containers(tables, layout, host, &owners);
     let pairs = remove_pairs(tables, host, &owners);
+    let policies = forwards.iter().map(|(_, forward)| forward.policy).collect();
+    let policies = policy::remove_but(tables, &policies);
     let results = [
         forgotten,
+        policies.doing(|| "forget who may use what".to_owned()),
         leave_containers(tables, layout, &loopback),
         masquerades.map(|_| ()),
         if needs_egress {

@@ -16,6 +16,7 @@ use portfwd_common::{
     maps,
     masquerade::{DeviceFamily, Half, Key, Owner, PortElement, Settings},
     net::{Ip, V4, V6},
+    policy::KEY_LENGTH,
     programs,
 };
 
@@ -238,6 +239,8 @@ pub struct Tables {
     pub container_ips: Hash<Ip, u32>,
     /// Subnets that are masqueraded, with their owners; IPv4 is mapped into IPv6.
     pub subnets: LpmTrie<MapData, [u8; 16], u32>,
+    /// Which clients may open connections.
+    pub policies: LpmTrie<MapData, [u8; KEY_LENGTH], u32>,
     /// What masquerade depends on.
     pub masquerade: Mapped<Settings>,
     /// Ports that masqueraded flows may have.
@@ -346,6 +349,7 @@ impl Tables {
             owners: hash(maps::OWNERS, open(maps::OWNERS)?)?,
             container_ips: hash(maps::CONTAINER_IPS, open(maps::CONTAINER_IPS)?)?,
             subnets: trie(maps::SUBNETS, open(maps::SUBNETS)?)?,
+            policies: trie(maps::POLICIES, open(maps::POLICIES)?)?,
             masquerade: Mapped::open(maps::MASQUERADE, &open(maps::MASQUERADE)?, 1)?,
             outbound_ports: Mapped::open(
                 maps::OUTBOUND_PORTS,

@@ -61,6 +61,10 @@ pub struct NewForward {
     pub delivery: Delivery,
     /// Whether the service may listen on the container's loopback address alone.
     pub loopback: bool,
+    /// Number of the policy that says who may open connections, 0 if everybody may.
+    pub policy: u32,
+    /// What [`Forward::flags`] say of that.
+    pub policy_flags: u8,
     /// The slots of the forward that has had the ports until now; empty ones for none.
     pub former: PortSlot,
 }
@@ -106,7 +110,11 @@ impl<'t> Transaction<'t> {
         record.count = new.count;
         record.delivery = new.delivery as u8;
         record.protocol = new.protocol.number();
-        record.flags = if new.loopback { Forward::LOOPBACK } else { 0 };
+        record.flags = new.policy_flags;
+        if new.loopback {
+            record.flags |= Forward::LOOPBACK;
+        }
+        record.policy = new.policy;
         record.host = new.host;
         record.former = new.former;
         record.ended = Forward::FOREVER;

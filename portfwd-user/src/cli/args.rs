@@ -23,7 +23,8 @@ Examples:
   portfwd attach web --netns /run/netns/web -p 8080:80 -p 8443:443
   portfwd attach dns --pid 4711 -p 127.0.0.1:53:53/udp
   portfwd attach db --pid 4712 --loopback -p 6379:6379
-  portfwd attach web --pid 4713 --connect 10.99.0.1/24,10.99.0.2/24 -p 8080:80";
+  portfwd attach web --pid 4713 --connect 10.99.0.1/24,10.99.0.2/24 -p 8080:80
+  portfwd attach db --pid 4714 -p 5432:5432 --allow 10.0.0.0/8,127.0.0.1 --deny 10.9.0.0/16";
 
 const REPOINT_EXAMPLES: &str = "\
 The ports are TARGET's from then on, with the container ports that they had. Connections that are open stay where \
@@ -179,6 +180,28 @@ pub(super) struct Attach {
     /// Reach a service that listens on the container's 127.0.0.1 or ::1 as well (TCP)
     #[arg(long)]
     pub(super) loopback: bool,
+
+    /// Let only these clients open connections; with host processes as 127.0.0.1 and ::1
+    #[arg(
+        long,
+        value_name = "CIDR",
+        value_delimiter = ',',
+        allow_hyphen_values = true
+    )]
+    pub(super) allow: Vec<String>,
+
+    /// Let these clients open none; of ranges that overlap the smaller one counts
+    #[arg(
+        long,
+        value_name = "CIDR",
+        value_delimiter = ',',
+        allow_hyphen_values = true
+    )]
+    pub(super) deny: Vec<String>,
+
+    /// Give those who may not no answer, rather than that of a closed port
+    #[arg(long)]
+    pub(super) deny_silently: bool,
 
     /// Let what the container sends from its own addresses leave under the host's
     #[arg(long)]

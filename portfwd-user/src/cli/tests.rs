@@ -277,6 +277,37 @@ fn what_makes_no_command_is_one_line_and_a_hint() {
             "error: invalid value '-4' for '--pid <PID>': -4 is not in 1..=2147483647\n",
         ),
         (
+            &["attach", "web", "-p", "80", "--allow", "10.0.0.1/8"],
+            "error: --allow \"10.0.0.1/8\": bits are set behind the prefix\nhint: give 10.0.0.0/8\n",
+        ),
+        (
+            &["attach", "web", "-p", "80", "--deny", "lan"],
+            "error: --deny \"lan\": not an address, nor one with the length of its prefix\n\
+             hint: such as 192.0.2.7, 192.0.2.0/24 or 2001:db8::/32\n",
+        ),
+        (
+            &["attach", "web", "-p", "80", "--deny", "::ffff:10.0.0.0/104"],
+            "error: --deny \"::ffff:10.0.0.0/104\": packets never bear an IPv4 address in this form\n\
+             hint: give it as IPv4\n",
+        ),
+        (
+            &[
+                "attach",
+                "web",
+                "-p",
+                "80",
+                "--deny",
+                "10.0.0.0/8",
+                "--allow",
+                "::1,10.0.0.0/8",
+            ],
+            "error: 10.0.0.0/8 stands with --allow and with --deny\n",
+        ),
+        (
+            &["attach", "web", "-p", "80", "--deny-silently"],
+            "error: --deny-silently denies nobody\nhint: say whom with --allow or --deny\n",
+        ),
+        (
             &["repoint", "blue", "blue"],
             "error: container \"blue\" cannot hand its ports over to itself\n\
              hint: portfwd attach --replace puts another container behind the same name\n",

@@ -94,19 +94,20 @@ fn make_plan(
     };
     let known = state.container(&attach.container);
     let found = locate(observed, running, attach, &state)?;
-    let (label, loopback) = (&attach.container, attach.loopback);
+    let label = &attach.container;
     let in_the_way = match attach.replace {
         true => state.without(label),
         false => state.clone(),
     };
     let settled = ports::settle(observed.host, &in_the_way, attach)?;
-    plan::check_listeners(label, &in_the_way.forwards, &settled.resolved, loopback)?;
     let asked = plan::Asked {
         resolved: &settled.resolved,
-        loopback,
+        loopback: attach.loopback,
+        policy: &attach.policy,
         masquerade: attach.masquerade,
         replace: attach.replace,
     };
+    plan::check_existing(label, &in_the_way, &asked)?;
     let plan = plan::attach(label, known, &found, &asked)?;
     let plan = Plan {
         shadowed: settled.shadowed,
@@ -114,7 +115,7 @@ fn make_plan(
         ..plan
     };
     Ok(match attach.replace {
-        true => plan.in_place_of(&state.of(label)),
+        true => plan.in_place_of(&state),
         false => plan,
     })
 }

@@ -43,7 +43,7 @@ pub(super) fn list(cli: &Cli, container: Option<&Label>) -> Result<(), Error> {
             require(&state, container)?;
             for forward in &state.forwards {
                 if container.is_none_or(|label| *label == forward.owner) {
-                    rows.extend(row(&datapath.tables, forward)?);
+                    rows.extend(row(&datapath.tables, &state, forward)?);
                 }
             }
         }
@@ -58,15 +58,20 @@ pub(super) fn list(cli: &Cli, container: Option<&Label>) -> Result<(), Error> {
     })
 }
 
-fn row(tables: &Tables, forward: &Owned) -> Result<Option<ForwardRow>, Error> {
+fn row(
+    tables: &Tables,
+    state: &state::State,
+    forward: &Owned,
+) -> Result<Option<ForwardRow>, Error> {
     let Some(published) = forward.published() else {
         return Ok(None);
     };
     let counters = counters(tables, forward.index)?;
+    let policy = state.policy_of(forward);
     Ok(Some(ForwardRow {
         published,
-        allow: Vec::new(),
-        deny: Vec::new(),
+        allow: policy.allow.into_iter().collect(),
+        deny: policy.deny.into_iter().collect(),
         connections: counters.connections,
         rx_packets: counters.rx_packets,
         rx_bytes: counters.rx_bytes,

@@ -261,6 +261,14 @@ pub enum ContainerError {
         /// The host address asked for.
         host: IpAddr,
     },
+    /// The forward exists, but other clients may use it.
+    #[error("container \"{label}\" has forward {spec} already, with other --allow or --deny")]
+    OtherPolicy {
+        /// The container.
+        label: Label,
+        /// The SPEC that asks for it.
+        spec: Spec,
+    },
     /// Its forwards may lead to a loopback address, for which a program has to be inside the target's namespace.
     #[error("container \"{from}\" serves ports with --loopback, and \"{to}\" was not attached so")]
     NotInside {
@@ -299,6 +307,9 @@ impl ContainerError {
             Self::NoFamily { .. } | Self::Drains(_) => None,
             Self::NotInside { to, .. } => {
                 Some(format!("say where {to} is, with --netns PATH or --pid PID"))
+            }
+            Self::OtherPolicy { .. } => {
+                Some("attach --replace changes who may use what is published".to_owned())
             }
             Self::OtherListener { label, spec, .. } => {
                 Some(format!("portfwd detach {label} -p {spec} first"))

@@ -176,6 +176,16 @@ fn every_error() -> Vec<(Error, u8, &'static str)> {
              hint: attach --replace puts this one in its place; or choose another name\n",
         ),
         (
+            ContainerError::OtherPolicy {
+                label: web(),
+                spec: "8080:80".parse().unwrap(),
+            }
+            .into(),
+            1,
+            "error: container \"web\" has forward 8080:80 already, with other --allow or --deny\n\
+             hint: attach --replace changes who may use what is published\n",
+        ),
+        (
             ContainerError::NotInside {
                 from: web(),
                 to: "green".parse().unwrap(),

@@ -104,6 +104,8 @@ mod tests {
             link: 0,
             delivery: Delivery::Stack,
             loopback: false,
+            policy: 0,
+            policy_flags: 0,
             former: PortSlot::from_bits(0),
         }
     }

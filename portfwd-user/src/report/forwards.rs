@@ -178,7 +178,7 @@ pub fn write_ports(
 /// # Errors
 /// As the writer.
 pub fn write_forwards(out: &mut impl Write, rows: &[ForwardRow]) -> io::Result<()> {
-    let mut table = Table::new(&[
+    let mut columns = vec![
         ("CONTAINER", Align::Left),
         ("PROTOCOL", Align::Left),
         ("HOST", Align::Left),
@@ -187,16 +187,33 @@ pub fn write_forwards(out: &mut impl Write, rows: &[ForwardRow]) -> io::Result<(
         ("RECEIVED", Align::Right),
         ("SENT", Align::Right),
         ("DROPS", Align::Right),
-    ]);
+    ];
+    let is_limited = |row: &ForwardRow| !row.allow.is_empty() || !row.deny.is_empty();
+    let limits = rows.iter().any(is_limited);
+    if limits {
+        columns.push(("CLIENTS", Align::Left));
+    }
+    let mut table = Table::new(&columns);
     let mut sorted: Vec<&ForwardRow> = rows.iter().collect();
     sorted.sort_by(|a, b| a.published.order(&b.published));
     let mut rest = sorted.as_slice();
     while let [row, others @ ..] = rest {
         let twin = others.first().filter(|other| are_one(row, other)).copied();
         rest = &others[usize::from(twin.is_some())..];
-        table.row(line(row, twin));
+        let mut line = line(row, twin);
+        line.extend(limits.then(|| clients(row)));
+        table.row(line);
     }
     table.write(out)
+}
+
+/// Who may use a forward: `10.0.0.0/8, not 10.9.0.0/16`.
+fn clients(row: &ForwardRow) -> String {
+    let allowed = row.allow.iter().map(IpNet::to_string);
+    let denied = row.deny.iter().map(|net| format!("not {net}"));
+    let all = row.allow.is_empty().then(|| "all".to_owned());
+    let parts: Vec<String> = all.into_iter().chain(allowed).chain(denied).collect();
+    parts.join(", ")
 }
 
 /// Whether `v6` is the IPv6 half of what `v4` is the IPv4 half of. In sorted order it comes right after.

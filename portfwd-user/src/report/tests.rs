@@ -126,6 +126,23 @@ web        udp       [2001:db8::1]:8000-8099  [fd00::2]:9000-9099               
 }
 
 #[test]
+fn who_may_use_a_forward_is_a_column_if_anybody_may_not() {
+    let open = row(published("db", "80/tcp", "0.0.0.0", 81, "10.88.0.3 80"), 1);
+    let mut limited = row(published("web", "80/tcp", "0.0.0.0", 80, "10.88.0.2 80"), 1);
+    limited.allow = vec!["10.0.0.0/8".parse().unwrap(), "::1/128".parse().unwrap()];
+    limited.deny = vec!["10.9.0.0/16".parse().unwrap()];
+    let table = text(|out| write_forwards(out, &[open, limited]));
+    let ends: Vec<&str> = table
+        .lines()
+        .map(|line| line.rsplit("  ").next().unwrap())
+        .collect();
+    assert_eq!(
+        ends,
+        ["CLIENTS", "all", "10.0.0.0/8, ::1/128, not 10.9.0.0/16"]
+    );
+}
+
+#[test]
 fn an_empty_list_is_its_headings() {
     let table = text(|out| write_forwards(out, &[]));
     assert_eq!(
