@@ -182,7 +182,7 @@ fn every_error() -> Vec<(Error, u8, &'static str)> {
             }
             .into(),
             1,
-            "error: container \"web\" has forward 8080:80 already, with other --allow or --deny\n\
+            "error: container \"web\" has forward 8080:80/tcp already, with other --allow or --deny\n\
              hint: attach --replace changes who may use what is published\n",
         ),
         (
