@@ -336,6 +336,27 @@ impl Topology {
         ]
     }
 
+    /// The link of the first container goes, as when its runtime stops it.
+    pub fn lose_link(&self) {
+        self.host.ip("link del veth1\n");
+    }
+
+    /// It comes again, on the bridge, with another index.
+    pub fn make_link_again(&self, v4: &str) {
+        let container = &self.containers[0].namespace;
+        self.host.ip(&format!(
+            "link add veth1 type veth peer name eth0 netns {}
+             link set veth1 master br0
+             link set veth1 up\n",
+            container.name()
+        ));
+        container.ip(&format!(
+            "addr add {v4}/24 dev eth0
+             addr add fd88::2/64 dev eth0 nodad
+             link set eth0 up\n"
+        ));
+    }
+
     /// What `list --json` says.
     ///
     /// # Panics

@@ -14,29 +14,13 @@ fn at(address: IpAddr, port: u16) -> SocketAddr {
     SocketAddr::new(address, port)
 }
 
-/// The link of the first container goes, as when its runtime stops it, and comes again with another index.
-fn remake_link(topology: &Topology, address: &str) {
-    topology.host.ip("link del veth1\n");
-    let container = &topology.containers[0].namespace;
-    topology.host.ip(&format!(
-        "link add veth1 type veth peer name eth0 netns {}
-         link set veth1 master br0
-         link set veth1 up\n",
-        container.name()
-    ));
-    container.ip(&format!(
-        "addr add {address}/24 dev eth0
-         addr add fd88::2/64 dev eth0 nodad
-         link set eth0 up\n"
-    ));
-}
-
 #[test]
 fn a_container_that_has_moved_is_not_attached_to_where_it_was() {
     for address in ["10.88.0.2", "10.88.0.9"] {
         let topology = Topology::new(Shape::default());
         topology.attach("web", 0, &["8080:80"]);
-        remake_link(&topology, address);
+        topology.lose_link();
+        topology.make_link_again(address);
         let before = topology.published();
         for spec in ["8080:80", "8081:80"] {
             let outcome = topology.try_attach("web", 0, &[spec]);
@@ -60,7 +44,8 @@ fn a_container_by_address_that_was_made_anew_is_refused_too() {
     let topology = Topology::new(Shape::default());
     let attach = ["attach", "web", "--ip", "10.88.0.2", "-p", "8080:80"];
     topology.portfwd(&attach).expect_ok();
-    remake_link(&topology, "10.88.0.2");
+    topology.lose_link();
+    topology.make_link_again("10.88.0.2");
     expect_error(topology.portfwd(&attach), 1, "not with address 10.88.0.2");
 }
 

@@ -234,3 +234,40 @@ fn a_replacing_attach_killed_anywhere_has_replaced_everything_or_nothing() {
     println!("{calls} system calls, replaced from {from} on");
     stand.topology.take_down();
 }
+
+/// Fails if `gc` forgets a container before its ports are withdrawn, or leaves some of them to nobody.
+#[test]
+fn a_gc_killed_anywhere_has_removed_everything_or_nothing() {
+    let stand = Stand::new();
+    let topology = &stand.topology;
+    let lose = || {
+        topology.attach("web", 0, &SPECS);
+        topology.lose_link();
+    };
+    let gc = ["gc"];
+    lose();
+    let calls = calls(topology, &gc);
+    let mut removed_from = None;
+    for at in kills(calls) {
+        topology.make_link_again("10.88.0.2");
+        lose();
+        kill(topology, &gc, at);
+        let listed = stand.listed("web");
+        assert!([0, 6].contains(&listed), "killed at {at}: {listed}");
+        let is_free = topology.try_attach("other", 1, &["9091:80"]).code == 0;
+        assert_eq!(is_free, listed == 0, "killed at {at}");
+        if is_free {
+            removed_from.get_or_insert(at);
+            stand.detach("other");
+        }
+        assert_eq!(
+            stand.who(Protocol::Tcp, 8070, at).as_deref(),
+            Some("db"),
+            "killed at {at}"
+        );
+        topology.portfwd(&gc).expect_ok();
+        assert_eq!(stand.listed("web"), 0, "after {at} and again");
+    }
+    let from = removed_from.expect("a kill after the commit");
+    assert!(from > 1, "removed before it began");
+}

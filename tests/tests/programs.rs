@@ -1,13 +1,17 @@
-//! Programs of everyday use from a masqueraded container, beside the same behind nftables: they print the
-//! same and end the same, and the server sees the host.
+//! Programs of everyday use. From a masqueraded container, beside the same behind nftables: they print the
+//! same and end the same, and the server sees the host. And one on the host that wants a published port.
 
-use std::process::Command;
+use std::net::{SocketAddr, TcpStream};
+use std::process::{Command, Stdio};
 use std::thread;
 
 use serde_json::Value;
 
 use portfwd_tests::beside::{Family, Said, Side};
 use portfwd_tests::daemons::{LINES, dnsmasq, dropbear, iperf3_server, nginx, pyftpdlib, socat};
+use portfwd_tests::deadline::{PATIENCE, until_ok};
+use portfwd_tests::portfwd::expect_error;
+use portfwd_tests::topology::{Shape, Topology};
 
 /// A line of the shell in a container, how it ends, and what it prints among other things.
 struct Line<'a>(&'a str, i32, &'a [&'a str]);
@@ -475,5 +479,41 @@ fn what_differs_from_nftables() {
             theirs.enough || too_long && family == Family::V6,
             "{theirs:?}"
         );
+    }
+}
+
+/// A published port is taken for Python's web server, in both families, and free for it again after the detach; where
+/// it was first, the attach names it.
+#[test]
+fn python_http_server_and_a_published_port_exclude_each_other() {
+    let topology = Topology::new(Shape::default());
+    let netns = topology.host.path().display().to_string();
+    let serve = |address: &str| {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net={netns}"));
+        command.args(["python3", "-m", "http.server", "8080", "--bind", address]);
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        command
+    };
+    for (address, ask) in [("0.0.0.0", "127.0.0.1"), ("::", "::1")] {
+        topology.attach("web", 0, &["8080:80"]);
+        let refused = serve(address).output().expect("start python3");
+        assert!(!refused.status.success());
+        let says = String::from_utf8_lossy(&refused.stderr);
+        assert!(says.contains("Address already in use"), "{says}");
+        topology.portfwd(&["detach", "web"]).expect_ok();
+        let mut server = serve(address).spawn().expect("start python3");
+        let to = SocketAddr::new(ask.parse().expect("an address"), 8080);
+        until_ok("the server answers", PATIENCE, || {
+            topology.host.run(|| TcpStream::connect(to))
+        });
+        let collides = topology.try_attach("web", 0, &["8080:80"]);
+        let holder = format!("(pid {})", server.id());
+        server.kill().expect("end the server");
+        server.wait().expect("end the server");
+        expect_error(collides, 3, &holder);
     }
 }
