@@ -454,8 +454,8 @@ pub(super) const OF_ONE_TEST: &[Mutant] = &[
         name: "committed",
         test: "packets::flows_of_a_withdrawn_forward_do_not_exist",
         file: "ebpf/forward.rs",
-        right: "let serves = is_visible(since, until, committed)",
-        wrong: "let serves = since <= committed",
+        right: "let is_visible = is_visible(since, until, committed);",
+        wrong: "let is_visible = since <= committed; let _ = until;",
     },
     Mutant {
         name: "syn-on-closed",
