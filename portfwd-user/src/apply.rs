@@ -18,6 +18,7 @@ use crate::{
     datapath::{Datapath, Writable},
     error::{Doing, Error},
     hooks::{self, Hook},
+    instance::Layout,
     masquerade,
     observe::{addresses::Host, container, netns::Netns},
     pair,
@@ -29,30 +30,60 @@ use crate::{
     transaction::{self, NewForward, Transaction},
 };
 
-/// Executes an attach on the host of `netns`, to the container of `inside` if its namespace is known.
-/// `look_again` is asked once no process of the host can take the ports any more, right before the commit.
+/// A plan, and the namespace of its container if that is known.
+#[derive(Clone, Copy)]
+pub struct Step<'a> {
+    /// What is to be done.
+    pub plan: &'a Plan,
+    /// The namespace.
+    pub inside: Option<&'a Netns>,
+}
+
+impl Step<'_> {
+    fn changes(&self) -> bool {
+        let plan = self.plan;
+        let publishes = !plan.forwards.is_empty() || !plan.addresses.is_empty();
+        publishes || plan.masquerade || !plan.leaving.is_empty()
+    }
+}
+
+/// Executes plans on the host of `netns`, all at one instant, and lets `others` go with it. `look_again` is asked once
+/// no process of the host can take the ports any more, right before the commit.
 ///
 /// # Errors
 /// When a step fails, or `look_again` does; what was before is then as it was.
-pub fn attach(
+pub fn execute(
     writable: &mut Writable,
     netns: &Netns,
-    inside: Option<&Netns>,
-    plan: &Plan,
+    steps: &[Step<'_>],
+    others: &Leaving,
     look_again: impl Fn() -> Result<(), Error>,
 ) -> Result<(), Error> {
-    let changes = !plan.forwards.is_empty() || !plan.addresses.is_empty() || plan.masquerade;
-    if !changes && plan.leaving.is_empty() {
+    let steps: Vec<Step<'_>> = steps.iter().copied().filter(Step::changes).collect();
+    if steps.is_empty() && others.is_empty() {
         return Ok(());
     }
-    let connected = match (&plan.connection, inside) {
-        (Some(connection), Some(inside)) => connect(writable, netns, inside, plan, connection),
-        _ => Ok(plan.clone()),
-    };
+    let connected = steps
+        .iter()
+        .map(|step| match (&step.plan.connection, step.inside) {
+            (Some(connection), Some(inside)) => {
+                connect(writable, netns, inside, step.plan, connection)
+            }
+            _ => Ok(step.plan.clone()),
+        });
+    let connected: Result<Vec<Plan>, Error> = connected.collect();
     let Writable { datapath, host, .. } = writable;
-    let done = connected.and_then(|plan| publish(datapath, host, netns, inside, &plan, look_again));
+    let done = connected.and_then(|plans| {
+        let steps = plans
+            .iter()
+            .zip(&steps)
+            .map(|(plan, step)| Step { plan, ..*step });
+        let steps: Vec<Step<'_>> = steps.collect();
+        publish(datapath, host, netns, &steps, others, look_again)
+    });
+    let goes = !others.is_empty() || steps.iter().any(|step| !step.plan.leaving.is_empty());
     match done {
-        Ok(()) if !plan.leaving.is_empty() => sweep(writable, netns).map(|_| ()),
+        Ok(()) if goes => sweep(writable, netns).map(|_| ()),
         done => finish(writable, netns, done),
     }
 }
@@ -104,25 +135,42 @@ fn publish(
     datapath: &mut Datapath,
     host: &Host,
     netns: &Netns,
-    inside: Option<&Netns>,
-    plan: &Plan,
+    steps: &[Step<'_>],
+    others: &Leaving,
     look_again: impl Fn() -> Result<(), Error>,
 ) -> Result<(), Error> {
     transaction::announce(&datapath.tables);
-    if plan.masquerade {
-        datapath.masquerade(host, netns)?;
-    } else if plan
-        .forwards
-        .iter()
-        .any(|forward| forward.delivery == Delivery::Stack)
-    {
-        datapath.attach_egress(host, netns)?;
-    }
-    if let Some(inside) = &plan.inside {
-        datapath.make_ready_for(&[inside])?;
+    for Step { plan, .. } in steps {
+        let through_stack = |forward: &NewForward| forward.delivery == Delivery::Stack;
+        if plan.masquerade {
+            datapath.masquerade(host, netns)?;
+        } else if plan.forwards.iter().any(through_stack) {
+            datapath.attach_egress(host, netns)?;
+        }
+        if let Some(inside) = &plan.inside {
+            datapath.make_ready_for(&[inside])?;
+        }
     }
     let Datapath { tables, layout } = datapath;
     let mut transaction = Transaction::begin(tables);
+    for step in steps {
+        write(&mut transaction, layout, netns, step)?;
+    }
+    let_go(&mut transaction, others)?;
+    if steps.iter().any(|step| !step.plan.forwards.is_empty()) {
+        claim(&transaction, look_again)?;
+    }
+    transaction.commit();
+    masquerade::assign(tables).doing(|| "record the addresses of containers".to_owned())
+}
+
+/// Writes a plan, and attaches the hooks that it needs.
+fn write(
+    transaction: &mut Transaction<'_>,
+    layout: &Layout,
+    netns: &Netns,
+    Step { plan, inside }: &Step<'_>,
+) -> Result<(), Error> {
     let id = match plan.known {
         true => plan.container.id,
         false => next_id(transaction.tables()),
@@ -157,12 +205,7 @@ fn publish(
             .doing(|| format!("publish port {}", forward.host_port))?;
     }
     record_container(transaction.tables(), plan, id)?;
-    let_go(&mut transaction, &plan.leaving)?;
-    if !plan.forwards.is_empty() {
-        claim(&transaction, look_again)?;
-    }
-    transaction.commit();
-    masquerade::assign(tables).doing(doing)
+    let_go(transaction, &plan.leaving)
 }
 
 /// Stores who may open connections; None if everybody may.

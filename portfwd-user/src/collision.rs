@@ -85,6 +85,8 @@ pub struct Resolved {
 pub struct Occupied<'a> {
     /// The forwards of every container.
     pub held: &'a [Held],
+    /// The container whose forwards are in nobody's way, because they go.
+    pub replaced: Option<&'a Label>,
     /// The sockets of the host.
     pub listeners: &'a [Listener],
     /// The rules of other tools.
@@ -100,7 +102,7 @@ impl Occupied<'_> {
         let mut taken = PortSet::new();
         let overlapping =
             |held: &&Held| held.protocol == protocol && hosts_overlap(Some(held.host), Some(host));
-        for held in self.held.iter().filter(overlapping) {
+        for held in self.staying().filter(overlapping) {
             taken.insert_range(held.ports);
         }
         for listener in self.listeners {
@@ -115,6 +117,13 @@ impl Occupied<'_> {
                 .for_each(|ports| taken.insert_range(*ports));
         }
         taken
+    }
+
+    /// The forwards that are in the way of others.
+    fn staying(&self) -> impl Iterator<Item = &Held> {
+        let replaced = self.replaced;
+        let held = self.held.iter();
+        held.filter(move |held| Some(&held.owner) != replaced)
     }
 
     /// Who has the lowest port of `ports` that is not free on `host`; a container before a process, and that before
@@ -138,7 +147,7 @@ impl Occupied<'_> {
         host: IpAddr,
         ports: PortRange,
     ) -> impl Iterator<Item = Collision> {
-        let containers = self.held.iter().filter_map(move |held| {
+        let containers = self.staying().filter_map(move |held| {
             let shared = held.ports.intersection(ports)?;
             let overlap = held.protocol == protocol && hosts_overlap(Some(held.host), Some(host));
             overlap.then(|| (shared.first(), Holder::Container(held.owner.clone())))
@@ -360,7 +369,7 @@ impl<'a> Resolver<'a> {
         let on_host = |shared: Option<PortRange>, overlaps: &dyn Fn(IpAddr) -> bool| {
             shared.filter(|_| spec.hosts().any(overlaps))
         };
-        let containers = self.occupied.held.iter().filter_map(|held| {
+        let containers = self.occupied.staying().filter_map(|held| {
             let overlaps = |host| hosts_overlap(Some(held.host), Some(host));
             let shared = on_host(held.ports.intersection(pool), &overlaps)?;
             (held.protocol == spec.protocol)

@@ -10,7 +10,7 @@ use portfwd_common::{
     net::Ip,
 };
 
-pub use succession::Leaving;
+pub use succession::{Leaving, follow};
 
 use crate::{
     collision::Resolved,
@@ -132,7 +132,7 @@ pub fn attach(
             if !target.is_unspecified() {
                 published.push(as_listed(label, item, host, target));
             }
-            if item.hosts.contains(&host) {
+            if replace || item.hosts.contains(&host) {
                 forwards.push(NewForward {
                     loopback,
                     ..new_forward(&container, item, host, target)
@@ -249,7 +249,7 @@ impl Plan {
     }
 
     /// The same in place of what the name has published until now, as `state` has it. What is published again to
-    /// the same container stays, with its connections; all others end.
+    /// the same container stays, with its connections; all others end. See [`follow`].
     #[must_use]
     pub fn in_place_of(self, state: &State) -> Self {
         let own = state.of(&self.label);
@@ -267,7 +267,7 @@ impl Plan {
             .collect();
         let former = goes.iter().map(|owned| owned.record.attachment);
         Self {
-            forwards: succession::following(&new, &goes),
+            forwards: new,
             leaving: Leaving {
                 forwards: goes.iter().map(|owned| owned.index).collect(),
                 containers: former.filter(|id| *id != self.container.id).collect(),

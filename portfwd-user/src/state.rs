@@ -66,26 +66,6 @@ impl State {
     pub fn indexes_of(&self, label: &Label) -> BTreeSet<u32> {
         self.of(label).iter().map(|forward| forward.index).collect()
     }
-    /// The same as if the container did not exist.
-    #[must_use]
-    pub fn without(&self, label: &Label) -> Self {
-        let is_other = |owned: &&Owned| owned.owner != *label;
-        let others = |all: &[Owned]| all.iter().filter(is_other).cloned().collect();
-        let mut containers = self.containers.clone();
-        containers.remove(label);
-        Self {
-            containers,
-            forwards: others(&self.forwards),
-            draining: others(&self.draining),
-            policies: self.policies.clone(),
-            held: self
-                .held
-                .iter()
-                .filter(|held| held.owner != *label)
-                .cloned()
-                .collect(),
-        }
-    }
     /// Host-side links of the containers.
     pub fn links(&self) -> BTreeSet<u32> {
         self.containers.values().map(|a| a.link).collect()

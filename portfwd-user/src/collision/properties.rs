@@ -47,6 +47,7 @@ fn collides(with: &Held, asked: &Held) -> bool {
     let held = [with.clone()];
     let occupied = Occupied {
         held: &held,
+        replaced: None,
         listeners: &[],
         rules: &[],
         reserved: &PortSet::new(),
@@ -89,7 +90,7 @@ proptest! {
         listeners in prop::collection::vec(any_listener(), 0..6),
         host in any_address(),
     ) {
-        let occupied = Occupied { held: &held, listeners: &listeners, rules: &[], reserved: &PortSet::new() };
+        let occupied = Occupied { held: &held, replaced: None, listeners: &listeners, rules: &[], reserved: &PortSet::new() };
         let taken = occupied.taken(Tcp, host);
         for port in (75..110).chain(60_995..61_030) {
             let collision = occupied.collision(Tcp, host, one(port));
@@ -108,7 +109,7 @@ proptest! {
     ) {
         let specs: Vec<Spec> = wanted.iter().map(|spec| spec.parse().unwrap()).collect();
         prop_assume!(crate::spec::check_list(&specs).is_ok());
-        let occupied = Occupied { held: &held, listeners: &listeners, rules: &[], reserved: &PortSet::new() };
+        let occupied = Occupied { held: &held, replaced: None, listeners: &listeners, rules: &[], reserved: &PortSet::new() };
         let Ok(settled) = occupied.resolve(&label("web"), &specs) else { return Ok(()) };
         prop_assert_eq!(settled.len(), specs.len());
         let mut given: Vec<(Protocol, IpAddr, PortRange)> = Vec::new();
@@ -135,7 +136,7 @@ proptest! {
         port in 75..105u16,
         host in any_address(),
     ) {
-        let occupied = Occupied { held: &existing, listeners: &[], rules: &[], reserved: &PortSet::new() };
+        let occupied = Occupied { held: &existing, replaced: None, listeners: &[], rules: &[], reserved: &PortSet::new() };
         let text = match host {
             IpAddr::V4(v4) => format!("{v4}:{port}:7777"),
             IpAddr::V6(v6) => format!("[{v6}]:{port}:7777"),

@@ -53,6 +53,7 @@ fn resolve(held: &[Held], listeners: &[Listener], specs: &[&str]) -> Result<Vec<
     let reserved = PortSet::new();
     let occupied = Occupied {
         held,
+        replaced: None,
         listeners,
         rules: &[],
         reserved: &reserved,
@@ -284,6 +285,7 @@ fn a_pool_without_a_free_port_names_who_has_them() {
 fn resolve_error(held: &[Held]) -> CollisionError {
     let occupied = Occupied {
         held,
+        replaced: None,
         listeners: &[],
         rules: &[],
         reserved: &PortSet::new(),
@@ -306,6 +308,7 @@ fn a_chosen_port_is_the_same_again_and_another_when_it_is_taken() {
     reserved.insert(port);
     let occupied = Occupied {
         held: &[],
+        replaced: None,
         listeners: &[],
         rules: &[],
         reserved: &reserved,

@@ -1,15 +1,17 @@
 //! `portfwd attach`: observe, plan, apply, report.
 
 mod connect;
-mod ports;
+pub(super) mod ports;
 
 use std::{collections::BTreeSet, io::Write as _, net::IpAddr};
 
 use portfwd_common::host::Attachment;
+use ports::{Around, protocols};
 
 use crate::{
-    apply,
+    apply::{self, Step},
     cli::{Attach, Cli},
+    collision::Held,
     datapath::{self, Datapath, Options, Site, Writable},
     error::{ContainerError, Error, Missing},
     hooks::{self, Hook},
@@ -18,46 +20,48 @@ use crate::{
         container::{self, ContainerLink},
         netns::Netns,
     },
-    plan::{self, Found, Plan},
+    plan::{self, Found, Leaving, Plan},
     report::{self, Published},
     spec::Spec,
     state::{self, State},
     target::Target,
 };
 
-/// What was looked at before there was an instance.
-struct Observed<'a> {
-    host: &'a Netns,
-    /// The container's namespace, if it was given by one.
-    inside: Option<&'a Netns>,
-    /// The container, if it was said where it is, and its link is not to be made.
+/// What was looked at of a container before there was an instance.
+pub(super) struct Observed {
+    /// Its namespace, if it was given by one.
+    pub(super) inside: Option<Netns>,
+    /// Where it is, if that was said and its link is not to be made.
     found: Option<Found>,
 }
 
+impl Observed {
+    pub(super) fn of(host: &Netns, attach: &Attach) -> Result<Self, Error> {
+        let target = attach.target.as_ref();
+        let inside = target.map(open_container).transpose()?.flatten();
+        let found = match target {
+            Some(target) if attach.connection.is_none() => {
+                Some(find(host, target, inside.as_ref())?)
+            }
+            _ => None,
+        };
+        Ok(Self { inside, found })
+    }
+}
+
 pub(super) fn run(cli: &Cli, attach: &Attach) -> Result<(), Error> {
-    let target = attach.target.as_ref();
     // Everything that can be wrong with what was typed is found before anything is made.
-    let container = target.map(open_container).transpose()?.flatten();
     let host = datapath::host(cli)?;
-    let inside = container.as_ref();
-    let found = match target {
-        Some(target) if attach.connection.is_none() => Some(find(&host, target, inside)?),
-        _ => None,
-    };
-    let observed = Observed {
-        host: &host,
-        inside,
-        found,
-    };
+    let observed = Observed::of(&host, attach)?;
     let site = Site::of(cli, false)?;
     let running = site.as_ref().map_or(Ok(None), Site::open);
     if attach.dry_run {
-        let plan = make_plan(&observed, running?.as_ref(), attach)?;
+        let plan = make_plan(&host, running?.as_ref(), attach, &observed)?;
         return print(cli, &plan.published);
     }
     // Whatever else is wrong with an instance is told by who has its lock.
     if let Ok(None) = running {
-        make_plan(&observed, None, attach)?;
+        make_plan(&host, None, attach, &observed)?;
     }
     drop((site, running));
     let site = super::create(cli)?;
@@ -65,41 +69,88 @@ pub(super) fn run(cli: &Cli, attach: &Attach) -> Result<(), Error> {
         Ok(up) => up,
         Err(cause) => return Err(site.abandon(cause)),
     };
-    let plan = make_plan(&observed, Some(&writable.datapath), attach)?;
+    let plan = make_plan(&host, Some(&writable.datapath), attach, &observed)?;
     let look_again = || match attach.force {
         true => Ok(()),
-        false => ports::check_still_free(&host, &plan),
+        false => ports::check_still_free(&host, &[&plan]),
     };
-    apply::attach(&mut writable, &host, inside, &plan, look_again)?;
-    warn_of_foreign_addresses(&writable, &attach.specs);
-    ports::warn(&host, &plan)?;
-    if let Some(connection) = &attach.connection {
-        connect::warn(&host, connection, &plan)?;
-    }
-    if attach.masquerade {
-        super::masquerade::warn_of_ports(&host)?;
-    }
+    let step = Step {
+        plan: &plan,
+        inside: observed.inside.as_ref(),
+    };
+    apply::execute(
+        &mut writable,
+        &host,
+        &[step],
+        &Leaving::default(),
+        look_again,
+    )?;
+    warn(&host, &writable, attach, &plan)?;
     drop(writable);
     print(cli, &plan.published)
 }
 
+/// Says what else is to be known of an attach that was done.
+pub(super) fn warn(
+    host: &Netns,
+    writable: &Writable,
+    attach: &Attach,
+    plan: &Plan,
+) -> Result<(), Error> {
+    warn_of_foreign_addresses(writable, &attach.specs);
+    ports::warn(host, plan)?;
+    if let Some(connection) = &attach.connection {
+        connect::warn(host, connection, plan)?;
+    }
+    if attach.masquerade {
+        super::masquerade::warn_of_ports(host)?;
+    }
+    Ok(())
+}
+
 fn make_plan(
-    observed: &Observed<'_>,
+    host: &Netns,
     running: Option<&Datapath>,
     attach: &Attach,
+    observed: &Observed,
 ) -> Result<Plan, Error> {
     let state = match running {
         Some(datapath) => state::read(&datapath.tables)?,
         None => State::default(),
     };
-    let known = state.container(&attach.container);
-    let found = locate(observed, running, attach, &state)?;
-    let label = &attach.container;
-    let in_the_way = match attach.replace {
-        true => state.without(label),
-        false => state.clone(),
+    let around = Around::of(host, &protocols(attach))?;
+    let site = On {
+        host,
+        running,
+        state: &state,
+        around: &around,
     };
-    let settled = ports::settle(observed.host, &in_the_way, attach)?;
+    let mut plans = [plan_on(&site, &state.held, attach, observed)?];
+    plan::follow(&mut plans, &Leaving::default(), &state);
+    let [plan] = plans;
+    Ok(plan)
+}
+
+/// What a plan is made on.
+#[derive(Clone, Copy)]
+pub(super) struct On<'a> {
+    pub(super) host: &'a Netns,
+    pub(super) running: Option<&'a Datapath>,
+    pub(super) state: &'a State,
+    pub(super) around: &'a Around,
+}
+
+/// Plans an attach, where `held` has its ports. What it follows is not settled yet.
+pub(super) fn plan_on(
+    on: &On<'_>,
+    held: &[Held],
+    attach: &Attach,
+    observed: &Observed,
+) -> Result<Plan, Error> {
+    let label = &attach.container;
+    let known = on.state.container(label);
+    let found = locate(on, attach, observed)?;
+    let settled = ports::settle(on.around, held, attach)?;
     let asked = plan::Asked {
         resolved: &settled.resolved,
         loopback: attach.loopback,
@@ -107,7 +158,9 @@ fn make_plan(
         masquerade: attach.masquerade,
         replace: attach.replace,
     };
-    plan::check_existing(label, &in_the_way, &asked)?;
+    if !attach.replace {
+        plan::check_existing(label, on.state, &asked)?;
+    }
     let plan = plan::attach(label, known, &found, &asked)?;
     let plan = Plan {
         shadowed: settled.shadowed,
@@ -115,35 +168,29 @@ fn make_plan(
         ..plan
     };
     Ok(match attach.replace {
-        true => plan.in_place_of(&state),
+        true => plan.in_place_of(on.state),
         false => plan,
     })
 }
 
 /// Where the container is: as it was said, or as it is known.
-fn locate(
-    observed: &Observed<'_>,
-    running: Option<&Datapath>,
-    attach: &Attach,
-    state: &State,
-) -> Result<Found, Error> {
-    let Observed { host, inside, .. } = observed;
-    let known = state.container(&attach.container);
-    let gone = || ContainerError::LinkGone(attach.container.clone());
-    let found = match (&attach.connection, inside) {
+fn locate(on: &On<'_>, attach: &Attach, observed: &Observed) -> Result<Found, Error> {
+    let (host, label) = (on.host, &attach.container);
+    let known = on.state.container(label);
+    let found = match (&attach.connection, &observed.inside) {
         (Some(connection), Some(inside)) => {
-            Some(connect::find(host, inside, connection, &state.links())?)
+            Some(connect::find(host, inside, connection, &on.state.links())?)
         }
         _ => observed.found.clone(),
     };
-    match (found, known, running) {
+    match (found, known, on.running) {
         (Some(Found::Unconnected(_, netns)), Some(known), _) if known.netns == netns => {
-            Err(gone().into())
+            Err(ContainerError::LinkGone(label.clone()).into())
         }
         (Some(found), ..) => Ok(found),
-        (None, Some(known), Some(datapath)) => as_known(host, datapath, &attach.container, known),
+        (None, Some(known), Some(datapath)) => as_known(host, datapath, label, known),
         // What runs the container is asked in a later version; nobody else knows the name.
-        _ => Err(Missing::Target(attach.container.clone()).into()),
+        _ => Err(Missing::Target(label.clone()).into()),
     }
 }
 

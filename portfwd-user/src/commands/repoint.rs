@@ -4,14 +4,14 @@ use portfwd_common::forward::Forward;
 
 use super::attach::{as_known, find, open_container, print};
 use crate::{
-    apply,
+    apply::{self, Step},
     cli::{Cli, Drain, Repoint},
     clock,
     datapath::{self, Datapath, Site},
     error::{ContainerError, Error, Missing},
     hooks,
     observe::netns::Netns,
-    plan::{self, Found, Plan},
+    plan::{self, Found, Leaving, Plan},
     state,
 };
 
@@ -31,7 +31,17 @@ pub(super) fn run(cli: &Cli, repoint: &Repoint) -> Result<(), Error> {
     let mut writable = site.open_writable()?.ok_or_else(missing)?;
     let plan = make_plan(&host, &writable.datapath, repoint, found)?;
     // Nobody can have bound the ports: they were published all the time.
-    apply::attach(&mut writable, &host, inside.as_ref(), &plan, || Ok(()))?;
+    let step = Step {
+        plan: &plan,
+        inside: inside.as_ref(),
+    };
+    apply::execute(
+        &mut writable,
+        &host,
+        &[step],
+        &Leaving::default(),
+        || Ok(()),
+    )?;
     drop(writable);
     print(cli, &plan.published)
 }

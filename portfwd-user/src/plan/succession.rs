@@ -4,7 +4,11 @@ use std::{collections::BTreeSet, ops::RangeInclusive};
 
 use portfwd_common::forward::{Forward, PortSlot};
 
-use crate::{state::Owned, transaction::NewForward};
+use super::Plan;
+use crate::{
+    state::{Owned, State},
+    transaction::NewForward,
+};
 
 /// What a transaction lets go.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -23,6 +27,18 @@ impl Leaving {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.forwards.is_empty() && self.containers.is_empty()
+    }
+}
+
+/// Lets the forwards of `plans`, which make one transaction, follow those that go with them or with `others`: so each
+/// port has an owner all the time.
+pub fn follow(plans: &mut [Plan], others: &Leaving, state: &State) {
+    let mut goes = others.forwards.clone();
+    goes.extend(plans.iter().flat_map(|plan| &plan.leaving.forwards));
+    let opens = state.forwards.iter();
+    let leaving: Vec<&Owned> = opens.filter(|owned| goes.contains(&owned.index)).collect();
+    for plan in plans {
+        plan.forwards = following(&plan.forwards, &leaving);
     }
 }
 

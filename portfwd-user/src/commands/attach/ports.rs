@@ -6,12 +6,11 @@ use portfwd_common::net::Protocol;
 
 use crate::{
     cli::Attach,
-    collision::{CollisionError, Listener, Occupied, PortSet, Resolved, Rule},
+    collision::{CollisionError, Held, Listener, Occupied, PortSet, Resolved, Rule},
     error::{Doing, Error},
     observe::{foreign, local_ports::LocalPorts, netns::Netns, processes, sockets},
     plan::Plan,
     spec::{PortRange, Spec},
-    state::State,
 };
 
 /// The host ports that an attach gets.
@@ -23,25 +22,41 @@ pub(super) struct Settled {
     pub(super) passed_by: BTreeSet<String>,
 }
 
-/// Settles the host ports, against what is held, who listens, and what others' rules take.
-pub(super) fn settle(host: &Netns, state: &State, attach: &Attach) -> Result<Settled, Error> {
+/// What else there is on the host.
+pub(in crate::commands) struct Around {
+    listening: Vec<sockets::Listener>,
+    rules: Vec<Rule>,
+    reserved: PortSet,
+}
+
+impl Around {
+    /// Who listens in one of `protocols`, and what others' rules take.
+    pub(in crate::commands) fn of(host: &Netns, protocols: &[Protocol]) -> Result<Self, Error> {
+        let (listening, local, rules) = host.run_in(|| {
+            (
+                sockets::listeners_here(protocols),
+                LocalPorts::here(),
+                foreign::rules_here(),
+            )
+        })?;
+        Ok(Self {
+            listening: listening?,
+            rules: rules.doing(|| "look for ports that others' rules take".to_owned())?,
+            reserved: local?.reserved,
+        })
+    }
+}
+
+/// Settles the host ports of an attach, against what is held and what else there is on the host.
+pub(super) fn settle(around: &Around, held: &[Held], attach: &Attach) -> Result<Settled, Error> {
     let specs = &attach.specs;
-    let protocols = distinct(specs.iter().map(|spec| spec.protocol));
-    let (listening, local, rules) = host.run_in(|| {
-        (
-            sockets::listeners_here(&protocols),
-            LocalPorts::here(),
-            foreign::rules_here(),
-        )
-    })?;
-    let (listening, reserved) = (listening?, local?.reserved);
-    let rules = rules.doing(|| "look for ports that others' rules take".to_owned())?;
-    let resolved = among(&listening, |listeners| {
+    let resolved = among(&around.listening, |listeners| {
         let occupied = Occupied {
-            held: &state.held,
+            held,
+            replaced: attach.replace.then_some(&attach.container),
             listeners,
-            rules: &rules,
-            reserved: &reserved,
+            rules: &around.rules,
+            reserved: &around.reserved,
         };
         match attach.force {
             true => occupied.resolve_by_force(&attach.container, specs),
@@ -49,14 +64,19 @@ pub(super) fn settle(host: &Netns, state: &State, attach: &Attach) -> Result<Set
         }
     })?;
     let shadowed = match attach.force {
-        true => shadowed(&listening, &rules, &resolved)?,
+        true => shadowed(&around.listening, &around.rules, &resolved)?,
         false => BTreeSet::new(),
     };
     Ok(Settled {
         resolved,
         shadowed,
-        passed_by: rules_for_every_port(&rules, specs),
+        passed_by: rules_for_every_port(&around.rules, specs),
     })
+}
+
+/// The protocols of an attach.
+pub(in crate::commands) fn protocols(attach: &Attach) -> Vec<Protocol> {
+    distinct(attach.specs.iter().map(|spec| spec.protocol))
 }
 
 /// Who got until now what comes for `resolved`.
@@ -75,6 +95,7 @@ fn shadowed(
     let listeners = named(&sockets)?;
     let others = Occupied {
         held: &[],
+        replaced: None,
         listeners: &listeners,
         rules,
         reserved: &PortSet::new(),
@@ -99,17 +120,19 @@ fn rules_for_every_port(rules: &[Rule], specs: &[Spec]) -> BTreeSet<String> {
 }
 
 /// Whether still nobody listens on what is going to be published.
-pub(super) fn check_still_free(host: &Netns, plan: &Plan) -> Result<(), Error> {
-    let protocols = distinct(plan.forwards.iter().map(|forward| forward.protocol));
+pub(in crate::commands) fn check_still_free(host: &Netns, plans: &[&Plan]) -> Result<(), Error> {
+    let forwards = || plans.iter().flat_map(|plan| &plan.forwards);
+    let protocols = distinct(forwards().map(|forward| forward.protocol));
     let listening = sockets::listeners(host, &protocols)?;
     among(&listening, |listeners| {
         let occupied = Occupied {
             held: &[],
+            replaced: None,
             listeners,
             rules: &[],
             reserved: &PortSet::new(),
         };
-        let mut collisions = plan.forwards.iter().filter_map(|forward| {
+        let mut collisions = forwards().filter_map(|forward| {
             let ports = PortRange::from_count(forward.host_port, forward.count)?;
             occupied.collision(forward.protocol, forward.host.into(), ports)
         });
@@ -147,7 +170,7 @@ fn named(sockets: &[&sockets::Listener]) -> Result<Vec<Listener>, Error> {
 }
 
 /// Says what else the ports of `plan` are in the way of, or share.
-pub(super) fn warn(host: &Netns, plan: &Plan) -> Result<(), Error> {
+pub(in crate::commands) fn warn(host: &Netns, plan: &Plan) -> Result<(), Error> {
     for line in &plan.shadowed {
         eprintln!("warning: {line}");
     }
