@@ -2,6 +2,7 @@
 //! here does I/O, and the environment is an argument.
 
 mod args;
+mod declared;
 #[cfg(test)]
 mod tests;
 mod usage;
@@ -16,6 +17,7 @@ pub use clap_complete::Shell;
 use ipnet::IpNet;
 
 pub use args::{LogLevel, XdpMode};
+pub use declared::{Declared, declared};
 
 use portfwd_common::{flow::Lifetimes, net::Protocol};
 
@@ -92,6 +94,8 @@ pub enum Command {
     Detach(Detach),
     /// Hand ports over.
     Repoint(Repoint),
+    /// Publish what a file declares.
+    Apply(Apply),
     /// Show every forward, or those of one container.
     List(Option<Label>),
     /// Show where one container's ports are published.
@@ -140,6 +144,21 @@ pub struct Attach {
     pub force: bool,
     /// Whether what the name has published until now goes.
     pub replace: bool,
+    /// Whether only to show what would be done.
+    pub dry_run: bool,
+}
+
+/// `portfwd apply`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Apply {
+    /// The file, `-` for standard input.
+    pub file: PathBuf,
+    /// The host address of every SPEC that gives none, if that is not all of them.
+    pub host: Option<IpAddr>,
+    /// Whether what it does not name goes.
+    pub prune: bool,
+    /// As [`Attach::force`].
+    pub force: bool,
     /// Whether only to show what would be done.
     pub dry_run: bool,
 }
@@ -281,11 +300,20 @@ fn typed(args: args::Args, environment: &Environment) -> Result<Cli, Error> {
 fn command(command: args::Command, environment: &Environment) -> Result<Command, Error> {
     let label = |container: Option<String>| container.map(|name| name.parse()).transpose();
     Ok(match command {
-        args::Command::Attach(attach) => Command::Attach(typed_attach(attach, environment)?),
+        args::Command::Attach(attach) => {
+            Command::Attach(typed_attach(attach, default_host(environment)?)?)
+        }
         args::Command::Detach(detach) => Command::Detach(Detach {
             container: detach.container.parse()?,
-            specs: specs(&detach.publish, environment)?,
+            specs: specs(&detach.publish, default_host(environment)?)?,
             ignore_missing: detach.ignore_missing,
+        }),
+        args::Command::Apply(apply) => Command::Apply(Apply {
+            file: not_empty("--file", apply.file)?,
+            host: default_host(environment)?,
+            prune: apply.prune,
+            force: apply.force,
+            dry_run: apply.dry_run,
         }),
         args::Command::Repoint(repoint) => Command::Repoint(typed_repoint(repoint)?),
         args::Command::List { container } => Command::List(label(container)?),
@@ -349,9 +377,9 @@ fn typed_flows(flows: args::Flows) -> Result<Flows, Error> {
     })
 }
 
-fn typed_attach(attach: args::Attach, environment: &Environment) -> Result<Attach, Error> {
+fn typed_attach(attach: args::Attach, host: Option<IpAddr>) -> Result<Attach, Error> {
     let target = typed_target(attach.target)?;
-    let specs = specs(&attach.publish, environment)?;
+    let specs = specs(&attach.publish, host)?;
     check_sctp(&specs)?;
     if attach.loopback {
         check_loopback(&specs)?;
@@ -522,12 +550,14 @@ fn check_namespace(option: &str, target: Option<&Target>) -> Result<(), Usage> {
     }
 }
 
-fn specs(texts: &[String], environment: &Environment) -> Result<Vec<Spec>, SpecError> {
-    let host = environment
-        .host_ip
-        .as_deref()
-        .map(|address| host_address(&lossy(address)))
-        .transpose()?;
+/// The host address of SPECs that give none.
+fn default_host(environment: &Environment) -> Result<Option<IpAddr>, SpecError> {
+    let host = environment.host_ip.as_deref();
+    host.map(|address| host_address(&lossy(address)))
+        .transpose()
+}
+
+fn specs(texts: &[String], host: Option<IpAddr>) -> Result<Vec<Spec>, SpecError> {
     let specs = texts
         .iter()
         .map(|text| text.parse().map(|spec: Spec| spec.or_host(host)))

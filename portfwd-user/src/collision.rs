@@ -222,6 +222,8 @@ struct Resolver<'a> {
     taken: Vec<(Protocol, IpAddr, PortSet)>,
     /// What the SPECs so far have taken.
     claimed: Vec<(Protocol, IpAddr, PortRange)>,
+    /// What of [`Self::own`] is what the SPECs so far ask for.
+    confirmed: HashSet<(Protocol, IpAddr, PortRange, PortRange)>,
 }
 
 impl<'a> Resolver<'a> {
@@ -236,6 +238,7 @@ impl<'a> Resolver<'a> {
                 .collect(),
             taken: Vec::new(),
             claimed: Vec::new(),
+            confirmed: HashSet::new(),
         }
     }
 
@@ -273,12 +276,11 @@ impl<'a> Resolver<'a> {
                 None => self.find(spec)?,
             },
         };
-        let mut hosts: Vec<IpAddr> = spec.hosts().collect();
-        hosts.retain(|host| {
-            !self
-                .own
-                .contains(&(spec.protocol, *host, ports, spec.container))
-        });
+        let as_held = |host: IpAddr| (spec.protocol, host, ports, spec.container);
+        let (existing, hosts): (Vec<IpAddr>, Vec<IpAddr>) = spec
+            .hosts()
+            .partition(|host| self.own.contains(&as_held(*host)));
+        self.confirmed.extend(existing.into_iter().map(as_held));
         for host in &hosts {
             if self.taken_on(spec.protocol, *host).overlaps(ports)
                 && let Some(collision) = self.respected.collision(spec.protocol, *host, ports)
@@ -313,6 +315,7 @@ impl<'a> Resolver<'a> {
         let mut candidates: Vec<PortRange> = self
             .own
             .iter()
+            .filter(|held| !self.confirmed.contains(held))
             .filter(|(protocol, host, ports, container)| {
                 *host == first_host && spec.selects(*protocol, *host, *ports, *container)
             })

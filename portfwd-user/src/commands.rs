@@ -1,5 +1,6 @@
 //! What each command does, from its arguments to its output.
 
+mod apply;
 mod attach;
 mod detach;
 mod doctor;
@@ -25,6 +26,7 @@ pub fn run(cli: &Cli) -> Result<(), Error> {
     match &cli.command {
         Command::Attach(attach) => attach::run(cli, attach),
         Command::Detach(detach) => detach::run(cli, detach),
+        Command::Apply(apply) => apply::run(cli, apply),
         Command::Repoint(repoint) => repoint::run(cli, repoint),
         Command::List(container) => show::list(cli, container.as_ref()),
         Command::Port(container, query) => show::port(cli, container, *query),

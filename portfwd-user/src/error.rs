@@ -87,6 +87,16 @@ pub enum Error {
         /// What could not be taken back.
         failures: Vec<Error>,
     },
+    /// Something that a file declares is wrong, or cannot be.
+    #[error("{file}, line {line}: {cause}")]
+    Declared {
+        /// The file, as it was given.
+        file: String,
+        /// The line.
+        line: usize,
+        /// What is wrong.
+        cause: Box<Error>,
+    },
     /// Not everything could be removed.
     #[error("{} could not be removed", things(failures.len()))]
     Teardown {
@@ -121,7 +131,7 @@ impl Error {
             {
                 5
             }
-            Self::Undo { cause, .. } => cause.exit_code(),
+            Self::Undo { cause, .. } | Self::Declared { cause, .. } => cause.exit_code(),
             Self::Instance(_)
             | Self::Connect(_)
             | Self::Container(_)
@@ -147,6 +157,7 @@ impl Error {
                 details.extend(left_behind(failures));
                 details
             }
+            Self::Declared { cause, .. } => cause.details(),
             Self::Teardown { failures } => left_behind(failures),
             _ => Vec::new(),
         }
@@ -180,7 +191,7 @@ impl Error {
             Self::Failed { source, .. } | Self::System(source) if is_refused(source.as_ref()) => {
                 Some("use Linux 6.1 or later, and report it if it is".to_owned())
             }
-            Self::Undo { cause, .. } => cause.hint(),
+            Self::Undo { cause, .. } | Self::Declared { cause, .. } => cause.hint(),
             Self::Failed { .. } | Self::System(_) | Self::Teardown { .. } => None,
         }
     }

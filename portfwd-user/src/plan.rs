@@ -277,6 +277,21 @@ impl Plan {
         }
     }
 
+    /// What is published that was not before.
+    pub fn newly_published(&self) -> impl Iterator<Item = Published> {
+        let new = self.forwards.iter();
+        let new = new.filter(|forward| !forward.target.is_unspecified());
+        new.map(|forward| Published {
+            container: self.label.clone(),
+            protocol: forward.protocol,
+            host_ip: IpAddr::from(forward.host),
+            host_port: forward.host_port,
+            count: forward.count,
+            container_ip: IpAddr::from(forward.target),
+            container_port: forward.target_port,
+        })
+    }
+
     /// The same once the container's link has been made.
     #[must_use]
     pub fn onto(&self, made: &ContainerLink) -> Self {

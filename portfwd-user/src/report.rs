@@ -1,5 +1,6 @@
 //! What goes to standard output: lines for people, or one JSON document. Pure but for the writer.
 
+mod changes;
 mod collected;
 mod doctor;
 mod flows;
@@ -14,6 +15,7 @@ use std::io::{self, BufWriter, Write};
 
 use serde::Serialize;
 
+pub use changes::Changes;
 pub use collected::{Collected, CollectedContainer, write_collected};
 pub use doctor::write_checks;
 pub use flows::{FlowRow, write_flows};

@@ -234,6 +234,61 @@ fn a_replacing_attach_killed_anywhere_has_replaced_everything_or_nothing() {
     stand.topology.take_down();
 }
 
+/// Fails if a declared set is published or withdrawn one container after the other.
+#[test]
+fn an_apply_killed_anywhere_has_published_the_whole_set_or_nothing_of_it() {
+    let stand = Stand::new();
+    let [web, db] = &stand.topology.containers;
+    let directory = tempfile::tempdir().expect("a directory");
+    let write = |name: &str, ports: [&str; 2]| {
+        let containers = [("web", web, ports[0]), ("db", db, ports[1])];
+        let text = containers.map(|(name, container, publish)| {
+            let netns = container.netns();
+            format!(
+                "[[container]]\nname = \"{name}\"\nnetns = \"{netns}\"\npublish = [{publish}]\n"
+            )
+        });
+        let path = directory.path().join(name);
+        std::fs::write(&path, text.concat()).expect("write the file");
+        path.display().to_string()
+    };
+    // Two ports change hands.
+    let old = write("old.toml", ["\"9090:80\", \"9091:80\"", "\"9092:80\""]);
+    let new = write("new.toml", ["\"9092:80\"", "\"9090:80\", \"9091:80\""]);
+    let (before, after) = (["apply", "-f", &old], ["apply", "-f", &new]);
+    stand.topology.portfwd(&before).expect_ok();
+    let calls = calls(&stand.topology, &after);
+    let mut changed_from = None;
+    for at in kills(calls) {
+        stand.topology.portfwd(&before).expect_ok();
+        kill(&stand.topology, &after, at);
+        let who = [9090, 9091, 9092].map(|port| {
+            let owner = stand.who(Protocol::Tcp, port, at);
+            owner.expect("an answer")
+        });
+        let is_done = who == ["db", "db", "web"];
+        assert!(
+            is_done || who == ["web", "web", "db"],
+            "killed at {at}: {who:?}"
+        );
+        let listed = (stand.listed("web"), stand.listed("db"));
+        assert_eq!(
+            listed,
+            if is_done { (2, 4) } else { (4, 2) },
+            "killed at {at}"
+        );
+        if is_done {
+            changed_from.get_or_insert(at);
+        }
+        stand.topology.portfwd(&after).expect_ok();
+        assert_eq!(stand.who(Protocol::Tcp, 9092, at).as_deref(), Some("web"));
+    }
+    let from = changed_from.expect("a kill after the commit");
+    assert!(from > 1, "changed before it began");
+    println!("{calls} system calls, changed from {from} on");
+    stand.topology.take_down();
+}
+
 /// Fails if `gc` forgets a container before its ports are withdrawn, or leaves some of them to nobody.
 #[test]
 fn a_gc_killed_anywhere_has_removed_everything_or_nothing() {

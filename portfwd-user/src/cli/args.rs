@@ -35,6 +35,16 @@ Examples:
   portfwd repoint blue green --netns /run/netns/green  green is attached by this
   portfwd repoint blue green --drain 10m               what is open then ends";
 
+const DECLARATION_HELP: &str = "\
+FILE is TOML, a table for each container with what attach would be told:
+  [[container]]
+  name = \"web\"
+  netns = \"/run/netns/web\"    # or pid, or ip; none for a container that is attached
+  publish = [\"8080:80\", \"127.0.0.1:9000:90\"]
+  # allow, deny, connect: lists; deny-silently, loopback, masquerade: true
+
+A container that FILE names publishes what it says and nothing else; others stay as they are.";
+
 const SUBNET_HELP: &str = "\
 What comes from the subnet and leaves the host by a device on which it has an address gets that address, \
 unless it goes to a masqueraded subnet or an attached container: TCP, UDP and pings. Forwarding has to be on.";
@@ -98,6 +108,9 @@ pub(super) enum Command {
     /// Send new connections to a container's ports to another container
     #[command(after_help = REPOINT_EXAMPLES)]
     Repoint(Repoint),
+    /// Publish what a file declares, and withdraw what it does not, at one instant
+    #[command(after_help = DECLARATION_HELP)]
+    Apply(Apply),
     /// Show every forward with its counters
     List {
         /// Only this container's
@@ -216,6 +229,25 @@ pub(super) struct Attach {
     pub(super) replace: bool,
 
     /// Show what would be published, and change nothing
+    #[arg(long)]
+    pub(super) dry_run: bool,
+}
+
+#[derive(clap::Args, Debug)]
+pub(super) struct Apply {
+    /// The file; - for standard input
+    #[arg(short, long, value_name = "FILE", required = true)]
+    pub(super) file: PathBuf,
+
+    /// Withdraw containers that the file does not name
+    #[arg(long)]
+    pub(super) prune: bool,
+
+    /// Publish given ports although a process of the host, or a rule of another tool, has them
+    #[arg(long)]
+    pub(super) force: bool,
+
+    /// Show what would change, and change nothing
     #[arg(long)]
     pub(super) dry_run: bool,
 }

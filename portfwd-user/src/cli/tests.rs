@@ -446,6 +446,7 @@ fn help_and_version_are_no_errors() {
         &["help"],
         &["attach", "--help"],
         &["repoint", "--help"],
+        &["apply", "--help"],
         &["flows", "-h"],
     ] {
         let parsed = parse_with(&Environment::default(), arguments).unwrap();
@@ -526,6 +527,65 @@ fn masquerade_takes_a_subnet_and_attach_a_flag() {
         "--masquerade"
     ]));
     assert!(!asks(&["attach", "web", "--pid", "1", "-p", "80"]));
+}
+
+#[test]
+fn apply_takes_a_file() {
+    let environment = Environment {
+        host_ip: Some("127.0.0.1".into()),
+        ..Environment::default()
+    };
+    let parsed = parse_with(&environment, &["apply", "-f", "host.toml", "--prune"]).unwrap();
+    let Parsed::Run(cli) = parsed else {
+        panic!("{parsed:?}");
+    };
+    let expected = Apply {
+        file: "host.toml".into(),
+        host: Some("127.0.0.1".parse().unwrap()),
+        prune: true,
+        force: false,
+        dry_run: false,
+    };
+    assert_eq!(cli.command, Command::Apply(expected));
+}
+
+#[test]
+fn a_declared_container_is_an_attach_that_replaces() {
+    let text = "[[container]]\nname = \"web\"\npid = 7\npublish = [\"8080:80\"]\ndeny-silently = true\n\
+                deny = [\"10.0.0.0/8\"]\n\n[[container]]\npublish = [\"53:53/udp\"]\nname = \"dns\"\n";
+    let host = Some("127.0.0.1".parse().unwrap());
+    let declared = declared("host.toml", text, host, true).unwrap();
+    assert_eq!(
+        declared.iter().map(|one| one.line).collect::<Vec<_>>(),
+        [2, 10]
+    );
+    let attach = |arguments: &[&str]| match cli(arguments).command {
+        Command::Attach(attach) => attach,
+        other => panic!("{other:?}"),
+    };
+    let web = attach(&[
+        "attach",
+        "web",
+        "--pid",
+        "7",
+        "-p",
+        "127.0.0.1:8080:80",
+        "--deny-silently",
+        "--deny",
+        "10.0.0.0/8",
+        "--force",
+        "--replace",
+    ]);
+    assert_eq!(declared[0].attach, web);
+    let dns = attach(&[
+        "attach",
+        "dns",
+        "-p",
+        "127.0.0.1:53:53/udp",
+        "--force",
+        "--replace",
+    ]);
+    assert_eq!(declared[1].attach, dns);
 }
 
 #[test]

@@ -322,6 +322,37 @@ fn a_chosen_port_is_the_same_again_and_another_when_it_is_taken() {
 }
 
 #[test]
+fn a_port_that_is_given_is_not_taken_for_the_chosen_one_of_before() {
+    let both = |port| ["0.0.0.0", "::"].map(|host| held("web", Tcp, host, one(port), 80));
+    let own = [both(8080), both(61_234)].concat();
+    let again = resolve(&own, &[], &["8080:80", "80"]).unwrap();
+    assert!(again[1].starts_with("61234"), "{again:?}");
+    // Of the one alone nobody can tell which it was.
+    let one_of_them = resolve(&own, &[], &["80"]).unwrap();
+    assert!(one_of_them[0].starts_with("8080"), "{one_of_them:?}");
+}
+
+#[test]
+fn what_is_replaced_is_in_nobodys_way() {
+    let existing = [
+        held("web", Tcp, "0.0.0.0", one(8080), 80),
+        held("db", Tcp, "0.0.0.0", one(9090), 80),
+    ];
+    let (web, reserved) = (label("web"), PortSet::new());
+    let occupied = Occupied {
+        held: &existing,
+        replaced: Some(&web),
+        listeners: &[],
+        rules: &[],
+        reserved: &reserved,
+    };
+    let resolve = |spec: &str| occupied.resolve(&web, &[spec.parse().unwrap()]);
+    assert!(resolve("8080:81").is_ok());
+    assert!(resolve("8000-8100:80-180").is_ok());
+    assert!(resolve("9090:81").is_err());
+}
+
+#[test]
 fn chosen_ports_do_not_change_from_one_version_to_the_next() {
     let free = PortSet::new();
     let chosen = |name: &str, protocol, container| {

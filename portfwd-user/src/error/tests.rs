@@ -239,6 +239,16 @@ fn every_error() -> Vec<(Error, u8, &'static str)> {
             "error: cannot open /x: No such file or directory (os error 2)\n",
         ),
         (
+            Error::Declared {
+                file: "host.toml".to_owned(),
+                line: 7,
+                cause: Box::new(Missing::Process(1).into()),
+            },
+            4,
+            "error: host.toml, line 7: no such process: 1\n\
+             hint: give the PID of a running process in the container\n",
+        ),
+        (
             Error::Undo {
                 cause: Box::new(Missing::Process(1).into()),
                 failures: vec![

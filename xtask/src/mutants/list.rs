@@ -453,9 +453,9 @@ pub(super) const OF_ONE_TEST: &[Mutant] = &[
     Mutant {
         name: "committed",
         test: "packets::flows_of_a_withdrawn_forward_do_not_exist",
-        file: "ebpf/forward.rs",
-        right: "let is_visible = is_visible(since, until, committed);",
-        wrong: "let is_visible = since <= committed; let _ = until;",
+        file: "common/forward.rs",
+        right: "since <= committed && committed < until",
+        wrong: "since <= committed && until != 0",
     },
     Mutant {
         name: "syn-on-closed",

@@ -1,0 +1,287 @@
+//! `portfwd apply`: a declared set becomes what is published, at one instant.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    io::{self, Write as _},
+    net::IpAddr,
+    path::Path,
+};
+
+use portfwd_common::net::Protocol;
+
+use super::attach::{self, Observed, On, plan_on, ports};
+use crate::{
+    apply::{self, Step},
+    cli::{Apply, Cli, Declared, declared},
+    collision::Held,
+    datapath::{self, Datapath, Options, Site},
+    error::{Doing, Error, shown_path},
+    observe::netns::Netns,
+    plan::{self, Leaving, Plan},
+    report::{self, Changes},
+    spec::{HostPorts, PortRange},
+    state::{self, Owned, State},
+};
+
+/// What a file declares, and where its containers are.
+struct Set {
+    file: String,
+    declared: Vec<Declared>,
+    observed: Vec<Observed>,
+}
+
+impl Set {
+    /// The error, at the declaration that it is about.
+    fn at(&self, declared: &Declared, cause: Error) -> Error {
+        Error::Declared {
+            file: self.file.clone(),
+            line: declared.line,
+            cause: Box::new(cause),
+        }
+    }
+}
+
+/// What is going to be done.
+struct Whole {
+    plans: Vec<Plan>,
+    pruned: Leaving,
+    changes: Changes,
+}
+
+pub(super) fn run(cli: &Cli, asked: &Apply) -> Result<(), Error> {
+    // Everything that can be wrong with the file is found before anything is made.
+    let host = datapath::host(cli)?;
+    let set = read(&host, asked)?;
+    let site = Site::of(cli, false)?;
+    let running = site.as_ref().map_or(Ok(None), Site::open);
+    if asked.dry_run {
+        let whole = make_plans(&host, running?.as_ref(), asked, &set)?;
+        return print(cli, &whole.changes);
+    }
+    if let Ok(None) = running {
+        make_plans(&host, None, asked, &set)?;
+    }
+    drop((site, running));
+    let site = super::create(cli)?;
+    let (mut writable, _) = match site.up(&Options::default()) {
+        Ok(up) => up,
+        Err(cause) => return Err(site.abandon(cause)),
+    };
+    let whole = make_plans(&host, Some(&writable.datapath), asked, &set)?;
+    print(cli, &whole.changes)?;
+    let look_again = || match asked.force {
+        true => Ok(()),
+        false => ports::check_still_free(&host, &whole.plans.iter().collect::<Vec<_>>()),
+    };
+    let steps = whole.plans.iter().zip(&set.observed);
+    let steps = steps.map(|(plan, observed)| Step {
+        plan,
+        inside: observed.inside.as_ref(),
+    });
+    let steps: Vec<Step<'_>> = steps.collect();
+    apply::execute(&mut writable, &host, &steps, &whole.pruned, look_again)?;
+    for (declared, plan) in set.declared.iter().zip(&whole.plans) {
+        attach::warn(&host, &writable, &declared.attach, plan)?;
+    }
+    Ok(())
+}
+
+fn read(host: &Netns, asked: &Apply) -> Result<Set, Error> {
+    let (file, text) = text(&asked.file)?;
+    let declared = declared(&file, &text, asked.host, asked.force)?;
+    let mut set = Set {
+        file,
+        declared,
+        observed: Vec::new(),
+    };
+    for declared in &set.declared {
+        let observed = Observed::of(host, &declared.attach);
+        set.observed
+            .push(observed.map_err(|cause| set.at(declared, cause))?);
+    }
+    Ok(set)
+}
+
+/// The name of the file, and what is in it.
+fn text(file: &Path) -> Result<(String, String), Error> {
+    if file == Path::new("-") {
+        let text = io::read_to_string(io::stdin().lock());
+        let text = text.doing(|| "read standard input".to_owned())?;
+        return Ok(("standard input".to_owned(), text));
+    }
+    let name = shown_path(file);
+    let text = fs::read_to_string(file).doing(|| format!("read {name}"))?;
+    Ok((file.display().to_string(), text))
+}
+
+fn make_plans(
+    host: &Netns,
+    running: Option<&Datapath>,
+    asked: &Apply,
+    set: &Set,
+) -> Result<Whole, Error> {
+    let state = match running {
+        Some(datapath) => state::read(&datapath.tables)?,
+        None => State::default(),
+    };
+    let protocols: BTreeSet<Protocol> = set
+        .declared
+        .iter()
+        .flat_map(|declared| ports::protocols(&declared.attach))
+        .collect();
+    let around = ports::Around::of(host, &protocols.into_iter().collect::<Vec<_>>())?;
+    let on = On {
+        host,
+        running,
+        state: &state,
+        around: &around,
+    };
+    let mut claims = Claims::of(&state, set, asked.prune);
+    let mut plans = Vec::new();
+    for (number, (declared, observed)) in set.declared.iter().zip(&set.observed).enumerate() {
+        let held = claims.beside(number);
+        let plan = plan_on(&on, &held, &declared.attach, observed);
+        let plan = plan.map_err(|cause| set.at(declared, cause))?;
+        claims.settle(number, &plan, &state);
+        plans.push(plan);
+    }
+    let pruned = match asked.prune {
+        true => pruned(&state, set),
+        false => Leaving::default(),
+    };
+    let changes = changes(&state, &plans, &pruned);
+    plan::follow(&mut plans, &pruned, &state);
+    Ok(Whole {
+        plans,
+        pruned,
+        changes,
+    })
+}
+
+/// What has ports while a set is planned.
+struct Claims {
+    /// Of containers that stay as they are.
+    others: Vec<Held>,
+    /// Of each declared container, what it has now.
+    own: Vec<Vec<Held>>,
+    /// Of each declared container, what it is going to have, as far as that is known.
+    wanted: Vec<Vec<Held>>,
+}
+
+impl Claims {
+    fn of(state: &State, set: &Set, prune: bool) -> Self {
+        let is_declared = |held: &&Held| set.declares(held);
+        let others = state
+            .held
+            .iter()
+            .filter(|held| !prune && !is_declared(held));
+        let own = |declared: &Declared| -> Vec<Held> {
+            let held = state.held.iter();
+            let own = held.filter(|held| held.owner == declared.attach.container);
+            own.cloned().collect()
+        };
+        let own: Vec<Vec<Held>> = set.declared.iter().map(own).collect();
+        let wanted = set.declared.iter().zip(&own);
+        Self {
+            others: others.cloned().collect(),
+            wanted: wanted
+                .map(|(declared, own)| certain(declared, own))
+                .collect(),
+            own,
+        }
+    }
+
+    /// What is in the way of the declared container of that number, and what it has itself.
+    fn beside(&self, number: usize) -> Vec<Held> {
+        let wanted = self.wanted.iter().enumerate();
+        let wanted = wanted.filter(|(other, _)| *other != number);
+        let mut held = self.others.clone();
+        held.extend(wanted.flat_map(|(_, wanted)| wanted.iter().cloned()));
+        held.extend(self.own[number].iter().cloned());
+        held
+    }
+
+    /// Notes what the container of that number gets by its plan, and keeps.
+    fn settle(&mut self, number: usize, plan: &Plan, state: &State) {
+        let stays = state.forwards.iter().filter(|owned| {
+            owned.owner == plan.label && !plan.leaving.forwards.contains(&owned.index)
+        });
+        let new = plan.forwards.iter().filter_map(|forward| {
+            Some(Held {
+                owner: plan.label.clone(),
+                protocol: forward.protocol,
+                host: IpAddr::from(forward.host),
+                ports: PortRange::from_count(forward.host_port, forward.count)?,
+                container: PortRange::from_count(forward.target_port, forward.count)?,
+            })
+        });
+        let stays = stays.map(|owned| owned.held.clone());
+        self.wanted[number] = stays.chain(new).collect();
+    }
+}
+
+impl Set {
+    fn declares(&self, held: &Held) -> bool {
+        let mut declared = self.declared.iter();
+        declared.any(|declared| declared.attach.container == held.owner)
+    }
+}
+
+/// What a declared container gets whatever others get: ports that are given, and of chosen ones those it has.
+fn certain(declared: &Declared, own: &[Held]) -> Vec<Held> {
+    let mut certain = Vec::new();
+    for spec in &declared.attach.specs {
+        match spec.ports {
+            HostPorts::Fixed(ports) => certain.extend(spec.hosts().map(|host| Held {
+                owner: declared.attach.container.clone(),
+                protocol: spec.protocol,
+                host,
+                ports,
+                container: spec.container,
+            })),
+            HostPorts::Pool(_) | HostPorts::Chosen => {
+                let has = |held: &&Held| {
+                    spec.selects(held.protocol, held.host, held.ports, held.container)
+                };
+                certain.extend(own.iter().filter(has).cloned());
+            }
+        }
+    }
+    certain
+}
+
+/// Everything of containers that the set does not name.
+fn pruned(state: &State, set: &Set) -> Leaving {
+    let all = state.forwards.iter().chain(&state.draining);
+    let others = all.filter(|owned| !set.declares(&owned.held));
+    let others: Vec<&Owned> = others.collect();
+    Leaving {
+        forwards: others.iter().map(|owned| owned.index).collect(),
+        containers: others.iter().map(|owned| owned.record.attachment).collect(),
+        drained: None,
+    }
+}
+
+fn changes(state: &State, plans: &[Plan], pruned: &Leaving) -> Changes {
+    let new = plans.iter().flat_map(Plan::newly_published);
+    let goes = |owned: &&Owned| {
+        let mut leaving = plans.iter().map(|plan| &plan.leaving).chain([pruned]);
+        leaving.any(|leaving| leaving.forwards.contains(&owned.index))
+    };
+    let withdrawn = state.forwards.iter().filter(goes);
+    Changes::new(
+        new.collect(),
+        withdrawn.filter_map(Owned::published).collect(),
+    )
+}
+
+fn print(cli: &Cli, changes: &Changes) -> Result<(), Error> {
+    report::to_stdout(|out| {
+        if cli.json {
+            return report::write_json(out, changes);
+        }
+        changes.write(out)?;
+        out.flush()
+    })
+}

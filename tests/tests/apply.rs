@@ -1,0 +1,256 @@
+//! A declared set that becomes what is published.
+
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+
+use portfwd_tests::clients::{self, Closed, Protocol};
+use portfwd_tests::portfwd::{Outcome, expect_error};
+use portfwd_tests::servers::Server;
+use portfwd_tests::topology::{HOST, HOST6, Shape, Topology};
+
+const LOCAL: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
+struct Stand {
+    topology: Topology,
+    _servers: [Server; 2],
+    /// The file's directory goes with it.
+    _directory: tempfile::TempDir,
+    file: PathBuf,
+}
+
+impl Stand {
+    fn new() -> Self {
+        let topology = Topology::new(Shape::default());
+        let servers = topology.serve();
+        let directory = tempfile::tempdir().expect("a directory");
+        let file = directory.path().join("host.toml");
+        Self {
+            topology,
+            _servers: servers,
+            _directory: directory,
+            file,
+        }
+    }
+
+    /// Applies a text, in which `{0}` and `{1}` are the namespaces of the containers.
+    fn apply(&self, text: &str, options: &[&str]) -> Outcome {
+        let [web, db] = &self.topology.containers;
+        let text = text
+            .replace("{0}", &web.netns())
+            .replace("{1}", &db.netns());
+        fs::write(&self.file, text).expect("write the file");
+        let file = self.file.display().to_string();
+        let arguments = [&["apply", "-f", &file], options].concat();
+        self.topology.portfwd(&arguments)
+    }
+
+    fn label(&self, port: u16) -> Option<String> {
+        let labels = [HOST, HOST6].map(|address| {
+            let to = SocketAddr::new(address, port);
+            let answer = clients::ask(&self.topology.client, Protocol::Tcp, to);
+            answer.ok().map(|answer| answer.label)
+        });
+        let [v4, v6] = labels;
+        assert_eq!(v4, v6);
+        v4
+    }
+}
+
+const TWO: &str = r#"
+[[container]]
+name = "web"
+netns = "{0}"
+publish = ["8080:80", "8081:80"]
+
+[[container]]
+name = "db"
+netns = "{1}"
+publish = ["9090:80", "80"]
+deny = ["203.0.113.0/24"]
+"#;
+
+#[test]
+fn a_set_is_published_and_the_same_again_changes_nothing() {
+    let stand = Stand::new();
+    let tried = stand.apply(TWO, &["--dry-run"]).expect_ok();
+    assert_eq!(stand.label(8080), None);
+    let outcome = stand.apply(TWO, &[]).expect_ok();
+    assert_eq!(outcome.stdout, tried.stdout);
+    let lines: Vec<&str> = outcome.stdout.lines().collect();
+    assert_eq!(lines.len(), 8, "{lines:?}");
+    assert!(
+        lines.contains(&"+ web: 80/tcp -> 0.0.0.0:8080"),
+        "{lines:?}"
+    );
+    assert_eq!(stand.label(8080).as_deref(), Some("web"));
+    assert_eq!(stand.label(9090).as_deref(), Some("db"));
+    let before = stand.topology.list();
+    let open = clients::connect(&stand.topology.client, SocketAddr::new(HOST, 8080));
+    let open = open.expect("connect");
+    clients::ask_stream(&open).expect("an answer");
+    assert_eq!(stand.apply(TWO, &[]).expect_ok().stdout, "");
+    clients::echo(&open, b"still there?").expect("an answer");
+    let mut after = stand.topology.list();
+    for (before, after) in before.iter().zip(&mut after) {
+        for counter in [
+            "connections",
+            "rxPackets",
+            "rxBytes",
+            "txPackets",
+            "txBytes",
+        ] {
+            after[counter] = before[counter].clone();
+        }
+    }
+    assert_eq!(after, before);
+}
+
+#[test]
+fn a_set_that_changes_moves_ports_and_withdraws_what_it_does_not_name() {
+    let stand = Stand::new();
+    stand.topology.attach("other", 1, &["7070:80"]);
+    stand.apply(TWO, &[]).expect_ok();
+    // 8080 goes from the one to the other, in one step, and 8081 is not there any more.
+    let changed = r#"
+        [[container]]
+        name = "web"
+        publish = ["8082:80"]
+        [[container]]
+        name = "db"
+        publish = ["9090:80", "8080:80", "80"]
+        deny = ["203.0.113.0/24"]
+    "#;
+    let outcome = stand.apply(changed, &[]).expect_ok();
+    let lines: Vec<&str> = outcome.stdout.lines().collect();
+    let expected = [
+        "- web: 80/tcp -> 0.0.0.0:8080",
+        "- web: 80/tcp -> [::]:8080",
+        "- web: 80/tcp -> 0.0.0.0:8081",
+        "- web: 80/tcp -> [::]:8081",
+        "+ db: 80/tcp -> 0.0.0.0:8080",
+        "+ db: 80/tcp -> [::]:8080",
+        "+ web: 80/tcp -> 0.0.0.0:8082",
+        "+ web: 80/tcp -> [::]:8082",
+    ];
+    assert_eq!(lines, expected);
+    assert_eq!(stand.label(8080).as_deref(), Some("db"));
+    assert_eq!(stand.label(8082).as_deref(), Some("web"));
+    assert_eq!(stand.label(8081), None);
+    assert_eq!(stand.label(7070).as_deref(), Some("db"));
+    // Without the others.
+    let outcome = stand.apply(changed, &["--prune"]).expect_ok();
+    assert_eq!(
+        outcome.stdout,
+        "- other: 80/tcp -> 0.0.0.0:7070\n- other: 80/tcp -> [::]:7070\n"
+    );
+    assert_eq!(stand.label(7070), None);
+    stand.apply("", &["--prune"]).expect_ok();
+    assert!(stand.topology.list().is_empty());
+}
+
+#[test]
+fn a_set_of_which_something_cannot_be_changes_nothing() {
+    let stand = Stand::new();
+    stand.topology.attach("other", 1, &["7070:80"]);
+    stand.apply(TWO, &[]).expect_ok();
+    let before = stand.topology.published();
+    let add = |text: &str| format!("{TWO}\n{text}");
+    for (text, code, says) in [
+        (
+            add("[[container]]\nname = \"new\"\nnetns = \"{0}\"\npublish = [\"7070:80\"]\n"),
+            3,
+            "line 14: bind for 0.0.0.0:7070 failed",
+        ),
+        (
+            add("[[container]]\nname = \"new\"\nnetns = \"{0}\"\npublish = [\"9090:80\"]\n"),
+            3,
+            "held by: container \"db\" (tcp)",
+        ),
+        (
+            add("[[container]]\nname = \"new\"\nnetns = \"/none\"\npublish = [\"9091:80\"]\n"),
+            4,
+            "line 14: no such network namespace: /none",
+        ),
+        (
+            add("[[container]]\nname = \"new\"\npublish = [\"9091:80\"]\n"),
+            4,
+            "line 14: no such container: new",
+        ),
+        (
+            add("[[container]]\nname = \"web\"\npublish = [\"9091:80\"]\n"),
+            2,
+            "line 14: container \"web\" stands there twice",
+        ),
+        (
+            add("[[container]]\nname = \"new\"\npublish = []\n"),
+            2,
+            "line 14: publish names no SPEC",
+        ),
+        (
+            add("[[container]]\nname = \"new\"\npublish = [\"x\"]\n"),
+            2,
+            "line 14: SPEC \"x\"",
+        ),
+        (
+            add("[[container]]\nname = \"new\"\npid = 1\nip = \"10.0.0.1\"\npublish = [\"80\"]\n"),
+            2,
+            "line 14: netns, pid and ip exclude each other",
+        ),
+        (
+            add("[[container]]\nname = \"new\"\npublish = [\"80\"]\nports = 5\n"),
+            2,
+            "line 16: unknown field `ports`",
+        ),
+        (add("[[container]\n"), 2, "line 13: "),
+        (
+            add("[[container]]\nname = \"new\"\n"),
+            2,
+            "missing field `publish`",
+        ),
+        ("list = 5".to_owned(), 2, "line 1: unknown field `list`"),
+    ] {
+        expect_error(stand.apply(&text, &[]), code, says);
+        assert_eq!(stand.topology.published(), before, "{says}");
+    }
+    let missing = stand.topology.portfwd(&["apply", "-f", "/none.toml"]);
+    expect_error(missing, 1, "cannot read /none.toml");
+}
+
+/// As at boot: nothing is up, one container is to be connected, one serves on its loopback address.
+#[test]
+fn a_set_brings_the_datapath_up_and_containers_a_network() {
+    let stand = Stand::new();
+    let bare = portfwd_tests::namespace::Namespace::new("bare");
+    let _server = Server::start(&bare, &[Ipv4Addr::UNSPECIFIED.into()], 80, "bare");
+    let text = format!(
+        "[[container]]
+        name = \"bare\"
+        netns = \"{}\"
+        connect = [\"10.99.0.1/24,10.99.0.2/24\"]
+        publish = [\"8090:80\"]
+        allow = [\"127.0.0.1\"]
+        masquerade = true
+        [[container]]
+        name = \"web\"
+        netns = \"{{0}}\"
+        publish = [\"8080:80\"]
+        loopback = true",
+        bare.path().display()
+    );
+    stand.apply(&text, &[]).expect_ok();
+    let local = clients::ask(
+        &stand.topology.host,
+        Protocol::Tcp,
+        SocketAddr::new(LOCAL, 8090),
+    );
+    assert_eq!(local.expect("an answer").label, "bare");
+    let to = SocketAddr::new(HOST, 8090);
+    let closed = clients::closed(&stand.topology.client, Protocol::Tcp, to);
+    assert_eq!(closed, Closed::Refused);
+    assert_eq!(stand.label(8080).as_deref(), Some("web"));
+    assert_eq!(stand.apply(&text, &[]).expect_ok().stdout, "");
+    stand.apply("", &["--prune"]).expect_ok();
+    let links = stand.topology.host.output("ip", &["-o", "link", "show"]);
+    assert!(!links.contains("portfwd: container"), "{links}");
+}
