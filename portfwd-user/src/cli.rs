@@ -9,7 +9,7 @@ mod usage;
 
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::{CommandFactory, Parser};
@@ -100,6 +100,8 @@ pub enum Command {
     List(Option<Label>),
     /// Show where one container's ports are published.
     Port(Label, Option<PortQuery>),
+    /// Say what becomes of a packet.
+    Explain(Explain),
     /// Show translated connections.
     Flows(Flows),
     /// Forget translated connections.
@@ -187,6 +189,17 @@ pub enum Drain {
     For(u32),
     /// They end.
     Cut,
+}
+
+/// `portfwd explain`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Explain {
+    /// Where the packet is sent to.
+    pub to: SocketAddr,
+    /// Its protocol.
+    pub protocol: Protocol,
+    /// Who sends it, of the same family; None for any client.
+    pub from: Option<IpAddr>,
 }
 
 /// `portfwd flows`.
@@ -321,6 +334,7 @@ fn command(command: args::Command, environment: &Environment) -> Result<Command,
             container.parse()?,
             port.map(|port| port.parse()).transpose()?,
         ),
+        args::Command::Explain { to, from } => Command::Explain(typed_explain(&to, from)?),
         args::Command::Flows(flows) => match flows.command {
             Some(args::FlowsCommand::Purge) => Command::FlowsPurge,
             None => Command::Flows(typed_flows(flows)?),
@@ -467,6 +481,38 @@ fn typed_target(target: args::Target) -> Result<Option<Target>, Error> {
         (_, Some(pid), _) => Some(Target::Pid(pid)),
         (_, _, Some(addresses)) => Some(Target::Addresses(addresses.parse()?)),
         (None, None, None) => None,
+    })
+}
+
+fn typed_explain(to: &str, from: Option<String>) -> Result<Explain, Usage> {
+    let bad = |what: &str| Usage {
+        message: format!("{}: {what}", shown(to)),
+        hint: Some("such as 192.0.2.1:8080, [2001:db8::1]:443 or 192.0.2.1:53/udp".to_owned()),
+    };
+    let (address, protocol) = to.split_once('/').unwrap_or((to, "tcp"));
+    let protocol = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp]
+        .into_iter()
+        .find(|known| known.name() == protocol)
+        .ok_or_else(|| bad("the protocol is none of tcp, udp, sctp"))?;
+    let to: SocketAddr = address.parse().map_err(|_| bad("no address with a port"))?;
+    let from = from.map(|text| {
+        let address: Result<IpAddr, _> = text.parse();
+        let refused = |what: &str| Usage {
+            message: format!("--from {}: {what}", shown(&text)),
+            hint: None,
+        };
+        match address {
+            Err(_) => Err(refused("not an address")),
+            Ok(from) if from.is_ipv4() != to.is_ipv4() => Err(refused(
+                "of another family than where the packet is sent to",
+            )),
+            Ok(from) => Ok(from),
+        }
+    });
+    Ok(Explain {
+        to,
+        protocol,
+        from: from.transpose()?,
     })
 }
 

@@ -4,6 +4,7 @@ mod apply;
 mod attach;
 mod detach;
 mod doctor;
+mod explain;
 mod flows;
 mod follow_log;
 mod gc;
@@ -30,6 +31,7 @@ pub fn run(cli: &Cli) -> Result<(), Error> {
         Command::Repoint(repoint) => repoint::run(cli, repoint),
         Command::List(container) => show::list(cli, container.as_ref()),
         Command::Port(container, query) => show::port(cli, container, *query),
+        Command::Explain(asked) => explain::run(cli, asked),
         Command::Flows(asked) => flows::run(cli, asked),
         Command::FlowsPurge => flows::purge(cli),
         Command::Masquerade(masquerade) => masquerade::run(cli, *masquerade),

@@ -23,6 +23,7 @@ pub mod observe;
 pub mod pair;
 pub mod plan;
 pub mod policy;
+pub mod rehearsal;
 pub mod report;
 pub mod spec;
 pub mod state;

@@ -161,6 +161,77 @@ pub fn add_l3(options: Options, maps: &Path, programs: &Path) -> Result<(), Load
     Ok(())
 }
 
+/// The programs of TC once more, with the maps of an instance that say what is published, and with tables of their
+/// own, which are small, for what they write: whatever they are run over, nothing comes of it. `l3`: those for devices
+/// without an Ethernet header.
+///
+/// # Errors
+/// When the kernel does not take them.
+pub fn rehearse(options: Options, maps: &Path, l3: bool) -> Result<Ebpf, LoadError> {
+    /// More would be memory, and no flow is there but that of the packet.
+    const ENTRIES: u32 = 64;
+    let mut loader = EbpfLoader::new();
+    for name in READ {
+        loader.map_pin_path(name, maps.join(name));
+    }
+    for name in WRITTEN {
+        loader.map_max_entries(name, ENTRIES);
+    }
+    let mut ebpf = load_with(loader, BYTES, &options)?;
+    let stages = Stage::ALL.map(|stage| {
+        let own = match l3 {
+            true => stage.program_l3(),
+            false => Some(stage.program()),
+        };
+        (stage.place(l3), own)
+    });
+    let hooks = match l3 {
+        true => [programs::TC_DEVICE_L3, programs::TC_EGRESS_L3],
+        false => [programs::TC_DEVICE, programs::TC_LINK],
+    };
+    let is_wanted =
+        |name: &str| hooks.contains(&name) || stages.iter().any(|(_, own)| *own == Some(name));
+    load_programs(&mut ebpf, is_wanted)?;
+    connect_stages(&mut ebpf, &stages)?;
+    Ok(ebpf)
+}
+
+/// Maps that programs only read, or that the loader writes.
+const READ: [&str; 15] = [
+    maps::PORTS,
+    maps::ADDRESS_PORTS,
+    maps::FORWARDS,
+    maps::JOURNAL,
+    maps::LINKS,
+    maps::LINK_SOURCES,
+    maps::DEVICES,
+    maps::HOST_ADDRESSES,
+    maps::OWNERS,
+    maps::CONTAINER_IPS,
+    maps::SUBNETS,
+    maps::POLICIES,
+    maps::MASQUERADE,
+    maps::OUTBOUND_PORTS,
+    maps::DEVICE_IPS,
+];
+
+/// Large tables that programs write.
+const WRITTEN: [&str; 13] = [
+    maps::FLOWS_V4,
+    maps::FLOWS_V6,
+    maps::STREAMS_V4,
+    maps::STREAMS_V6,
+    maps::YOUNG_V4,
+    maps::YOUNG_V6,
+    maps::SHIFTS,
+    maps::HELD,
+    maps::HOST_SOCKETS,
+    maps::HOST_PEERS,
+    maps::HOST_DATAGRAMS,
+    maps::MASQUERADED,
+    maps::MASQUERADED_YOUNG,
+];
+
 /// The object with its maps: those that are pinned in `pins`, or new ones.
 fn load_maps(object: &[u8], options: Options, pins: Option<&Path>) -> Result<Ebpf, LoadError> {
     let names = pins.map_or_else(|| Ok(Vec::new()), bpffs::names);
@@ -171,6 +242,14 @@ fn load_maps(object: &[u8], options: Options, pins: Option<&Path>) -> Result<Ebp
             loader.map_pin_path(name, pins.join(name));
         }
     }
+    load_with(loader, object, &options)
+}
+
+fn load_with<'a>(
+    mut loader: EbpfLoader<'a>,
+    object: &[u8],
+    options: &'a Options,
+) -> Result<Ebpf, LoadError> {
     let ebpf = loader
         .verifier_log_level(VerifierLogLevel::STATS)
         .override_global("HOST_NETNS", &options.host_netns, true)

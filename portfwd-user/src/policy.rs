@@ -31,6 +31,18 @@ impl Policy {
     pub fn is_open(&self) -> bool {
         self.allow.is_empty() && self.deny.is_empty()
     }
+    /// Whether a client may.
+    #[must_use]
+    pub fn admits(&self, client: IpAddr) -> bool {
+        let longest = |nets: &BTreeSet<IpNet>| {
+            let holding = nets.iter().filter(|net| net.contains(&client));
+            holding.map(IpNet::prefix_len).max()
+        };
+        match (longest(&self.allow), longest(&self.deny)) {
+            (None, None) => self.allow.is_empty(),
+            (allowed, denied) => allowed > denied,
+        }
+    }
     /// The same as a forward with those [`Forward::flags`] has it.
     #[must_use]
     pub fn with_flags(&self, flags: u8) -> Self {
@@ -144,5 +156,52 @@ fn failed(source: MapError) -> TableError {
     TableError::Map {
         name: maps::POLICIES,
         source: Box::new(source),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_longest_prefix_that_holds_a_client_counts() {
+        let nets = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
+        let policy = Policy {
+            allow: nets(&["10.0.0.0/8", "10.9.9.9/32", "::1/128"]),
+            deny: nets(&["10.9.0.0/16", "2001:db8::/32"]),
+            silently: false,
+        };
+        let open = Policy {
+            allow: BTreeSet::new(),
+            ..policy.clone()
+        };
+        for (client, is_admitted, is_admitted_by_open) in [
+            ("10.1.2.3", true, true),
+            ("10.9.1.1", false, false),
+            ("10.9.9.9", true, false),
+            ("192.0.2.1", false, true),
+            ("::1", true, true),
+            ("2001:db8::7", false, false),
+            ("2001:db9::7", false, true),
+        ] {
+            let client = client.parse().unwrap();
+            assert_eq!(policy.admits(client), is_admitted, "{client}");
+            assert_eq!(open.admits(client), is_admitted_by_open, "{client}");
+        }
+    }
+
+    #[test]
+    fn a_rule_survives_the_way_through_its_key() {
+        for text in [
+            "0.0.0.0/0",
+            "10.9.0.0/16",
+            "192.0.2.7/32",
+            "::/0",
+            "2001:db8::/32",
+            "::1/128",
+        ] {
+            let net: IpNet = text.parse().unwrap();
+            assert_eq!(of_key(&key(7, net)), Some((7, net)), "{text}");
+        }
     }
 }

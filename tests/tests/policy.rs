@@ -69,7 +69,11 @@ impl Stand {
             (client, [HOST, HOST6]),
             (&containers[1].namespace, [GATEWAY, GATEWAY6]),
             (host, [LOCAL, LOCAL6]),
+            // Whichever address it connects to.
+            (host, [HOST, HOST6]),
         ];
+        let [.., of_host] = expected;
+        let expected = expected.into_iter().chain([of_host]);
         for ((from, [v4, v6]), expected) in from.into_iter().zip(expected) {
             for protocol in [Protocol::Tcp, Protocol::Udp] {
                 let answers = (

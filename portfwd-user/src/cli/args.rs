@@ -128,6 +128,20 @@ pub(super) enum Command {
         #[arg(value_name = "PORT[/PROTO]", allow_hyphen_values = true)]
         port: Option<String>,
     },
+    /// Say what would become of a packet that opens a connection, and why
+    #[command(
+        after_help = "Without --from the packet is one of a client behind the device that has the address.\n\n\
+        Examples:\n  portfwd explain 192.0.2.1:8080\n  portfwd explain 192.0.2.1:53/udp --from 198.51.100.7\n  \
+        portfwd explain 127.0.0.1:8080 --from 127.0.0.1"
+    )]
+    Explain {
+        /// Where it is sent to; TCP unless it says /udp or /sctp
+        #[arg(value_name = "ADDR:PORT[/PROTO]")]
+        to: String,
+        /// Who sends it: a client, a container, or with an address of the host one of its processes
+        #[arg(long, value_name = "ADDR")]
+        from: Option<String>,
+    },
     /// Show translated connections
     Flows(Flows),
     /// Let what subnets send through the host leave under the host's address

@@ -447,6 +447,7 @@ fn help_and_version_are_no_errors() {
         &["attach", "--help"],
         &["repoint", "--help"],
         &["apply", "--help"],
+        &["explain", "--help"],
         &["flows", "-h"],
     ] {
         let parsed = parse_with(&Environment::default(), arguments).unwrap();
@@ -527,6 +528,39 @@ fn masquerade_takes_a_subnet_and_attach_a_flag() {
         "--masquerade"
     ]));
     assert!(!asks(&["attach", "web", "--pid", "1", "-p", "80"]));
+}
+
+#[test]
+fn explain_takes_a_destination_and_a_sender_of_its_family() {
+    let explain = |arguments: &[&str]| match cli(arguments).command {
+        Command::Explain(explain) => explain,
+        other => panic!("{other:?}"),
+    };
+    let plain = explain(&["explain", "192.0.2.1:8080"]);
+    let expected = Explain {
+        to: "192.0.2.1:8080".parse().unwrap(),
+        protocol: Protocol::Tcp,
+        from: None,
+    };
+    assert_eq!(plain, expected);
+    let other = explain(&["explain", "[2001:db8::1]:53/udp", "--from", "2001:db8::2"]);
+    assert_eq!(other.to, "[2001:db8::1]:53".parse().unwrap());
+    assert_eq!(other.protocol, Protocol::Udp);
+    assert_eq!(other.from, Some("2001:db8::2".parse().unwrap()));
+    for wrong in [
+        "192.0.2.1",
+        "192.0.2.1:80/icmp",
+        "web:80",
+        "2001:db8::1:80",
+        ":80",
+        "192.0.2.1:80/",
+    ] {
+        let error = parse_with(&Environment::default(), &["explain", wrong]).unwrap_err();
+        assert!(
+            error.to_string().starts_with(&format!("\"{wrong}\": ")),
+            "{error}"
+        );
+    }
 }
 
 #[test]

@@ -36,7 +36,9 @@ impl Holder {
         }
     }
 
-    fn describe(&self, protocol: Protocol) -> String {
+    /// Who it is, in words.
+    #[must_use]
+    pub fn describe(&self, protocol: Protocol) -> String {
         match self {
             Self::Container(label) => format!("container \"{label}\" ({})", protocol.name()),
             Self::Process { name, pid } => match (name, pid) {

@@ -82,7 +82,7 @@ fn row(
 }
 
 /// The sums over all CPUs.
-fn counters(tables: &Tables, index: u32) -> Result<Counters, Error> {
+pub(super) fn counters(tables: &Tables, index: u32) -> Result<Counters, Error> {
     let per_cpu = tables
         .counters
         .get(&index, 0)

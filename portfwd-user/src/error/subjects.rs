@@ -44,6 +44,12 @@ pub enum Missing {
         /// What was asked for.
         query: PortQuery,
     },
+    /// A route to an address.
+    #[error("the host has no route to {0}")]
+    Route(IpAddr),
+    /// An address that a client could have.
+    #[error("nobody is known that could send to {0}")]
+    Client(IpAddr),
     /// A subnet that is not masqueraded.
     #[error("subnet {0} is not masqueraded")]
     Subnet(Subnet),
@@ -89,6 +95,8 @@ impl Missing {
                 Some("give the PID of a running process in the container".to_owned())
             }
             Self::Device(_) => Some("ip link shows every device".to_owned()),
+            Self::Route(_) => Some("ip route shows every route".to_owned()),
+            Self::Client(_) => Some("say who sends it, with --from ADDR".to_owned()),
             Self::DeviceAddress(_) => {
                 Some("name the device that bears the address, such as the bridge".to_owned())
             }

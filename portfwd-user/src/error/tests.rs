@@ -72,6 +72,16 @@ fn every_error() -> Vec<(Error, u8, &'static str)> {
             "error: no such process: 4711\nhint: give the PID of a running process in the container\n",
         ),
         (
+            Missing::Route("100.64.0.1".parse().unwrap()).into(),
+            4,
+            "error: the host has no route to 100.64.0.1\nhint: ip route shows every route\n",
+        ),
+        (
+            Missing::Client("fe80::1".parse().unwrap()).into(),
+            4,
+            "error: nobody is known that could send to fe80::1\nhint: say who sends it, with --from ADDR\n",
+        ),
+        (
             Missing::Device("eth9".to_owned()).into(),
             4,
             "error: no such device: \"eth9\"\nhint: ip link shows every device\n",

@@ -1,7 +1,7 @@
 //! What the kernel does with BPF programs, found by trying.
 
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::path::Path;
 
 use nix::errno::Errno;
@@ -88,6 +88,33 @@ pub fn knows_route_source() -> io::Result<bool> {
     let [_, answer]: [u32; 2] = bytemuck::cast(attributes[0]);
     // Flags are looked at before the device, which does not exist.
     Ok(answer.cast_signed() != -libc::EINVAL)
+}
+
+/// Runs a TC program over a frame as if it had come in by the device with that index, in the namespace of the thread:
+/// what it returns, and the frame afterwards. Nothing goes anywhere.
+///
+/// # Errors
+/// When the kernel refuses to.
+pub fn test_run(program: BorrowedFd<'_>, frame: &[u8], device: u32) -> io::Result<(i32, Vec<u8>)> {
+    /// Offset of `ifindex` in `struct __sk_buff`, in words.
+    const DEVICE_AT: usize = 10;
+    let mut context = [0u32; 48];
+    context[DEVICE_AT] = device;
+    // What is put before a frame.
+    let mut after = vec![0; frame.len() + 64];
+    let mut attributes = Attributes::default();
+    attributes[0] = pair(program.as_raw_fd().unsigned_abs(), 0);
+    attributes[1] = pair(frame.len() as u32, after.len() as u32);
+    attributes[2] = frame.as_ptr() as u64;
+    attributes[3] = after.as_mut_ptr() as u64;
+    attributes[5] = pair(size_of_val(&context) as u32, 0);
+    attributes[6] = context.as_ptr() as u64;
+    // SAFETY: the kernel reads as much of `frame` and `context` as is said, and writes as much of `after`.
+    unsafe { bpf(PROG_TEST_RUN, &mut attributes) }?;
+    let [_, verdict]: [u32; 2] = bytemuck::cast(attributes[0]);
+    let [_, length]: [u32; 2] = bytemuck::cast(attributes[1]);
+    after.truncate(length as usize);
+    Ok((verdict.cast_signed(), after))
 }
 
 /// A program that asks for a route by no device, with the flags of the datapath, and returns the answer.

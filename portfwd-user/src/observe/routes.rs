@@ -78,6 +78,16 @@ pub async fn defaults(session: &mut Session) -> Result<Vec<DefaultRoute>, Netlin
     Ok(found)
 }
 
+/// Which way a packet for `address` would take from a namespace.
+///
+/// # Errors
+/// When the namespace cannot be entered, or the kernel does not answer.
+pub fn way_to(netns: &Netns, address: IpAddr) -> Result<Lookup, RoutesError> {
+    netlink::converse(netns, async |session: &mut Session| {
+        Ok(lookup(session, address).await?)
+    })
+}
+
 /// The devices of IPv4 routes with several next hops: those that share a route, together.
 ///
 /// # Errors

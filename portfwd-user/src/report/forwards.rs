@@ -60,11 +60,11 @@ pub struct ForwardRow {
     pub drops: u64,
 }
 
-fn protocol_name<S: Serializer>(protocol: &Protocol, to: S) -> Result<S::Ok, S::Error> {
+pub(super) fn protocol_name<S: Serializer>(protocol: &Protocol, to: S) -> Result<S::Ok, S::Error> {
     to.serialize_str(protocol.name())
 }
 
-fn networks<S: Serializer>(networks: &[IpNet], to: S) -> Result<S::Ok, S::Error> {
+pub(super) fn networks<S: Serializer>(networks: &[IpNet], to: S) -> Result<S::Ok, S::Error> {
     to.collect_seq(networks.iter().map(IpNet::to_string))
 }
 
@@ -201,17 +201,17 @@ pub fn write_forwards(out: &mut impl Write, rows: &[ForwardRow]) -> io::Result<(
         let twin = others.first().filter(|other| are_one(row, other)).copied();
         rest = &others[usize::from(twin.is_some())..];
         let mut line = line(row, twin);
-        line.extend(limits.then(|| clients(row)));
+        line.extend(limits.then(|| clients(&row.allow, &row.deny)));
         table.row(line);
     }
     table.write(out)
 }
 
 /// Who may use a forward: `10.0.0.0/8, not 10.9.0.0/16`.
-fn clients(row: &ForwardRow) -> String {
-    let allowed = row.allow.iter().map(IpNet::to_string);
-    let denied = row.deny.iter().map(|net| format!("not {net}"));
-    let all = row.allow.is_empty().then(|| "all".to_owned());
+pub(super) fn clients(allow: &[IpNet], deny: &[IpNet]) -> String {
+    let allowed = allow.iter().map(IpNet::to_string);
+    let denied = deny.iter().map(|net| format!("not {net}"));
+    let all = allow.is_empty().then(|| "all".to_owned());
     let parts: Vec<String> = all.into_iter().chain(allowed).chain(denied).collect();
     parts.join(", ")
 }

@@ -1,6 +1,9 @@
 //! The host ports of an attach: who is in the way of them, and what they are in the way of.
 
-use std::collections::{BTreeSet, HashSet};
+use std::{
+    collections::{BTreeSet, HashSet},
+    net::IpAddr,
+};
 
 use portfwd_common::net::Protocol;
 
@@ -44,6 +47,37 @@ impl Around {
             rules: rules.doing(|| "look for ports that others' rules take".to_owned())?,
             reserved: local?.reserved,
         })
+    }
+}
+
+impl Around {
+    /// Who else has a port of the host, in words.
+    pub(in crate::commands) fn holders(
+        &self,
+        protocol: Protocol,
+        host: IpAddr,
+        port: u16,
+    ) -> Result<Vec<String>, Error> {
+        let sockets: Vec<&sockets::Listener> = self
+            .listening
+            .iter()
+            .filter(|socket| socket.address.port() == port)
+            .collect();
+        let listeners = named(&sockets)?;
+        let occupied = Occupied {
+            held: &[],
+            replaced: None,
+            listeners: &listeners,
+            rules: &self.rules,
+            reserved: &self.reserved,
+        };
+        let ports = PortRange::single(port);
+        let collisions = ports
+            .into_iter()
+            .flat_map(|ports| occupied.collisions(protocol, host, ports));
+        Ok(collisions
+            .map(|found| found.holder.describe(protocol))
+            .collect())
     }
 }
 
