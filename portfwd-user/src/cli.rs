@@ -63,7 +63,7 @@ impl Environment {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Parsed {
     /// A command to run.
-    Run(Cli),
+    Run(Box<Cli>),
     /// A text to print: help that was asked for.
     Help(String),
     /// The version was asked for.
@@ -265,7 +265,7 @@ pub fn parse(
 ) -> Result<Parsed, Error> {
     let arguments: Vec<OsString> = arguments.into_iter().collect();
     match args::Args::try_parse_from(&arguments) {
-        Ok(args) => typed(args, environment).map(Parsed::Run),
+        Ok(args) => typed(args, environment).map(|cli| Parsed::Run(Box::new(cli))),
         Err(error) => match error.kind() {
             clap::error::ErrorKind::DisplayHelp => Ok(Parsed::Help(error.to_string())),
             clap::error::ErrorKind::DisplayVersion => Ok(Parsed::Version),

@@ -11,7 +11,7 @@ fn parse_with(environment: &Environment, arguments: &[&str]) -> Result<Parsed, E
 
 fn cli(arguments: &[&str]) -> Cli {
     match parse_with(&Environment::default(), arguments) {
-        Ok(Parsed::Run(cli)) => cli,
+        Ok(Parsed::Run(cli)) => *cli,
         other => panic!("{arguments:?}: {other:?}"),
     }
 }
