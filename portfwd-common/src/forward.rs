@@ -163,7 +163,7 @@ pub struct Forward {
     padding: [u8; 3],
     /// Host address it is bound to; `0.0.0.0` or `::` for all.
     pub host: Ip,
-    /// The forward that it follows at its ports, as their slots had it; stored at once.
+    /// The forward that it follows at its ports, or at some of them, as their slots had it; stored at once.
     pub former: PortSlot,
     /// Second on `CLOCK_MONOTONIC` from which it drains no more; [`Self::FOREVER`] if it may take as long as its
     /// flows do.
@@ -210,6 +210,11 @@ impl Forward {
     pub const fn target_port_of(&self, host_port: NetPort) -> NetPort {
         let offset = host_port.get().wrapping_sub(self.host_port.get());
         NetPort::new(self.target_port.get().wrapping_add(offset))
+    }
+    /// Whether the host port is one of its own.
+    #[inline(always)]
+    pub const fn has(&self, host_port: NetPort) -> bool {
+        host_port.get().wrapping_sub(self.host_port.get()) < self.count
     }
     /// Whether the service may listen on the container's loopback address alone.
     #[inline(always)]

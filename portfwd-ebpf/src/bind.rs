@@ -60,7 +60,7 @@ fn is_taken<A: Address>(protocol: Protocol, address: Ip, port: NetPort) -> bool 
     if slot.is_empty() || A::from_ip(address).is_multicast() {
         return false;
     }
-    if slot.index() != 0 && is_claimed(slot) {
+    if slot.index() != 0 && is_claimed(slot, port) {
         return true;
     }
     if !slot.has(PortSlot::BY_ADDRESS) {
@@ -71,13 +71,15 @@ fn is_taken<A: Address>(protocol: Protocol, address: Ip, port: NetPort) -> bool 
     }
     // SAFETY: the loader replaces elements whole.
     unsafe { ADDRESS_PORTS.get(&AddressPort::new(address, port, protocol)) }
-        .is_some_and(|bound| is_claimed(*bound))
+        .is_some_and(|bound| is_claimed(*bound, port))
 }
 
-/// Whether a slot leads to a forward, or will once the transaction that is just being written has taken place.
+/// Whether the slot of `port` leads to a forward, or will once the transaction that is just being written has taken place.
 #[inline(always)]
-fn is_claimed(slot: PortSlot) -> bool {
-    if forward::of_slot(slot).is_some() {
+fn is_claimed(slot: PortSlot, port: NetPort) -> bool {
+    if forward::committed()
+        .is_some_and(|committed| forward::of_slot(committed, slot, port).is_some())
+    {
         return true;
     }
     let (Some(record), Some(journal)) = (FORWARDS.get(slot.index()), JOURNAL.get_ptr(0)) else {
@@ -142,7 +144,7 @@ extern "C" fn compare(
         let is_same = key.protocol as u32 == sought.protocol
             && key.port.wire() as u32 == sought.port
             && key.address.is_v4() as u32 == sought.is_v4;
-        if is_same && is_claimed(*slot) {
+        if is_same && is_claimed(*slot, key.port) {
             sought.is_found = 1;
             return 1;
         }

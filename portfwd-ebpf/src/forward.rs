@@ -63,8 +63,10 @@ pub fn published<A: Address>(
     address: A,
     port: NetPort,
 ) -> Option<Published> {
+    // Read once: with a commit in between neither of two that take turns would be seen.
+    let committed = committed()?;
     if slot.index() != 0
-        && let Some(wildcard) = of_slot(slot)
+        && let Some(wildcard) = of_slot(committed, slot, port)
     {
         return Some(wildcard);
     }
@@ -74,19 +76,19 @@ pub fn published<A: Address>(
     let key = AddressPort::new(address.ip(), port, protocol);
     // SAFETY: the loader replaces elements whole.
     let bound = unsafe { ADDRESS_PORTS.get(&key) }?;
-    of_slot(*bound)
+    of_slot(committed, *bound, port)
 }
 
-/// The forward that a slot leads to: its own, or until that is seen, the one which it follows.
+/// The forward that the slot of `port` leads to as of transaction `committed`: its own, or until that is seen, the one
+/// which it follows, if that has the port.
 #[inline(always)]
-pub fn of_slot(slot: PortSlot) -> Option<Published> {
-    // Read once: with a commit in between neither would be seen.
-    let committed = committed()?;
+pub fn of_slot(committed: u64, slot: PortSlot, port: NetPort) -> Option<Published> {
     if let Some(own) = seen_by(committed, slot.index(), slot.generation) {
         return Some(own);
     }
     let former = former(slot.index(), slot.generation)?;
-    seen_by(committed, former.index(), former.generation)
+    let former = seen_by(committed, former.index(), former.generation)?;
+    (former.record.has(port) && former.is_unchanged()).then_some(former)
 }
 
 /// The forward that the one at `index` follows at its ports, if that is the one of `generation`.

@@ -4,7 +4,7 @@ use aya_ebpf::maps::lpm_trie::Key as Prefix;
 use portfwd_common::{
     forward::Forward,
     net::Ip,
-    policy::{POLICY_BITS, Rule},
+    policy::{POLICY_BITS, Rule, number_of_family},
     verdict::Reason,
 };
 
@@ -24,7 +24,7 @@ pub fn admits(published: &Published, client: Ip) -> Result<(), Reason> {
     }
     let [high, low] = client.halves();
     let data = [
-        policy,
+        number_of_family(policy, client.is_v4()),
         high as u32,
         (high >> 32) as u32,
         low as u32,

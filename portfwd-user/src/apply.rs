@@ -63,6 +63,9 @@ pub fn execute(
     if steps.is_empty() && others.is_empty() {
         return Ok(());
     }
+    if steps.iter().any(|step| step.plan.connection.is_some()) {
+        clear_the_way(writable, netns)?;
+    }
     let connected = steps
         .iter()
         .map(|step| match (&step.plan.connection, step.inside) {
@@ -88,6 +91,14 @@ pub fn execute(
     }
 }
 
+/// Removes links that a command has left which died: they are in the way of new ones.
+fn clear_the_way(writable: &Writable, netns: &Netns) -> Result<(), Error> {
+    transaction::announce(&writable.datapath.tables);
+    let used = state::read(&writable.datapath.tables)?.links();
+    pair::remove_but(netns, &used)?;
+    Ok(())
+}
+
 /// Makes the container's link; gives the plan with it.
 fn connect(
     writable: &mut Writable,
@@ -96,10 +107,6 @@ fn connect(
     plan: &Plan,
     connection: &Connection,
 ) -> Result<Plan, Error> {
-    transaction::announce(&writable.datapath.tables);
-    // What a command has left that died is in the way of the new one.
-    let used = state::read(&writable.datapath.tables)?.links();
-    pair::remove_but(netns, &used)?;
     pair::make(netns, inside, connection, &plan.label)?;
     writable.follow(netns)?;
     Ok(plan.onto(&container::find(netns, inside)?))

@@ -104,6 +104,16 @@ impl Connection {
     pub fn ends(&self) -> impl Iterator<Item = &Ends> {
         self.0.iter()
     }
+    /// Whether a subnet of the one holds addresses of the other's.
+    #[must_use]
+    pub fn overlaps(&self, other: &Self) -> bool {
+        let shares = |one: &Ends, other: &Ends| {
+            let (one, other) = (one.host.trunc(), other.host.trunc());
+            one.contains(&other) || other.contains(&one)
+        };
+        self.ends()
+            .any(|one| other.ends().any(|other| shares(one, other)))
+    }
     /// The container's IPv4 address.
     #[must_use]
     pub fn v4(&self) -> Option<IpAddr> {

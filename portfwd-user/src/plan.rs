@@ -256,9 +256,11 @@ impl Plan {
         let is_again = |new: &NewForward, owned: &Owned| {
             self.known && is_as_it_was(new, owned) && state.policy_of(owned) == self.policy
         };
-        let (stays, goes): (Vec<&Owned>, Vec<&Owned>) = own
-            .into_iter()
-            .partition(|owned| self.forwards.iter().any(|new| is_again(new, owned)));
+        let (stays, goes): (Vec<&Owned>, Vec<&Owned>) = own.into_iter().partition(|owned| {
+            // Of the same container what drains goes on.
+            let drains = owned.record.until != Forward::FOREVER;
+            (self.known && drains) || self.forwards.iter().any(|new| is_again(new, owned))
+        });
         let new: Vec<NewForward> = self
             .forwards
             .iter()

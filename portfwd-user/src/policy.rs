@@ -9,7 +9,7 @@ use portfwd_common::{
     forward::Forward,
     maps,
     net::Ip,
-    policy::{KEY_LENGTH, MAX_RULES, POLICY_BITS, Rule},
+    policy::{KEY_LENGTH, MAX_RULES, POLICY_BITS, Rule, number_of_family},
 };
 
 use crate::tables::{TableError, Tables};
@@ -129,10 +129,11 @@ fn rules(tables: &Tables) -> Result<Vec<(u32, IpNet, u32)>, TableError> {
 }
 
 fn key(number: u32, net: IpNet) -> Key<[u8; KEY_LENGTH]> {
-    let mapped = if net.addr().is_ipv4() { 96 } else { 0 };
+    let is_v4 = net.addr().is_ipv4();
+    let mapped = if is_v4 { 96 } else { 0 };
     let mut data = [0; KEY_LENGTH];
     let (policy, address) = data.split_at_mut(4);
-    policy.copy_from_slice(&number.to_ne_bytes());
+    policy.copy_from_slice(&number_of_family(number, is_v4).to_ne_bytes());
     address.copy_from_slice(&Ip::from(net.addr()).octets());
     Key::new(POLICY_BITS + mapped + u32::from(net.prefix_len()), data)
 }
@@ -144,12 +145,14 @@ fn of_key(key: &Key<[u8; KEY_LENGTH]>) -> Option<(u32, IpNet)> {
     let number = u32::from_ne_bytes(*number);
     let address = IpAddr::from(Ip::from_octets(address.try_into().ok()?));
     let length = key.prefix_len().checked_sub(POLICY_BITS)?;
-    let length = match address {
-        IpAddr::V4(_) => length.checked_sub(96)?,
-        IpAddr::V6(_) => length,
+    let is_v4 = address.is_ipv4();
+    let length = if is_v4 {
+        length.checked_sub(96)?
+    } else {
+        length
     };
     let net = IpNet::new(address, u8::try_from(length).ok()?).ok()?;
-    Some((number, net))
+    Some((number >> 1, net))
 }
 
 fn failed(source: MapError) -> TableError {

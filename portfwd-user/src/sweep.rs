@@ -8,7 +8,7 @@ use std::{
 
 use aya::maps::MapError;
 use portfwd_common::{
-    flow::{Flow, FlowKey},
+    flow::{Flow, FlowKey, Lifetimes, State, is_alive},
     forward::{Delivery, Forward},
     host::{SocketKey, SocketOrigin},
     maps,
@@ -31,18 +31,39 @@ use crate::{
 };
 
 /// Forwards that flows live of, and those of them that have some.
-#[derive(Default)]
 struct Census {
     alive: HashSet<drain::Id>,
     used: BTreeSet<drain::Id>,
+    now: u32,
+    lifetimes: Lifetimes,
 }
 
 impl Census {
-    fn of(tables: &Tables) -> Self {
+    fn of(tables: &Tables, now: u32) -> Self {
         let alive = transaction::serving(tables);
         Self {
             alive: alive.map(|(index, f)| (index, f.generation)).collect(),
+            ..Self::of_nothing(tables, now)
+        }
+    }
+    /// Where no forward counts.
+    fn of_nothing(tables: &Tables, now: u32) -> Self {
+        Self {
+            alive: HashSet::new(),
             used: BTreeSet::new(),
+            now,
+            lifetimes: tables.journal.get(0).lifetimes,
+        }
+    }
+    /// Whether the flow is one of a forward that is alive, which is used if the flow is alive too. One that is not
+    /// stays: the kernel's tables forget it.
+    fn has_flow<A>(&mut self, flow: &Flow<A>) -> bool {
+        let id = (flow.forward, flow.generation);
+        let lives = State::from_number(flow.state)
+            .is_some_and(|state| is_alive(state, flow.last_seen, self.now, &self.lifetimes));
+        match lives {
+            true => self.has(id),
+            false => self.alive.contains(&id),
         }
     }
     /// Whether the forward is alive, which is used then.
@@ -71,8 +92,9 @@ pub struct Swept {
 /// # Errors
 /// The first failure, after everything has been tried; the next command tries again.
 pub fn sweep(tables: &mut Tables, layout: &Layout, host: &Netns) -> Result<Swept, Error> {
-    drain::end_overdue(tables, clock::seconds()?);
-    let mut census = Census::of(tables);
+    let now = clock::seconds()?;
+    drain::end_overdue(tables, now);
+    let mut census = Census::of(tables, now);
     let v4 = purge_flows(&mut tables.flows_v4, &mut census);
     let v6 = purge_flows(&mut tables.flows_v6, &mut census);
     let host_sockets = end_sockets(tables, host, &mut census);
@@ -143,8 +165,9 @@ fn remove_pairs(tables: &Tables, host: &Netns, owners: &BTreeSet<u32>) -> Result
 /// # Errors
 /// When a table cannot be read or written.
 pub fn purge_all_flows(tables: &mut Tables) -> Result<usize, Error> {
-    let v4 = purge_flows(&mut tables.flows_v4, &mut Census::default())?;
-    let v6 = purge_flows(&mut tables.flows_v6, &mut Census::default())?;
+    let mut census = Census::of_nothing(tables, clock::seconds()?);
+    let v4 = purge_flows(&mut tables.flows_v4, &mut census)?;
+    let v6 = purge_flows(&mut tables.flows_v6, &mut census)?;
     Ok(v4 + v6 + masquerade::forget_all(tables)?)
 }
 
@@ -181,7 +204,7 @@ where
     let doing = || "purge flows".to_owned();
     let mut is_dead = |flows: &Hash<FlowKey<A>, Flow<A>>, key: &FlowKey<A>| match flows.get(key, 0)
     {
-        Ok(flow) => Ok(!census.has((flow.forward, flow.generation))),
+        Ok(flow) => Ok(!census.has_flow(&flow)),
         // An LRU table may drop any entry at any time.
         Err(MapError::KeyNotFound) => Ok(false),
         Err(error) => Err(failed(error)).doing(doing),

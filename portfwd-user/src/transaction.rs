@@ -406,9 +406,13 @@ fn clear_slots(
     };
     let family = family(record.host);
     let is_own = |slot: PortSlot| slot.index() == index && slot.generation == record.generation;
-    let former = former(tables, record);
+    let (former, former_record) = former(tables, record);
     for offset in 0..record.count {
         let host_port = NetPort::new(record.host_port.get().wrapping_add(offset));
+        let former = match former_record.has(host_port) {
+            true => former,
+            false => PortSlot::new(0, 0, 0),
+        };
         if !record.host.is_unspecified() {
             let key = AddressPort::new(record.host, host_port, protocol);
             give_back_bound(tables, key, is_own, former)?;
@@ -428,16 +432,17 @@ fn clear_slots(
     Ok(())
 }
 
-/// The slots of the forward that a dead one gives its ports back to: empty ones, unless it never had them.
-fn former(tables: &Tables, record: &Forward) -> PortSlot {
-    let nobody = PortSlot::new(0, 0, 0);
+/// The slots of the forward that a dead one gives its ports back to, and its record: empty ones, unless it never had
+/// them.
+fn former(tables: &Tables, record: &Forward) -> (PortSlot, Forward) {
+    let nobody = (PortSlot::new(0, 0, 0), Forward::FREE);
     if record.former.index() == 0 {
         return nobody;
     }
     let former = tables.forwards.get(record.former.index());
     let is_it = former.generation == record.former.generation;
     match is_it && former.is_visible(committed(tables)) {
-        true => record.former,
+        true => (record.former, former),
         false => nobody,
     }
 }

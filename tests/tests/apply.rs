@@ -1,7 +1,7 @@
 //! A declared set that becomes what is published.
 
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::PathBuf;
 
 use portfwd_tests::clients::{self, Closed, Protocol};
@@ -253,4 +253,83 @@ fn a_set_brings_the_datapath_up_and_containers_a_network() {
     stand.apply("", &["--prune"]).expect_ok();
     let links = stand.topology.host.output("ip", &["-o", "link", "show"]);
     assert!(!links.contains("portfwd: container"), "{links}");
+}
+
+/// Fails if the link of one container is taken for one that is left over while that of another one is made
+/// (`clear_the_way` in apply.rs).
+#[test]
+fn several_containers_are_connected_at_once() {
+    let stand = Stand::new();
+    let bare = ["one", "two"].map(portfwd_tests::namespace::Namespace::new);
+    let _servers = bare
+        .each_ref()
+        .map(|bare| Server::start(bare, &[Ipv4Addr::UNSPECIFIED.into()], 80, "bare"));
+    let declare = |subnets: [u8; 2]| {
+        let tables = bare.iter().zip(subnets).enumerate();
+        let tables = tables.map(|(number, (bare, subnet))| {
+            format!(
+                "[[container]]\nname = \"bare{number}\"\nnetns = \"{}\"\npublish = [\"700{number}:80\"]\n\
+                 connect = [\"10.99.{subnet}.1/24,10.99.{subnet}.2/24\"]\n",
+                bare.path().display()
+            )
+        });
+        tables.collect::<String>()
+    };
+    let refused = stand.apply(&declare([1, 1]), &[]);
+    expect_error(
+        refused,
+        2,
+        "line 7: connect has addresses of the subnet of container \"bare0\"",
+    );
+    stand.apply(&declare([1, 2]), &[]).expect_ok();
+    for port in [7000, 7001] {
+        let answer = clients::ask(
+            &stand.topology.client,
+            Protocol::Tcp,
+            SocketAddr::new(HOST, port),
+        );
+        assert_eq!(answer.expect("an answer").label, "bare");
+    }
+    assert_eq!(stand.apply(&declare([1, 2]), &[]).expect_ok().stdout, "");
+}
+
+/// What was taken by force stays so, under other rules of who may use it.
+#[test]
+fn a_forward_over_a_listener_is_replaced_without_force() {
+    let stand = Stand::new();
+    let listener = stand
+        .topology
+        .host
+        .run(|| TcpListener::bind(SocketAddr::new(LOCAL, 9999)));
+    let _listener = listener.expect("listen");
+    let declare = |more: &str| {
+        format!("[[container]]\nname = \"web\"\nnetns = \"{{0}}\"\npublish = [\"9999:80\"]\n{more}")
+    };
+    let refused = stand.apply(&declare(""), &[]);
+    expect_error(refused, 3, "line 2: bind for 0.0.0.0:9999 failed");
+    stand.apply(&declare(""), &["--force"]).expect_ok();
+    stand
+        .apply(&declare("allow = [\"127.0.0.1\"]\n"), &[])
+        .expect_ok();
+    let to = SocketAddr::new(HOST, 9999);
+    let closed = clients::closed(&stand.topology.client, Protocol::Tcp, to);
+    assert_eq!(closed, Closed::Refused);
+}
+
+/// Fails if a set that is published already ends connections that a container keeps while it drains.
+#[test]
+fn a_set_lets_what_drains_go_on() {
+    let stand = Stand::new();
+    stand.topology.attach("web", 0, &["8080:80"]);
+    let open = clients::connect(&stand.topology.client, SocketAddr::new(HOST, 8080));
+    let open = open.expect("connect");
+    clients::ask_stream(&open).expect("an answer");
+    let netns = stand.topology.containers[1].netns();
+    let repoint = ["repoint", "web", "db", "--netns", &netns];
+    stand.topology.portfwd(&repoint).expect_ok();
+    stand.topology.attach("web", 0, &["9090:80"]);
+    let text = "[[container]]\nname = \"web\"\npublish = [\"9090:80\"]\n\
+                [[container]]\nname = \"db\"\npublish = [\"8080:80\"]\n";
+    assert_eq!(stand.apply(text, &["--prune"]).expect_ok().stdout, "");
+    clients::echo(&open, b"still there?").expect("an answer");
 }

@@ -160,6 +160,13 @@ fn what_is_left_to_the_host_has_its_reason() {
     // A port of the loopback address is nobody's from outside.
     let said = explain(&topology, &to(HOST, 8090), Some(CLIENT));
     is(&said, "passed", None);
+    // One that a container holds, and has no address for.
+    topology
+        .portfwd(&["attach", "v4", "--ip", "10.88.0.2", "-p", "8070:80"])
+        .expect_ok();
+    let said = explain(&topology, &to(HOST6, 8070), Some(CLIENT6));
+    is(&said, "passed", None);
+    notes(&said, "holds the port, and has no IPv6 address");
     let elsewhere = explain(&topology, "198.51.100.1:8080", Some(CLIENT));
     is(&elsewhere, "passed", None);
     assert_eq!(elsewhere["reason"], "not-for-host", "{elsewhere}");

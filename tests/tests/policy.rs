@@ -138,6 +138,9 @@ fn clients_are_let_in_by_the_longest_prefix_that_holds_them() {
             &["--deny", "127.0.0.0/8", "--deny", "::1"],
             [OPEN, OPEN, CLOSED],
         ),
+        // What is said of all of one family says nothing of the other.
+        (&["--deny", "::/0"], [V6_CLOSED, V6_CLOSED, V6_CLOSED]),
+        (&["--allow", "::/0"], [V4_CLOSED, V4_CLOSED, V4_CLOSED]),
         (
             &["--deny", "0.0.0.0/0", "--deny", "::/0"],
             [CLOSED, CLOSED, CLOSED],

@@ -326,3 +326,39 @@ fn a_replacement_that_fails_changes_nothing() {
     assert_eq!(topology.published(), before);
     open.goes_on("web");
 }
+
+#[test]
+fn a_range_that_takes_the_place_of_another_one_is_known_by_what_was_asked() {
+    let (topology, _servers) = attached();
+    topology.attach("web", 0, &["7000-7004:70-74"]);
+    let specs = ["8080:80", "8080:80/udp", "7000-7009:70-79"];
+    replace(&topology, &specs).expect_ok();
+    assert_eq!(published_by(&topology, "web"), 6);
+    let before = topology.published();
+    topology.attach("web", 1, &specs);
+    assert_eq!(topology.published(), before);
+    topology
+        .portfwd(&["detach", "web", "-p", "7000-7009:70-79"])
+        .expect_ok();
+    assert_eq!(published_by(&topology, "web"), 4);
+}
+
+/// Connections that have long ended keep nothing.
+#[test]
+fn what_drains_ends_when_its_connections_have_expired() {
+    let topology = Topology::new(Shape::default());
+    let _servers = topology.serve();
+    topology
+        .portfwd(&["up", "--lifetime", "transitory=2"])
+        .expect_ok();
+    topology.attach("web", 0, &["8080:80"]);
+    clients::ask(&topology.client, Protocol::Tcp, at(HOST, 8080)).expect("an answer");
+    let netns = topology.containers[1].netns();
+    topology
+        .portfwd(&["repoint", "web", "db", "--netns", &netns])
+        .expect_ok();
+    until("the container is forgotten", PATIENCE, || {
+        topology.portfwd(&["gc"]).expect_ok();
+        (topology.portfwd(&["list", "web"]).code == 4).then_some(())
+    });
+}

@@ -16,7 +16,7 @@ use crate::{
     cli::{Apply, Cli, Declared, declared},
     collision::Held,
     datapath::{self, Datapath, Options, Site},
-    error::{Doing, Error, shown_path},
+    error::{Doing, Error, Usage, shown_path},
     observe::netns::Netns,
     plan::{self, Leaving, Plan},
     report::{self, Changes},
@@ -70,9 +70,13 @@ pub(super) fn run(cli: &Cli, asked: &Apply) -> Result<(), Error> {
     };
     let whole = make_plans(&host, Some(&writable.datapath), asked, &set)?;
     print(cli, &whole.changes)?;
-    let look_again = || match asked.force {
-        true => Ok(()),
-        false => ports::check_still_free(&host, &whole.plans.iter().collect::<Vec<_>>()),
+    let look_again = || {
+        let plans = set.declared.iter().zip(&whole.plans);
+        let mut plans = plans.filter(|_| !asked.force);
+        plans.try_for_each(|(declared, plan)| {
+            let free = ports::check_still_free(&host, &[plan]);
+            free.map_err(|cause| set.at(declared, cause))
+        })
     };
     let steps = whole.plans.iter().zip(&set.observed);
     let steps = steps.map(|(plan, observed)| Step {
@@ -144,6 +148,7 @@ fn make_plans(
         let plan = plan_on(&on, &held, &declared.attach, observed);
         let plan = plan.map_err(|cause| set.at(declared, cause))?;
         claims.settle(number, &plan, &state);
+        check_connections(&plans, &plan).map_err(|cause| set.at(declared, cause))?;
         plans.push(plan);
     }
     let pruned = match asked.prune {
@@ -157,6 +162,28 @@ fn make_plans(
         pruned,
         changes,
     })
+}
+
+/// Links that are made together must not be in each other's way: their hosts' ends are on one host.
+fn check_connections(earlier: &[Plan], plan: &Plan) -> Result<(), Error> {
+    let Some(connection) = &plan.connection else {
+        return Ok(());
+    };
+    let is_at_odds = |other: &&Plan| {
+        let other = other.connection.as_ref();
+        other.is_some_and(|other| other.overlaps(connection))
+    };
+    match earlier.iter().find(is_at_odds) {
+        None => Ok(()),
+        Some(other) => Err(Usage {
+            message: format!(
+                "connect has addresses of the subnet of container \"{}\"",
+                other.label
+            ),
+            hint: Some("give each container a subnet of its own".to_owned()),
+        }
+        .into()),
+    }
 }
 
 /// What has ports while a set is planned.

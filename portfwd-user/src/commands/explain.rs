@@ -53,11 +53,15 @@ pub(super) fn run(cli: &Cli, asked: &Explain) -> Result<(), Error> {
     let links = netns.run_in(|| {
         netlink::converse_here(async |session: &mut Session| links::list(session).await)
     })?;
+    let asked = Explain {
+        to: meant(asked.to),
+        ..*asked
+    };
     let scene = Scene {
         netns: &netns,
         host: addresses::of_host(&netns).doing(|| "read the host's addresses".to_owned())?,
         links: links.doing(|| "list the links".to_owned())?,
-        asked: *asked,
+        asked,
         running,
     };
     let explanation = scene.explain()?;
@@ -157,7 +161,7 @@ impl Scene<'_> {
         }
         for distance in 1..=7 {
             let candidate = beside(to, distance);
-            if self.host.owns(candidate) {
+            if self.host.owns(candidate) || is_last_or_first(candidate) {
                 continue;
             }
             if let Some(device) = self.device_toward(candidate)?
@@ -258,9 +262,17 @@ impl Scene<'_> {
             Outcome::Translated { .. } => notes.extend(self.notes_of_stack(to.ip(), device)?),
             Outcome::Direct { .. } => notes.push(
                 "the process is connected to the container itself: OUTPUT rules see that address, and no packet \
-                 is translated"
+                 is translated; a socket that is bound to a loopback address is refused"
                     .to_owned(),
             ),
+            Outcome::Passed { .. } | Outcome::Dropped { .. } if holds_only(forward) => {
+                let family = if to.is_ipv4() { "IPv4" } else { "IPv6" };
+                let owner = forward.map(|forward| forward.owner.to_string());
+                notes.push(format!(
+                    "container \"{}\" holds the port, and has no {family} address",
+                    owner.unwrap_or_default()
+                ));
+            }
             Outcome::Passed { reason } | Outcome::Dropped { reason } => {
                 notes.extend(reason.map(|reason| why(reason, device, from)));
             }
@@ -319,6 +331,26 @@ impl Scene<'_> {
     }
 }
 
+/// Linux takes the unspecified address for its own.
+fn meant(to: SocketAddr) -> SocketAddr {
+    let own: IpAddr = match to.is_ipv4() {
+        true => Ipv4Addr::LOCALHOST.into(),
+        false => Ipv6Addr::LOCALHOST.into(),
+    };
+    match to.ip().is_unspecified() {
+        true => SocketAddr::new(own, to.port()),
+        false => SocketAddr::new(to.ip(), to.port()),
+    }
+}
+
+/// Whether it may be that of a whole network, or of everybody in it.
+fn is_last_or_first(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => [0, 255].contains(&v4.octets()[3]),
+        IpAddr::V6(v6) => v6.octets()[15] == 0,
+    }
+}
+
 /// An address near another one.
 fn beside(address: IpAddr, distance: u8) -> IpAddr {
     match address {
@@ -332,6 +364,11 @@ fn beside(address: IpAddr, distance: u8) -> IpAddr {
             Ipv6Addr::from(octets).into()
         }
     }
+}
+
+/// Whether a forward leads nowhere.
+fn holds_only(forward: Option<&Owned>) -> bool {
+    forward.is_some_and(|forward| forward.record.target.is_unspecified())
 }
 
 /// What a reason means for this packet.

@@ -25,7 +25,8 @@ use crate::{
     flow_filter::FlowFilter,
     label::Label,
     report::{self, FlowRow},
-    state, sweep,
+    state::{self, Owned},
+    sweep,
     tables::{Flows, TableError},
 };
 
@@ -61,14 +62,17 @@ fn rows(cli: &Cli, filter: &FlowFilter) -> Result<Vec<FlowRow>, Error> {
         Some((_, datapath, state)) => {
             require(&state, container)?;
             let tables = &datapath.tables;
-            let all = state.forwards.iter().chain(&state.draining);
+            let now = clock::seconds()?;
+            let drains = |owned: &&Owned| u64::from(now) < owned.record.drained;
+            let draining = state.draining.iter().filter(drains);
+            let all = state.forwards.iter().chain(draining);
             let owners = all.map(|forward| {
                 let id = (forward.index, forward.record.generation);
                 (id, &forward.owner)
             });
             let sight = Sight {
                 owners: owners.collect(),
-                now: clock::seconds()?,
+                now,
                 lifetimes: tables.journal.get(0).lifetimes,
             };
             collect(&tables.flows_v4, &sight, &mut rows)?;

@@ -1,8 +1,11 @@
 //! What goes when something else takes its place, at one instant.
 
-use std::{collections::BTreeSet, ops::RangeInclusive};
+use std::collections::BTreeSet;
 
-use portfwd_common::forward::{Forward, PortSlot};
+use portfwd_common::{
+    forward::{Forward, PortSlot},
+    net::NetPort,
+};
 
 use super::Plan;
 use crate::{
@@ -42,36 +45,32 @@ pub fn follow(plans: &mut [Plan], others: &Leaving, state: &State) {
     }
 }
 
-/// `forwards`, each of which follows the one of `leaving` that has its ports: one that would follow several is
-/// several.
+/// `forwards`, each of which follows the one of `leaving` that has ports of it: one that would follow several is several.
 pub(super) fn following(forwards: &[NewForward], leaving: &[&Owned]) -> Vec<NewForward> {
     let mut following = Vec::new();
     for forward in forwards {
-        let former: Vec<&Owned> = leaving
+        let mut former: Vec<&Owned> = leaving
             .iter()
             .copied()
-            .filter(|owned| has_slots_of(&owned.record, forward))
+            .filter(|owned| shares_slots(&owned.record, forward))
             .collect();
-        let mut bounds = BTreeSet::from([0, forward.count]);
-        for owned in &former {
-            let (first, last) = ports(&owned.record).into_inner();
-            for port in [u32::from(first), u32::from(last) + 1] {
-                let offset = port.checked_sub(u32::from(forward.host_port));
-                let offset = offset.and_then(|offset| u16::try_from(offset).ok());
-                bounds.extend(offset.filter(|offset| *offset < forward.count));
-            }
-        }
-        let bounds: Vec<u16> = bounds.into_iter().collect();
-        for bounds in bounds.windows(2) {
-            let host_port = forward.host_port + bounds[0];
-            let owned = former
-                .iter()
-                .find(|owned| ports(&owned.record).contains(&host_port));
+        former.sort_by_key(|owned| owned.record.host_port.get());
+        // A piece goes as far as to where the next one's former begins.
+        let begins = former
+            .iter()
+            .skip(1)
+            .map(|owned| owned.record.host_port.get());
+        let mut bounds: Vec<u16> = begins.map(|port| port - forward.host_port).collect();
+        bounds.insert(0, 0);
+        bounds.push(forward.count);
+        for (piece, bounds) in bounds.windows(2).enumerate() {
             following.push(NewForward {
-                host_port,
+                host_port: forward.host_port + bounds[0],
                 target_port: forward.target_port + bounds[0],
                 count: bounds[1] - bounds[0],
-                former: owned.map_or(PortSlot::from_bits(0), |owned| slot(owned)),
+                former: former
+                    .get(piece)
+                    .map_or(PortSlot::from_bits(0), |owned| slot(owned)),
                 ..*forward
             });
         }
@@ -84,13 +83,13 @@ fn slot(owned: &Owned) -> PortSlot {
     PortSlot::new(owned.index, owned.record.generation, 0)
 }
 
-fn ports(record: &Forward) -> RangeInclusive<u16> {
-    let first = record.host_port.get();
-    first..=first + (record.count - 1)
-}
-
-fn has_slots_of(record: &Forward, forward: &NewForward) -> bool {
-    record.protocol == forward.protocol.number() && record.host == forward.host
+/// Whether some slots of the one are the other's.
+fn shares_slots(record: &Forward, forward: &NewForward) -> bool {
+    let first = NetPort::new(forward.host_port);
+    let begins_within = record.host_port.get().wrapping_sub(forward.host_port) < forward.count;
+    record.protocol == forward.protocol.number()
+        && record.host == forward.host
+        && (record.has(first) || begins_within)
 }
 
 #[cfg(test)]
@@ -177,18 +176,33 @@ mod tests {
                 let had = olds.iter().find(|owned| owned.held.ports.contains(port));
                 (port, asked.target_port + offset, had.map_or(PortSlot::from_bits(0), slot))
             });
-            prop_assert!(ports.eq(expected));
-            // No more pieces than there are borders.
-            prop_assert!(pieces.len() <= 2 * olds.len() + 1);
+            // Of a port that nobody had it does not matter whom its piece follows.
+            let had = |port: u16| olds.iter().any(|owned| owned.held.ports.contains(port));
+            let expected = expected.zip(ports.clone()).map(|(expected, (.., former))| match had(expected.0) {
+                true => expected,
+                false => (expected.0, expected.1, former),
+            });
+            prop_assert!(ports.clone().eq(expected));
+            let overlapping = olds.iter().filter(|owned| shares_slots(&owned.record, &asked));
+            prop_assert_eq!(pieces.len(), overlapping.count().max(1));
         }
     }
 
     #[test]
-    fn the_last_port_of_all_is_no_border() {
-        let olds = [old(1, Protocol::Tcp, 65_000, 536)];
-        let pieces = following(&[new(64_000, 1_536)], &[&olds[0]]);
-        let counts: Vec<u16> = pieces.iter().map(|piece| piece.count).collect();
-        assert_eq!(counts, [1_000, 536]);
+    fn a_range_that_grows_stays_one() {
+        for (first, count) in [
+            (65_000, 536),
+            (64_000, 10),
+            (64_500, 1),
+            (63_990, 20),
+            (65_530, 6),
+        ] {
+            let old = old(1, Protocol::Tcp, first, count);
+            let pieces = following(&[new(64_000, 1_536)], &[&old]);
+            let counts: Vec<u16> = pieces.iter().map(|piece| piece.count).collect();
+            assert_eq!(counts, [1_536], "{first}");
+            assert_eq!(pieces[0].former, slot(&old));
+        }
     }
 
     #[test]

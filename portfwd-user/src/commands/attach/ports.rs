@@ -14,6 +14,7 @@ use crate::{
     observe::{foreign, local_ports::LocalPorts, netns::Netns, processes, sockets},
     plan::Plan,
     spec::{PortRange, Spec},
+    transaction::NewForward,
 };
 
 /// The host ports that an attach gets.
@@ -155,7 +156,12 @@ fn rules_for_every_port(rules: &[Rule], specs: &[Spec]) -> BTreeSet<String> {
 
 /// Whether still nobody listens on what is going to be published.
 pub(in crate::commands) fn check_still_free(host: &Netns, plans: &[&Plan]) -> Result<(), Error> {
-    let forwards = || plans.iter().flat_map(|plan| &plan.forwards);
+    // What another forward has had nobody could bind meanwhile.
+    let is_new = |forward: &&NewForward| forward.former.index() == 0;
+    let forwards = || {
+        let all = plans.iter().flat_map(|plan| &plan.forwards);
+        all.filter(is_new)
+    };
     let protocols = distinct(forwards().map(|forward| forward.protocol));
     let listening = sockets::listeners(host, &protocols)?;
     among(&listening, |listeners| {
