@@ -266,6 +266,7 @@ fn leftovers_of_a_killed_command_are_not_seen_and_go_with_the_next_one() {
 
 #[test]
 fn what_is_in_the_way_is_named_and_left_alone() {
+    const OTHER: u32 = LAYOUT + 1;
     let scene = Scene::new();
     let bpffs = scene.bpffs();
     let web = place(&bpffs, "web");
@@ -293,14 +294,14 @@ fn what_is_in_the_way_is_named_and_left_alone() {
     fs::remove_file(&foreign).unwrap();
     fs::rename(
         web.directory().join(format!("layout-{LAYOUT}")),
-        web.directory().join("layout-7"),
+        web.directory().join(format!("layout-{OTHER}")),
     )
     .unwrap();
-    assert_eq!(web.state().unwrap(), State::OtherLayout(7));
+    assert_eq!(web.state().unwrap(), State::OtherLayout(OTHER));
     let text = web.find().unwrap_err().to_string();
     assert_eq!(
         text,
-        format!("instance \"web\" has layout 7, this portfwd has layout {LAYOUT}")
+        format!("instance \"web\" has layout {OTHER}, this portfwd has layout {LAYOUT}")
     );
     web.lock(WAIT).unwrap().unwrap().remove().unwrap();
     assert_eq!(left_in(&bpffs), 0);
