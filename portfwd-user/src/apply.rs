@@ -63,9 +63,11 @@ pub fn execute(
     if steps.is_empty() && others.is_empty() {
         return Ok(());
     }
-    if steps.iter().any(|step| step.plan.connection.is_some()) {
-        clear_the_way(writable, netns)?;
-    }
+    let connects = steps.iter().any(|step| step.plan.connection.is_some());
+    let cleared = match connects {
+        true => clear_the_way(writable, netns),
+        false => Ok(()),
+    };
     let connected = steps
         .iter()
         .map(|step| match (&step.plan.connection, step.inside) {
@@ -74,7 +76,7 @@ pub fn execute(
             }
             _ => Ok(step.plan.clone()),
         });
-    let connected: Result<Vec<Plan>, Error> = connected.collect();
+    let connected: Result<Vec<Plan>, Error> = cleared.and_then(|()| connected.collect());
     let Writable { datapath, host, .. } = writable;
     let done = connected.and_then(|plans| {
         let steps = plans

@@ -28,6 +28,7 @@ use crate::{
     state::{self, Owned},
     sweep,
     tables::{Flows, TableError},
+    transaction,
 };
 
 /// How often `flows --watch` looks.
@@ -63,7 +64,8 @@ fn rows(cli: &Cli, filter: &FlowFilter) -> Result<Vec<FlowRow>, Error> {
             require(&state, container)?;
             let tables = &datapath.tables;
             let now = clock::seconds()?;
-            let drains = |owned: &&Owned| u64::from(now) < owned.record.drained;
+            let committed = transaction::committed(tables);
+            let drains = |owned: &&Owned| owned.record.is_draining(committed, now.into());
             let draining = state.draining.iter().filter(drains);
             let all = state.forwards.iter().chain(draining);
             let owners = all.map(|forward| {
