@@ -25,12 +25,16 @@ pub const fn port_index(family: u32, protocol: Protocol, port: NetPort) -> u32 {
     (family * 3 + protocol.plane()) << 16 | port.get() as u32
 }
 
+/// Ports of a block. Of a range that is bound to one host address, the table of those has one element for each
+/// block that the range covers whole, and else one for each port.
+pub const BLOCK: u16 = 256;
+
 /// What one port of one protocol and family is to the datapath. Eight bytes, always stored as one.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Pod, Zeroable)]
 pub struct PortSlot {
     /// Bits 0 to 23: index of the forward that owns the port on every host address, 0 for none.
-    /// Bits 30 and 31: [`Self::CONTAINER_SIDE`], [`Self::BY_ADDRESS`].
+    /// Bits 29 to 31: [`Self::BY_BLOCK`], [`Self::CONTAINER_SIDE`], [`Self::BY_ADDRESS`].
     bits: u32,
     /// Generation of that forward; with another one in the record the slot is void.
     pub generation: u32,
@@ -39,6 +43,9 @@ pub struct PortSlot {
 impl PortSlot {
     /// Some forward of a single host address has this port: look in `address_ports` as well.
     pub const BY_ADDRESS: u32 = 1 << 31;
+    /// Some forward of a single host address has the whole [`BLOCK`] of this port: look for that, if there is nothing
+    /// of the port itself.
+    pub const BY_BLOCK: u32 = 1 << 29;
     /// Some forward leads to this port of a container: a packet from this port can be a reply.
     pub const CONTAINER_SIDE: u32 = 1 << 30;
     const INDEX: u32 = (1 << 24) - 1;
@@ -79,6 +86,11 @@ impl PortSlot {
     pub const fn has(self, flags: u32) -> bool {
         self.bits & flags != 0
     }
+    /// Whether some forward publishes the port, on whichever address.
+    #[inline(always)]
+    pub const fn is_published(self) -> bool {
+        self.index() != 0 || self.has(Self::BY_ADDRESS | Self::BY_BLOCK)
+    }
     /// All flags of the slot.
     #[inline(always)]
     pub const fn flags(self) -> u32 {
@@ -86,30 +98,61 @@ impl PortSlot {
     }
 }
 
-/// Key of a forward that is bound to one host address.
+/// Key of a forward that is bound to one host address, at one port or at a [`BLOCK`] of ports.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Pod, Zeroable)]
 pub struct AddressPort {
     /// Host address.
     pub address: Ip,
-    /// Host port.
+    /// Host port; the first one of a block.
     pub port: NetPort,
     /// IP protocol number.
     pub protocol: u16,
-    padding: u32,
+    /// Number of ports: 1 or [`BLOCK`].
+    pub span: u32,
 }
 
 impl AddressPort {
-    /// The key.
+    /// The key of a single port.
     #[inline(always)]
     pub const fn new(address: Ip, port: NetPort, protocol: Protocol) -> Self {
         Self {
             address,
             port,
             protocol: protocol.number() as u16,
-            padding: 0,
+            span: 1,
         }
     }
+    /// The key of the block that the port of this one lies in.
+    #[inline(always)]
+    pub const fn block(self) -> Self {
+        Self {
+            port: NetPort::new(self.port.get() & !(BLOCK - 1)),
+            span: BLOCK as u32,
+            ..self
+        }
+    }
+    /// Its ports.
+    pub fn ports(&self) -> impl Iterator<Item = NetPort> + use<> {
+        ports(self.port, self.span)
+    }
+    /// The flag that the slots of its ports have.
+    pub const fn flag(&self) -> u32 {
+        match self.span {
+            1 => PortSlot::BY_ADDRESS,
+            _ => PortSlot::BY_BLOCK,
+        }
+    }
+    /// Whether it stands for `port`.
+    #[inline(always)]
+    pub const fn has(&self, port: NetPort) -> bool {
+        (port.get().wrapping_sub(self.port.get()) as u32) < self.span
+    }
+}
+
+/// `count` ports from `first` on, or from 0 on again after the last.
+fn ports(first: NetPort, count: u32) -> impl Iterator<Item = NetPort> {
+    (0..count).map(move |offset| NetPort::new(first.get().wrapping_add(offset as u16)))
 }
 
 /// How packets get to the container and back.
@@ -215,6 +258,35 @@ impl Forward {
     #[inline(always)]
     pub const fn has(&self, host_port: NetPort) -> bool {
         host_port.get().wrapping_sub(self.host_port.get()) < self.count
+    }
+    /// Whether it has the whole [`BLOCK`] in which `port` lies.
+    pub const fn has_block_of(&self, port: NetPort) -> bool {
+        let first = port.get() & !(BLOCK - 1);
+        self.has(NetPort::new(first)) && self.has(NetPort::new(first + (BLOCK - 1)))
+    }
+    /// The host ports.
+    pub fn host_ports(&self) -> impl Iterator<Item = NetPort> + use<> {
+        ports(self.host_port, self.count.into())
+    }
+    /// Whether `key` is one of those that [`Self::address_ports`] gives, whatever its address and protocol.
+    pub const fn has_key(&self, key: &AddressPort) -> bool {
+        self.has(key.port) && self.has_block_of(key.port) == (key.span == BLOCK as u32)
+    }
+    /// The keys by which one that is bound to a single host address is found.
+    pub fn address_ports(&self, protocol: Protocol) -> impl Iterator<Item = AddressPort> + use<> {
+        let forward = *self;
+        let end = u32::from(self.host_port.get()) + u32::from(self.count);
+        let mut next = u32::from(self.host_port.get());
+        core::iter::from_fn(move || {
+            let port = NetPort::new(u16::try_from(next).ok().filter(|_| next < end)?);
+            let key = AddressPort::new(forward.host, port, protocol);
+            let key = match forward.has_block_of(port) {
+                true => key.block(),
+                false => key,
+            };
+            next += key.span;
+            Some(key)
+        })
     }
     /// Whether the service may listen on the container's loopback address alone.
     #[inline(always)]
@@ -322,11 +394,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_slot_survives_the_way_through_its_bits(index in 0u32..1 << 24, generation: u32, flags in 0u32..4) {
-            let slot = PortSlot::new(index, generation, flags << 30);
+        fn a_slot_survives_the_way_through_its_bits(index in 0u32..1 << 24, generation: u32, flags in 0u32..8) {
+            let slot = PortSlot::new(index, generation, flags << 29);
             let back = PortSlot::from_bits(slot.to_bits());
             prop_assert_eq!(back, slot);
-            prop_assert_eq!((back.index(), back.generation, back.flags()), (index, generation, flags << 30));
+            prop_assert_eq!((back.index(), back.generation, back.flags()), (index, generation, flags << 29));
         }
 
         #[test]
@@ -339,6 +411,23 @@ mod tests {
             };
             let host = NetPort::new(first + offset);
             prop_assert_eq!(forward.target_port_of(host).get(), target + offset);
+        }
+
+        #[test]
+        fn each_port_of_a_range_has_one_key_and_no_other_port_has(first in 1u16.., count in 1u16.., other: u16) {
+            let count = count.min(u16::MAX - first + 1);
+            let forward = Forward { host_port: NetPort::new(first), count, ..Forward::FREE };
+            let keys: std::vec::Vec<AddressPort> = forward.address_ports(Protocol::Udp).collect();
+            prop_assert!(keys.len() < 2 * usize::from(BLOCK) + 256, "{} keys", keys.len());
+            prop_assert_eq!(keys.iter().map(|key| key.span).sum::<u32>(), u32::from(count));
+            let of = |port: u16| keys.iter().filter(|key| key.has(NetPort::new(port))).count();
+            for port in [first, first + (count - 1), first + count / 2, other, first - 1] {
+                prop_assert_eq!(of(port), usize::from(forward.has(NetPort::new(port))), "port {}", port);
+            }
+            for key in keys.iter().filter(|key| key.span != 1) {
+                let inside = AddressPort::new(key.address, NetPort::new(key.port.get() + 77), Protocol::Udp);
+                prop_assert_eq!(inside.block(), *key);
+            }
         }
 
         #[test]

@@ -6,6 +6,8 @@ use crate::net::{Ip, NetPort, Protocol};
 
 /// Longest label of a container, in bytes.
 pub const LABEL_MAX: usize = 127;
+/// Length of the tables of addresses that containers send from: two for each container that there can be.
+pub const MAX_SOURCES: u32 = 2 * crate::forward::MAX_FORWARDS;
 
 /// A container's name or label.
 #[repr(transparent)]

@@ -63,15 +63,21 @@ fn is_taken<A: Address>(protocol: Protocol, address: Ip, port: NetPort) -> bool 
     if slot.index() != 0 && is_claimed(slot, port) {
         return true;
     }
-    if !slot.has(PortSlot::BY_ADDRESS) {
+    if !slot.has(PortSlot::BY_ADDRESS | PortSlot::BY_BLOCK) {
         return false;
     }
     if address.is_unspecified() {
         return is_bound_somewhere::<A>(protocol, port);
     }
+    let key = AddressPort::new(address, port, protocol);
+    is_bound(&key, port) || is_bound(&key.block(), port)
+}
+
+/// Whether the element of `key` leads to a forward that has `port`.
+#[inline(always)]
+fn is_bound(key: &AddressPort, port: NetPort) -> bool {
     // SAFETY: the loader replaces elements whole.
-    unsafe { ADDRESS_PORTS.get(&AddressPort::new(address, port, protocol)) }
-        .is_some_and(|bound| is_claimed(*bound, port))
+    unsafe { ADDRESS_PORTS.get(key) }.is_some_and(|bound| is_claimed(*bound, port))
 }
 
 /// Whether the slot of `port` leads to a forward, or will once the transaction that is just being written has taken place.
@@ -115,7 +121,7 @@ struct Sought {
 fn is_bound_somewhere<A: Address>(protocol: Protocol, port: NetPort) -> bool {
     let mut sought = Sought {
         protocol: protocol.number() as u32,
-        port: port.wire() as u32,
+        port: port.get() as u32,
         is_v4: (A::FAMILY == V4::FAMILY) as u32,
         is_found: 0,
     };
@@ -141,10 +147,11 @@ extern "C" fn compare(
     // SAFETY: as `bpf_for_each_map_elem` passes them.
     unsafe {
         let (key, sought) = (&*key, &mut *sought);
+        let port = NetPort::new(sought.port as u16);
         let is_same = key.protocol as u32 == sought.protocol
-            && key.port.wire() as u32 == sought.port
+            && key.has(port)
             && key.address.is_v4() as u32 == sought.is_v4;
-        if is_same && is_claimed(*slot, key.port) {
+        if is_same && is_claimed(*slot, port) {
             sought.is_found = 1;
             return 1;
         }

@@ -70,13 +70,24 @@ pub fn published<A: Address>(
     {
         return Some(wildcard);
     }
-    if !slot.has(PortSlot::BY_ADDRESS) {
+    let key = AddressPort::new(address.ip(), port, protocol);
+    if slot.has(PortSlot::BY_ADDRESS)
+        && let Some(bound) = bound(committed, &key, port)
+    {
+        return Some(bound);
+    }
+    if !slot.has(PortSlot::BY_BLOCK) {
         return None;
     }
-    let key = AddressPort::new(address.ip(), port, protocol);
+    bound(committed, &key.block(), port)
+}
+
+/// The forward that the element of `key` leads to.
+#[inline(always)]
+fn bound(committed: u64, key: &AddressPort, port: NetPort) -> Option<Published> {
     // SAFETY: the loader replaces elements whole.
-    let bound = unsafe { ADDRESS_PORTS.get(&key) }?;
-    of_slot(committed, *bound, port)
+    let slot = unsafe { ADDRESS_PORTS.get(key) }?;
+    of_slot(committed, *slot, port)
 }
 
 /// The forward that the slot of `port` leads to as of transaction `committed`: its own, or until that is seen, the one

@@ -9,7 +9,9 @@ use portfwd_common::{
     flow::{Flow, FlowKey, MAX_FLOWS, MAX_SHIFTS, MAX_STREAMS, MAX_YOUNG_FLOWS, Shift},
     forward::{AddressPort, Counters, Forward, Journal, MAX_FORWARDS, PORT_SLOTS, PortSlot},
     fragment::{Datagram, DatagramKey, Held, HeldKey, MAX_DATAGRAMS, MAX_HELD},
-    host::{Attachment, Device, HostDatagram, Link, LinkSource, SocketKey, SocketOrigin},
+    host::{
+        Attachment, Device, HostDatagram, Link, LinkSource, MAX_SOURCES, SocketKey, SocketOrigin,
+    },
     masquerade::{
         DeviceFamily, Followed, Half, Key, MAX_ESTABLISHED, MAX_FOLLOWED, MAX_SUBNETS, MAX_YOUNG,
         Owner, PortElement, Settings,
@@ -42,7 +44,7 @@ pub static ATTACHMENTS: HashMap<u32, Attachment> =
 pub static LINKS: HashMap<u32, Link> = HashMap::with_max_entries(MAX_FORWARDS, ON_DEMAND);
 #[map(name = "link_sources")]
 pub static LINK_SOURCES: HashMap<LinkSource, u32> =
-    HashMap::with_max_entries(4 * MAX_FORWARDS, ON_DEMAND);
+    HashMap::with_max_entries(MAX_SOURCES, ON_DEMAND);
 #[map(name = "devices")]
 pub static DEVICES: HashMap<u32, Device> = HashMap::with_max_entries(MAX_FORWARDS, ON_DEMAND);
 #[map(name = "host_addresses")]
@@ -105,7 +107,7 @@ pub static CLOCK: PerCpuArray<Tick> = PerCpuArray::with_max_entries(1, 0);
 #[map(name = "owners")]
 pub static OWNERS: HashMap<u32, Owner> = HashMap::with_max_entries(MAX_FORWARDS, ON_DEMAND);
 #[map(name = "container_ips")]
-pub static CONTAINER_IPS: HashMap<Ip, u32> = HashMap::with_max_entries(4 * MAX_FORWARDS, ON_DEMAND);
+pub static CONTAINER_IPS: HashMap<Ip, u32> = HashMap::with_max_entries(MAX_SOURCES, ON_DEMAND);
 #[map(name = "subnets")]
 pub static SUBNETS: LpmTrie<[u32; 4], u32> = LpmTrie::with_max_entries(MAX_SUBNETS, ON_DEMAND);
 #[map(name = "policies")]

@@ -405,8 +405,7 @@ fn is_usable(work: &Work, port: NetPort) -> bool {
     let is_published = match PORTS.get_ptr(ports::port_index(family, protocol, port)) {
         Some(bits) => {
             // SAFETY: the loader stores the eight bytes at once.
-            let slot = PortSlot::from_bits(unsafe { core::ptr::read_volatile(bits) });
-            slot.index() != 0 || slot.has(PortSlot::BY_ADDRESS)
+            PortSlot::from_bits(unsafe { core::ptr::read_volatile(bits) }).is_published()
         }
         None => true,
     };

@@ -303,9 +303,8 @@ pub fn said(table: &LruHashMap<SocketKey, SocketOrigin>, key: &SocketKey) -> Opt
 #[inline(always)]
 fn note_datagram(call: &Call, (remote, remote_port): End) {
     let local_port = call.local_port();
-    let published = |slot: PortSlot| slot.index() != 0 || slot.has(PortSlot::BY_ADDRESS);
-    if !published(forward::slot::<V4>(Protocol::Udp, local_port))
-        && !published(forward::slot::<V6>(Protocol::Udp, local_port))
+    if !forward::slot::<V4>(Protocol::Udp, local_port).is_published()
+        && !forward::slot::<V6>(Protocol::Udp, local_port).is_published()
     {
         return;
     }

@@ -3,6 +3,8 @@
 
 use std::{
     net::IpAddr,
+    panic,
+    thread::{self, ScopedJoinHandle},
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -20,7 +22,11 @@ use crate::{
     hooks::{self, Hook},
     instance::Layout,
     masquerade,
-    observe::{addresses::Host, container, netns::Netns},
+    observe::{
+        addresses::Host,
+        container,
+        netns::{Netns, NetnsError},
+    },
     pair,
     plan::{Leaving, LinkPlan, Plan},
     policy, state,
@@ -162,36 +168,94 @@ fn publish(
     }
     let Datapath { tables, layout } = datapath;
     let mut transaction = Transaction::begin(tables);
-    for step in steps {
-        write(&mut transaction, layout, netns, step)?;
+    let ids: Vec<u32> = steps
+        .iter()
+        .map(|step| id_of(transaction.tables(), step.plan))
+        .collect();
+    // The addresses go before the hooks that ask for them.
+    for (Step { plan, .. }, id) in steps.iter().zip(&ids) {
+        if let Some(link) = &plan.link {
+            allow_sources(transaction.tables(), link, *id)?;
+        }
     }
-    let_go(&mut transaction, others)?;
-    if steps.iter().any(|step| !step.plan.forwards.is_empty()) {
-        claim(&transaction, look_again)?;
-    }
+    thread::scope(|scope| {
+        let mut hooks = start_hooks(scope, layout, netns, steps)?;
+        for (step, id) in steps.iter().zip(ids) {
+            write(&mut transaction, step.plan, id)?;
+        }
+        let_go(&mut transaction, others)?;
+        if steps.iter().all(|step| step.plan.forwards.is_empty()) {
+            return finished(hooks);
+        }
+        claim(&transaction, || {
+            look_again()?;
+            finished(hooks.take())
+        })
+    })?;
     transaction.commit();
     masquerade::assign(tables).doing(|| "record the addresses of containers".to_owned())
 }
 
-/// Writes a plan, and attaches the hooks that it needs.
-fn write(
-    transaction: &mut Transaction<'_>,
+/// A thread that attaches hooks, if there are any.
+type Hooks<'scope> = Option<ScopedJoinHandle<'scope, Result<(), Error>>>;
+
+/// Attaches the hooks that plans need in a thread: the kernel waits for all CPUs with each (`tcx_entry_sync`), and
+/// the rest is done meanwhile.
+fn start_hooks<'scope>(
+    scope: &'scope thread::Scope<'scope, '_>,
+    layout: &'scope Layout,
+    netns: &'scope Netns,
+    steps: &'scope [Step<'scope>],
+) -> Result<Hooks<'scope>, Error> {
+    let needs_hook = |Step { plan, .. }: &Step<'_>| plan.link.is_some() || plan.inside.is_some();
+    if !steps.iter().any(needs_hook) {
+        return Ok(None);
+    }
+    let attach_all = move || {
+        steps
+            .iter()
+            .try_for_each(|step| attach_hooks(layout, netns, step))
+    };
+    let started = thread::Builder::new().spawn_scoped(scope, attach_all);
+    let thread = started.map_err(|source| NetnsError::Thread {
+        name: netns.origin().clone(),
+        source,
+    })?;
+    Ok(Some(thread))
+}
+
+/// What the thread came to, once it has.
+fn finished(hooks: Hooks<'_>) -> Result<(), Error> {
+    hooks.map_or(Ok(()), |thread| {
+        thread
+            .join()
+            .unwrap_or_else(|panic| panic::resume_unwind(panic))
+    })
+}
+
+fn attach_hooks(
     layout: &Layout,
     netns: &Netns,
     Step { plan, inside }: &Step<'_>,
 ) -> Result<(), Error> {
-    let id = match plan.known {
-        true => plan.container.id,
-        false => next_id(transaction.tables()),
-    };
     if let Some(link) = &plan.link {
-        // The addresses go before the hook that asks for them.
-        allow_sources(transaction.tables(), link, id)?;
         hooks::attach(layout, Hook::Link, netns, &link.link)?;
     }
     if let (Some(device), Some(inside)) = (&plan.inside, inside) {
         hooks::loopback::attach(layout, plan.container.netns, inside, device)?;
     }
+    Ok(())
+}
+
+fn id_of(tables: &mut Tables, plan: &Plan) -> u32 {
+    match plan.known {
+        true => plan.container.id,
+        false => next_id(tables),
+    }
+}
+
+/// Writes a plan for the attachment `id`.
+fn write(transaction: &mut Transaction<'_>, plan: &Plan, id: u32) -> Result<(), Error> {
     let doing = || format!("record the addresses of {}", plan.label);
     if !plan.addresses.is_empty() {
         masquerade::set_addresses(transaction.tables(), id, &plan.addresses).doing(doing)?;
@@ -230,7 +294,7 @@ fn store_policy(tables: &mut Tables, plan: &Plan) -> Result<Option<u32>, Error> 
 /// Claims the ports and looks who had them before; again if that took so long that the claim may be over.
 fn claim(
     transaction: &Transaction<'_>,
-    look_again: impl Fn() -> Result<(), Error>,
+    mut look_again: impl FnMut() -> Result<(), Error>,
 ) -> Result<(), Error> {
     loop {
         let claimed = clock::seconds()?;
@@ -330,7 +394,7 @@ fn allow_sources(tables: &mut Tables, link: &LinkPlan, attachment: u32) -> Resul
         tables
             .link_sources
             .insert(key, attachment, 0)
-            .map_err(|source| TableError::full_or(maps::LINK_SOURCES, 4 * MAX_FORWARDS, source))
+            .map_err(|source| TableError::full_or(maps::LINK_SOURCES, host::MAX_SOURCES, source))
             .doing(doing)?;
     }
     let failed = |source| TableError::Map {

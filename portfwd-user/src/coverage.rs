@@ -9,12 +9,12 @@ use crate::transaction::family;
 
 /// The flags that every slot has to carry.
 pub struct Coverage {
-    /// One byte a slot, of the two constants below.
+    /// One byte a slot: the highest bits of what [`PortSlot::flags`] gives.
     flags: Vec<u8>,
 }
 
-const BY_ADDRESS: u8 = 1;
-const CONTAINER_SIDE: u8 = 2;
+/// Where the byte of a slot stands among the bits of [`PortSlot`].
+const SHIFT: u32 = 24;
 
 impl Coverage {
     /// What `forwards` need.
@@ -24,19 +24,22 @@ impl Coverage {
             let Some(protocol) = Protocol::from_number(forward.protocol) else {
                 continue;
             };
-            let mut mark = |first: NetPort, flag: u8| {
+            let mut mark = |first: NetPort, count: u32, flag: u32| {
                 let start = port_index(family(forward.host), protocol, first) as usize;
                 let plane_end = (start | 0xffff) + 1;
-                let end = (start + usize::from(forward.count)).min(plane_end);
+                let end = (start + count as usize).min(plane_end);
                 for slot in &mut flags[start..end] {
-                    *slot |= flag;
+                    *slot |= (flag >> SHIFT) as u8;
                 }
             };
             if !forward.host.is_unspecified() {
-                mark(forward.host_port, BY_ADDRESS);
+                for key in forward.address_ports(protocol) {
+                    mark(key.port, key.span, key.flag());
+                }
             }
             if !forward.target.is_unspecified() {
-                mark(forward.target_port, CONTAINER_SIDE);
+                let count = u32::from(forward.count);
+                mark(forward.target_port, count, PortSlot::CONTAINER_SIDE);
             }
         }
         Self { flags }
@@ -44,15 +47,7 @@ impl Coverage {
 
     /// The flags of the slot at `index` of the port table, as [`PortSlot::flags`] gives them.
     pub fn flags(&self, index: u32) -> u32 {
-        let flags = self.flags[index as usize];
-        let mut bits = 0;
-        if flags & BY_ADDRESS != 0 {
-            bits |= PortSlot::BY_ADDRESS;
-        }
-        if flags & CONTAINER_SIDE != 0 {
-            bits |= PortSlot::CONTAINER_SIDE;
-        }
-        bits
+        u32::from(self.flags[index as usize]) << SHIFT
     }
 }
 
@@ -89,6 +84,28 @@ mod tests {
         assert_eq!(
             (flags(9000), flags(9019), flags(9020)),
             (PortSlot::BY_ADDRESS, PortSlot::BY_ADDRESS, 0)
+        );
+        let wide = Coverage::of([forward("192.0.2.1", 1000, 1000, 300)].into_iter());
+        let flags = |port| {
+            let flags = wide.flags(port_index(0, Protocol::Tcp, NetPort::new(port)));
+            flags & !PortSlot::CONTAINER_SIDE
+        };
+        assert_eq!(
+            [999, 1000, 1023, 1024, 1279, 1280, 1299, 1300].map(flags),
+            [
+                0,
+                PortSlot::BY_ADDRESS,
+                PortSlot::BY_ADDRESS,
+                PortSlot::BY_BLOCK
+            ]
+            .into_iter()
+            .chain([
+                PortSlot::BY_BLOCK,
+                PortSlot::BY_ADDRESS,
+                PortSlot::BY_ADDRESS,
+                0
+            ])
+            .collect::<Vec<_>>()[..]
         );
         assert_eq!(
             coverage.flags(port_index(1, Protocol::Tcp, NetPort::new(9000))),

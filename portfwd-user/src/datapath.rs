@@ -111,6 +111,11 @@ impl Site {
         self.place.name()
     }
 
+    /// Whether no instance is up, nor anything else in its place.
+    pub fn is_absent(&self) -> bool {
+        matches!(self.place.find(), Ok(None))
+    }
+
     /// The instance for reading, if it is up.
     ///
     /// # Errors

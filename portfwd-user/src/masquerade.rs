@@ -16,6 +16,7 @@ use aya::maps::{MapError, lpm_trie::Key as Prefix};
 use portfwd_common::forward::MAX_FORWARDS;
 use portfwd_common::maps;
 use portfwd_common::masquerade::{MAX_SUBNETS, Owner, Settings};
+use portfwd_common::net::Ip;
 
 use addresses::{Attached, Claims};
 
@@ -80,19 +81,17 @@ pub fn set_owner(tables: &mut Tables, id: u32, owner: Owner) -> Result<(), Table
     inserted.map_err(|source| TableError::full_or(maps::OWNERS, MAX_FORWARDS, source))
 }
 
-fn remove_addresses(
+/// Removes those of `rows` that are somebody's no longer.
+fn remove_addresses<'a>(
     tables: &mut Tables,
-    is_former: impl Fn(IpAddr, u32) -> bool,
+    rows: impl IntoIterator<Item = (&'a IpAddr, &'a u32)>,
+    is_former: impl Fn(&IpAddr, u32) -> bool,
 ) -> Result<(), TableError> {
-    let mut former = Vec::new();
-    for entry in tables.container_ips.iter() {
-        let (address, owner) = entry.map_err(failed(maps::CONTAINER_IPS))?;
-        if is_former(IpAddr::from(address), owner) {
-            former.push(address);
-        }
-    }
-    for address in former {
-        let removed = tables.container_ips.remove(&address);
+    let former = rows
+        .into_iter()
+        .filter(|(address, id)| is_former(address, **id));
+    for (address, _) in former {
+        let removed = tables.container_ips.remove(&Ip::from(*address));
         removed.map_err(failed(maps::CONTAINER_IPS))?;
     }
     Ok(())
@@ -216,7 +215,8 @@ fn sweep_owners(
     settle(tables)?;
     assign(tables)?;
     let mut named: BTreeSet<u32> = subnets(tables)?.into_iter().map(|(_, id)| id).collect();
-    named.extend(addresses::rows(tables)?.into_iter().map(|(_, id)| id));
+    let rows: HashMap<IpAddr, u32> = addresses::rows(tables)?.into_iter().collect();
+    named.extend(rows.values());
     let mut known = HashMap::new();
     for (id, owner) in owners(tables)? {
         if containers.contains(&id) || named.contains(&id) {
@@ -225,7 +225,7 @@ fn sweep_owners(
             remove_owner(tables, id)?;
         }
     }
-    remove_addresses(tables, |_, id| !known.contains_key(&id))?;
+    remove_addresses(tables, &rows, |_, id| !known.contains_key(&id))?;
     for (subnet, id) in subnets(tables)? {
         if !known.contains_key(&id) {
             remove(tables, subnet)?;

@@ -1,7 +1,12 @@
 //! The instance's maps, typed.
 
 use std::{
-    io, marker::PhantomData, mem::size_of, os::fd::AsFd, path::Path, sync::atomic::AtomicU64,
+    io, iter,
+    marker::PhantomData,
+    mem::size_of,
+    os::fd::AsFd,
+    path::Path,
+    sync::{OnceLock, atomic::AtomicU64},
 };
 
 use aya::{
@@ -76,21 +81,29 @@ impl TableError {
     }
 }
 
+/// Bytes of an array that are mapped at once. The kernel makes all pages of a mapping present at once
+/// (`remap_vmalloc_range`), and few commands look at more than a few of them.
+const SEGMENT: usize = 128 << 10;
+
 /// A mapped array (`BPF_F_MMAPABLE`). The kernel's programs read it at the same time, so single words
 /// are stored and loaded volatile, and what must change at once is one word.
 pub struct Mapped<T> {
-    memory: MmapRaw,
+    name: &'static str,
+    data: MapData,
+    segments: Vec<OnceLock<MmapRaw>>,
     length: u32,
     _type: PhantomData<T>,
 }
 
 impl<T: bytemuck::Pod> Mapped<T> {
-    fn open(name: &'static str, data: &MapData, length: u32) -> Result<Self, TableError> {
-        let failed = |e| TableError::Map {
+    /// Elements of a segment.
+    const PER_SEGMENT: u32 = (SEGMENT / size_of::<T>()) as u32;
+
+    fn open(name: &'static str, data: MapData, length: u32) -> Result<Self, TableError> {
+        let info = data.info().map_err(|source| TableError::Map {
             name,
-            source: Box::new(e),
-        };
-        let info = data.info().map_err(failed)?;
+            source: Box::new(source),
+        })?;
         let (value, entries) = (info.value_size() as usize, info.max_entries());
         if value != size_of::<T>() || entries != length {
             return Err(TableError::Shape {
@@ -99,16 +112,33 @@ impl<T: bytemuck::Pod> Mapped<T> {
                 entries,
             });
         }
-        let bytes = length as usize * size_of::<T>();
-        let memory = MmapOptions::new()
-            .len(bytes)
-            .map_raw(&data.fd().as_fd())
-            .map_err(|source| TableError::Memory { name, source })?;
-        Ok(Self {
-            memory,
+        let segments = length.div_ceil(Self::PER_SEGMENT) as usize;
+        assert!(
+            segments == 1 || SEGMENT.is_multiple_of(size_of::<T>()),
+            "an element of {name} would lie in two segments"
+        );
+        let mapped = Self {
+            name,
+            data,
+            segments: iter::repeat_with(OnceLock::new).take(segments).collect(),
             length,
             _type: PhantomData,
-        })
+        };
+        let first = mapped.map(0)?;
+        mapped.segments[0].get_or_init(|| first);
+        Ok(mapped)
+    }
+    fn map(&self, segment: usize) -> Result<MmapRaw, TableError> {
+        let first = segment * SEGMENT;
+        let bytes = self.length as usize * size_of::<T>() - first;
+        MmapOptions::new()
+            .offset(first as u64)
+            .len(bytes.min(SEGMENT))
+            .map_raw(&self.data.fd().as_fd())
+            .map_err(|source| TableError::Memory {
+                name: self.name,
+                source,
+            })
     }
     /// Number of elements.
     pub fn len(&self) -> u32 {
@@ -118,11 +148,22 @@ impl<T: bytemuck::Pod> Mapped<T> {
     pub fn is_empty(&self) -> bool {
         self.length == 0
     }
-    /// Where element `index` lies. Panics beyond the end, which no caller's input reaches.
+    /// Where element `index` lies.
+    ///
+    /// # Panics
+    /// Beyond the end, which no caller's input reaches; and, as every allocation does, without memory.
     pub fn at(&self, index: u32) -> *mut T {
         assert!(index < self.length, "element {index} of {}", self.length);
-        // SAFETY: within the mapping by the assertion.
-        unsafe { self.memory.as_mut_ptr().cast::<T>().add(index as usize) }
+        let segment = (index / Self::PER_SEGMENT) as usize;
+        let memory = self.segments[segment]
+            .get_or_init(|| self.map(segment).unwrap_or_else(|error| panic!("{error}")));
+        // SAFETY: within the segment, which has all elements up to the end of the next one or of the array.
+        unsafe {
+            memory
+                .as_mut_ptr()
+                .cast::<T>()
+                .add((index % Self::PER_SEGMENT) as usize)
+        }
     }
     /// The aligned 64-bit word at `offset` of element `index`: what programs must see change at once.
     /// Panics if there is none.
@@ -323,9 +364,9 @@ impl Tables {
         mut open: impl FnMut(&'static str) -> Result<MapData, TableError>,
     ) -> Result<Self, TableError> {
         Ok(Self {
-            ports: Mapped::open(maps::PORTS, &open(maps::PORTS)?, PORT_SLOTS)?,
-            forwards: Mapped::open(maps::FORWARDS, &open(maps::FORWARDS)?, MAX_FORWARDS)?,
-            journal: Mapped::open(maps::JOURNAL, &open(maps::JOURNAL)?, 1)?,
+            ports: Mapped::open(maps::PORTS, open(maps::PORTS)?, PORT_SLOTS)?,
+            forwards: Mapped::open(maps::FORWARDS, open(maps::FORWARDS)?, MAX_FORWARDS)?,
+            journal: Mapped::open(maps::JOURNAL, open(maps::JOURNAL)?, 1)?,
             address_ports: hash(maps::ADDRESS_PORTS, open(maps::ADDRESS_PORTS)?)?,
             attachments: hash(maps::ATTACHMENTS, open(maps::ATTACHMENTS)?)?,
             links: hash(maps::LINKS, open(maps::LINKS)?)?,
@@ -350,10 +391,10 @@ impl Tables {
             container_ips: hash(maps::CONTAINER_IPS, open(maps::CONTAINER_IPS)?)?,
             subnets: trie(maps::SUBNETS, open(maps::SUBNETS)?)?,
             policies: trie(maps::POLICIES, open(maps::POLICIES)?)?,
-            masquerade: Mapped::open(maps::MASQUERADE, &open(maps::MASQUERADE)?, 1)?,
+            masquerade: Mapped::open(maps::MASQUERADE, open(maps::MASQUERADE)?, 1)?,
             outbound_ports: Mapped::open(
                 maps::OUTBOUND_PORTS,
-                &open(maps::OUTBOUND_PORTS)?,
+                open(maps::OUTBOUND_PORTS)?,
                 1 << 16,
             )?,
             device_ips: hash(maps::DEVICE_IPS, open(maps::DEVICE_IPS)?)?,
@@ -397,7 +438,7 @@ pub fn journals() -> impl Iterator<Item = (u32, Journal)> {
 fn journal(id: u32) -> Option<Journal> {
     let data = MapData::from_id(id).ok()?;
     let ours = data.info().ok()?.name_as_str() == Some(maps::JOURNAL);
-    let journal = ours.then(|| Mapped::open(maps::JOURNAL, &data, 1).ok())??;
+    let journal = ours.then(|| Mapped::open(maps::JOURNAL, data, 1).ok())??;
     Some(journal.get(0))
 }
 

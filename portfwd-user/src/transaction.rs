@@ -235,30 +235,27 @@ impl<'t> Transaction<'t> {
         protocol: Protocol,
     ) -> Result<(), TableError> {
         let family = family(record.host);
-        let by_address = !record.host.is_unspecified();
-        for offset in 0..record.count {
-            let host_port = NetPort::new(record.host_port.get() + offset);
-            if by_address {
-                let key = AddressPort::new(record.host, host_port, protocol);
-                let slot = PortSlot::new(index, record.generation, 0);
-                insert_bound(self.tables, key, slot)?;
+        if record.host.is_unspecified() {
+            for host_port in record.host_ports() {
+                update_slot(
+                    self.tables,
+                    port_index(family, protocol, host_port),
+                    |slot| PortSlot::new(index, record.generation, slot.flags()),
+                );
             }
-            update_slot(
-                self.tables,
-                port_index(family, protocol, host_port),
-                |slot| {
-                    if by_address {
-                        with_flags(slot, slot.flags() | PortSlot::BY_ADDRESS)
-                    } else {
-                        PortSlot::new(index, record.generation, slot.flags())
-                    }
-                },
-            );
-            if !record.target.is_unspecified() {
+        } else {
+            for key in record.address_ports(protocol) {
+                insert_bound(self.tables, key, PortSlot::new(index, record.generation, 0))?;
+                for port in key.ports() {
+                    add_flag(self.tables, port_index(family, protocol, port), key.flag());
+                }
+            }
+        }
+        if !record.target.is_unspecified() {
+            for host_port in record.host_ports() {
                 let port = record.target_port_of(host_port);
-                update_slot(self.tables, port_index(family, protocol, port), |slot| {
-                    with_flags(slot, slot.flags() | PortSlot::CONTAINER_SIDE)
-                });
+                let at = port_index(family, protocol, port);
+                add_flag(self.tables, at, PortSlot::CONTAINER_SIDE);
             }
         }
         Ok(())
@@ -406,17 +403,17 @@ fn clear_slots(
     };
     let family = family(record.host);
     let is_own = |slot: PortSlot| slot.index() == index && slot.generation == record.generation;
+    let nobody = PortSlot::new(0, 0, 0);
     let (former, former_record) = former(tables, record);
-    for offset in 0..record.count {
-        let host_port = NetPort::new(record.host_port.get().wrapping_add(offset));
-        let former = match former_record.has(host_port) {
-            true => former,
-            false => PortSlot::new(0, 0, 0),
-        };
-        if !record.host.is_unspecified() {
-            let key = AddressPort::new(record.host, host_port, protocol);
-            give_back_bound(tables, key, is_own, former)?;
+    if !record.host.is_unspecified() {
+        for key in record.address_ports(protocol) {
+            let had = former_record.has_key(&key);
+            give_back_bound(tables, key, is_own, if had { former } else { nobody })?;
         }
+    }
+    for host_port in record.host_ports() {
+        let had = former_record.has(host_port);
+        let former = if had { former } else { nobody };
         let at = port_index(family, protocol, host_port);
         update_slot(tables, at, |slot| {
             let free = if is_own(slot) {
@@ -451,6 +448,10 @@ fn former(tables: &Tables, record: &Forward) -> (PortSlot, Forward) {
 fn store(tables: &Tables, index: u32, offset: usize, value: u64) {
     let word = tables.forwards.word(index, offset);
     word.store(value, Ordering::Release);
+}
+
+fn add_flag(tables: &mut Tables, at: u32, flag: u32) {
+    update_slot(tables, at, |slot| with_flags(slot, slot.flags() | flag));
 }
 
 fn with_flags(slot: PortSlot, flags: u32) -> PortSlot {

@@ -349,6 +349,36 @@ fn a_range_leads_to_each_port_of_a_range() {
     );
 }
 
+/// Fails without blocks (`published` in forward.rs), and with one that has a port too many.
+#[test]
+fn all_ports_of_an_address_lead_to_one_container() {
+    let topology = Topology::new(Shape::default());
+    let _servers = topology.serve();
+    topology.attach("web", 0, &["192.0.2.1:1-65535:1-65535"]);
+    topology.attach("db", 1, &["[2001:db8:1::1]:1-300:1-300"]);
+    let ask = |address, port| ask(&topology.client, Protocol::Tcp, address, port).label;
+    assert_eq!((ask(HOST, 80), ask(HOST6, 80)), ("web".into(), "db".into()));
+    for port in [1, 255, 256, 65_535] {
+        // The container refuses: the packet has reached it.
+        let closed = clients::closed(&topology.client, Protocol::Tcp, SocketAddr::new(HOST, port));
+        assert_eq!(closed, Closed::Refused, "{port}");
+    }
+    let counted = topology.list();
+    let counted = counted.iter().map(|forward| &forward["connections"]);
+    assert_eq!(counted.collect::<Vec<_>>(), [5, 1]);
+    assert_eq!(
+        topology.published(),
+        [
+            "db tcp [2001:db8:1::1]:1 -> [fd88::3]:1 x300",
+            "web tcp 192.0.2.1:1 -> 10.88.0.2:1 x65535",
+        ]
+    );
+    topology.portfwd(&["detach", "web"]).expect_ok();
+    assert_eq!(ask(HOST6, 80), "db");
+    topology.attach("db", 1, &["192.0.2.1:500-900:1-401"]);
+    assert_eq!(ask(HOST, 579), "db");
+}
+
 #[test]
 fn a_host_range_with_one_container_port_takes_the_first_free_port() {
     let topology = Topology::new(Shape::default());

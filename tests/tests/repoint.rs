@@ -316,6 +316,29 @@ fn ranges_are_replaced_by_ranges_of_another_shape() {
     topology.attach("web", 0, &specs);
 }
 
+/// A range of one address has blocks, a port of it has none: each is replaced by the other.
+#[test]
+fn a_range_of_an_address_is_replaced_by_a_port_of_it_and_the_other_way_round() {
+    let topology = Topology::new(Shape::default());
+    let _servers = topology.serve();
+    // 7430 leads to 80, and lies in the block from 7424 on.
+    let range = ["192.0.2.1:7351-8000:1-650"];
+    let ask = |port| clients::ask(&topology.client, Protocol::Tcp, at(HOST, port));
+    let label = |port| ask(port).expect("an answer").label;
+    topology.attach("web", 0, &range);
+    assert_eq!(label(7430), "web");
+    for _ in 0..2 {
+        replace(&topology, &["192.0.2.1:7430:80"]).expect_ok();
+        assert_eq!(label(7430), "db");
+        let closed = clients::closed(&topology.client, Protocol::Tcp, at(HOST, 7431));
+        assert_eq!(closed, Closed::Refused);
+        replace(&topology, &range).expect_ok();
+        assert_eq!(label(7430), "db");
+    }
+    topology.portfwd(&["detach", "web"]).expect_ok();
+    assert!(ask(7430).is_err());
+}
+
 #[test]
 fn a_replacement_that_fails_changes_nothing() {
     let (topology, _servers) = attached();

@@ -55,6 +55,7 @@ fn what_is_published_no_process_of_the_host_can_bind() {
         "8100-8199:8100-8199",
         "0.0.0.0:8085:85",
         "[::]:8086:86",
+        "192.0.2.1:9000-9600:9000-9600",
     ];
     topology.attach("web", 0, &specs);
     let published = [
@@ -79,6 +80,11 @@ fn what_is_published_no_process_of_the_host_can_bind() {
         (Tcp, "127.0.0.1:8199", true),
         (Tcp, "127.0.0.1:8085", true),
         (Tcp, "[::1]:8086", true),
+        (Tcp, "192.0.2.1:9000", true),
+        (Tcp, "192.0.2.1:9300", true),
+        (Tcp, "192.0.2.1:9600", true),
+        (Tcp, "0.0.0.0:9300", true),
+        (Tcp, "[::]:9600", true),
     ];
     let others = [
         (Udp, "0.0.0.0:8080", false),
@@ -93,6 +99,12 @@ fn what_is_published_no_process_of_the_host_can_bind() {
         (Tcp, "0.0.0.0:8200", false),
         (Tcp, "[::1]:8085", false),
         (Tcp, "0.0.0.0:8086", false),
+        (Tcp, "127.0.0.1:9000", false),
+        (Tcp, "127.0.0.1:9300", false),
+        (Udp, "192.0.2.1:9300", false),
+        (Tcp, "[::1]:9300", false),
+        (Tcp, "192.0.2.1:8999", false),
+        (Tcp, "192.0.2.1:9601", false),
         (Udp, "224.0.0.251:8081", false),
         // The container's ports are not the host's.
         (Tcp, "0.0.0.0:80", false),

@@ -17,7 +17,7 @@ use crate::{
     collision::Held,
     datapath::{self, Datapath, Options, Site},
     error::{Doing, Error, Usage, shown_path},
-    observe::netns::Netns,
+    observe::{netns::Netns, sockets::Look},
     plan::{self, Leaving, Plan},
     report::{self, Changes},
     spec::{HostPorts, PortRange},
@@ -134,7 +134,11 @@ fn make_plans(
         .iter()
         .flat_map(|declared| ports::protocols(&declared.attach))
         .collect();
-    let around = ports::Around::of(host, &protocols.into_iter().collect::<Vec<_>>())?;
+    let around = ports::Around::of(
+        host,
+        &protocols.into_iter().collect::<Vec<_>>(),
+        Look::AtHeld,
+    )?;
     let on = On {
         host,
         running,

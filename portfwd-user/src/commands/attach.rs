@@ -54,16 +54,15 @@ pub(super) fn run(cli: &Cli, attach: &Attach) -> Result<(), Error> {
     let host = datapath::host(cli)?;
     let observed = Observed::of(&host, attach)?;
     let site = Site::of(cli, false)?;
-    let running = site.as_ref().map_or(Ok(None), Site::open);
     if attach.dry_run {
-        let plan = make_plan(&host, running?.as_ref(), attach, &observed)?;
+        let running = site.as_ref().map_or(Ok(None), Site::open)?;
+        let plan = make_plan(&host, running.as_ref(), attach, &observed)?;
         return print(cli, &plan.published);
     }
-    // Whatever else is wrong with an instance is told by who has its lock.
-    if let Ok(None) = running {
+    // Whatever is wrong with an instance is told by who has its lock.
+    if site.is_none_or(|site| site.is_absent()) {
         make_plan(&host, None, attach, &observed)?;
     }
-    drop((site, running));
     let site = super::create(cli)?;
     let (mut writable, _) = match site.up(&Options::default()) {
         Ok(up) => up,
@@ -118,7 +117,7 @@ fn make_plan(
         Some(datapath) => state::read(&datapath.tables)?,
         None => State::default(),
     };
-    let around = Around::of(host, &protocols(attach))?;
+    let around = Around::of(host, &protocols(attach), ports::look(attach))?;
     let site = On {
         host,
         running,

@@ -19,6 +19,7 @@ use crate::{
         netns::Netns,
         routes::{self, Lookup},
         settings,
+        sockets::Look,
     },
     rehearsal::{self, Entrance, Fate, Opening},
     report::{self, Explanation, Outcome, PacketRow},
@@ -296,7 +297,7 @@ impl Scene<'_> {
         if !self.host.owns(to.ip()) {
             notes.push(format!("{} is not an address of the host", to.ip()));
         }
-        let around = Around::of(self.netns, &[self.asked.protocol])?;
+        let around = Around::of(self.netns, &[self.asked.protocol], Look::AtHeld)?;
         let holders = around.holders(self.asked.protocol, to.ip(), to.port())?;
         notes.extend(
             holders

@@ -4,8 +4,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 
-use portfwd_common::forward::MAX_FORWARDS;
-use portfwd_common::{maps, net::Ip};
+use portfwd_common::{host::MAX_SOURCES, maps, net::Ip};
 
 use super::{failed, owner, remove_addresses};
 use crate::tables::{TableError, Tables};
@@ -79,6 +78,7 @@ impl Attached {
     }
 }
 
+/// Every address with its owner. The walk through a table that is mostly empty is what costs.
 pub(super) fn rows(tables: &Tables) -> Result<Vec<(IpAddr, u32)>, TableError> {
     let rows = tables.container_ips.iter();
     let rows = rows.map(|row| row.map(|(address, id)| (IpAddr::from(address), id)));
@@ -88,7 +88,7 @@ pub(super) fn rows(tables: &Tables) -> Result<Vec<(IpAddr, u32)>, TableError> {
 
 fn insert(tables: &mut Tables, address: IpAddr, id: u32) -> Result<(), TableError> {
     let inserted = tables.container_ips.insert(Ip::from(address), id, 0);
-    inserted.map_err(|source| TableError::full_or(maps::CONTAINER_IPS, 4 * MAX_FORWARDS, source))
+    inserted.map_err(|source| TableError::full_or(maps::CONTAINER_IPS, MAX_SOURCES, source))
 }
 
 /// Records the addresses of an attachment that nobody has, and no others; [`assign`] does the rest once
@@ -103,6 +103,8 @@ pub fn set_addresses(
 ) -> Result<(), TableError> {
     let committed = transaction::committed(tables);
     let rows: HashMap<IpAddr, u32> = rows(tables)?.into_iter().collect();
+    let is_former = |address: &IpAddr, owner: u32| owner == id && !addresses.contains(address);
+    remove_addresses(tables, &rows, is_former)?;
     for address in addresses {
         let record = match rows.get(address) {
             Some(now) => owner(tables, *now)?,
@@ -112,9 +114,7 @@ pub fn set_addresses(
             insert(tables, *address, id)?;
         }
     }
-    remove_addresses(tables, |address, owner| {
-        owner == id && !addresses.contains(&address)
-    })
+    Ok(())
 }
 
 /// Gives each address to one of those that share it.
@@ -125,6 +125,9 @@ pub fn assign(tables: &mut Tables) -> Result<(), TableError> {
     let attached = Attached::read(tables, None)?;
     let committed = transaction::committed(tables);
     let rows: HashMap<IpAddr, u32> = rows(tables)?.into_iter().collect();
+    let is_former =
+        |address: &IpAddr, id: u32| !attached.ids.contains(&id) && attached.at(*address).is_none();
+    remove_addresses(tables, &rows, is_former)?;
     for (address, claims) in &attached.claims {
         let now = match rows.get(address) {
             Some(id) => {
@@ -142,9 +145,7 @@ pub fn assign(tables: &mut Tables) -> Result<(), TableError> {
             insert(tables, *address, chosen)?;
         }
     }
-    remove_addresses(tables, |address, id| {
-        !attached.ids.contains(&id) && attached.at(address).is_none()
-    })
+    Ok(())
 }
 
 /// The owners whose packets are masqueraded no longer without an attachment: itself, and those that were

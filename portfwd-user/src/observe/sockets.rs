@@ -99,22 +99,36 @@ pub struct Peer {
     pub address: SocketAddr,
 }
 
+/// How closely sockets are looked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Look {
+    /// At those that are served.
+    AtServed,
+    /// At those that only hold a port as well. For these the kernel goes through all of its tables of ports and of
+    /// connections (`tcp_diag_dump`), which takes longer than everything else that an attach does.
+    AtHeld,
+}
+
 /// Every socket of the namespace that has a port to itself, of the given protocols. A protocol that the kernel
 /// cannot diagnose (SCTP without its module) has none.
-pub fn listeners(host: &Netns, protocols: &[Protocol]) -> Result<Vec<Listener>, SocketError> {
-    host.run_in(|| listeners_here(protocols))?
+pub fn listeners(
+    host: &Netns,
+    protocols: &[Protocol],
+    look: Look,
+) -> Result<Vec<Listener>, SocketError> {
+    host.run_in(|| listeners_here(protocols, look))?
 }
 
 /// As [`listeners`], of the calling thread's namespace.
-pub fn listeners_here(protocols: &[Protocol]) -> Result<Vec<Listener>, SocketError> {
+pub fn listeners_here(protocols: &[Protocol], look: Look) -> Result<Vec<Listener>, SocketError> {
     let diagnosis = Diagnosis::open()?;
     let mut found = Vec::new();
     for protocol in protocols {
         let states = match protocol {
             // A UDP socket is "closed" while it is not connected.
             Protocol::Udp => StateFlags::CLOSE,
-            Protocol::Tcp => StateFlags::LISTEN | BOUND_INACTIVE,
-            Protocol::Sctp => StateFlags::LISTEN,
+            Protocol::Tcp if look == Look::AtHeld => StateFlags::LISTEN | BOUND_INACTIVE,
+            Protocol::Tcp | Protocol::Sctp => StateFlags::LISTEN,
         };
         for family in [AF_INET, AF_INET6] {
             let sockets = diagnosis.dump(*protocol, family, &states, 0)?;

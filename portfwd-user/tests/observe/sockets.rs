@@ -10,7 +10,7 @@ use nix::libc;
 use portfwd_common::net::Protocol;
 use portfwd_user::observe::netns::Netns;
 use portfwd_user::observe::processes;
-use portfwd_user::observe::sockets::{self, Peer};
+use portfwd_user::observe::sockets::{self, Look, Peer};
 
 fn cookie(descriptor: RawFd) -> u64 {
     /// `SO_COOKIE` of `include/uapi/asm-generic/socket.h`.
@@ -38,7 +38,10 @@ fn listeners_are_found_with_the_process_that_holds_them() {
     ip(&format!("-n {host} link set lo up"));
     let netns = all.open(&host);
     let protocols = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
-    assert_eq!(sockets::listeners(&netns, &protocols).unwrap(), []);
+    assert_eq!(
+        sockets::listeners(&netns, &protocols, Look::AtHeld).unwrap(),
+        []
+    );
     let (_open, cookies) = netns
         .run_in(|| {
             let tcp = TcpListener::bind("127.0.0.1:8080").unwrap();
@@ -51,7 +54,7 @@ fn listeners_are_found_with_the_process_that_holds_them() {
             ((tcp, both, udp, connected, v6), cookies)
         })
         .unwrap();
-    let mut found = sockets::listeners(&netns, &protocols).unwrap();
+    let mut found = sockets::listeners(&netns, &protocols, Look::AtHeld).unwrap();
     found.sort_by_key(|listener| listener.address.port());
     let seen: Vec<String> = found
         .iter()

@@ -11,9 +11,15 @@ use crate::{
     cli::Attach,
     collision::{CollisionError, Held, Listener, Occupied, PortSet, Resolved, Rule},
     error::{Doing, Error},
-    observe::{foreign, local_ports::LocalPorts, netns::Netns, processes, sockets},
+    observe::{
+        foreign,
+        local_ports::LocalPorts,
+        netns::Netns,
+        processes,
+        sockets::{self, Look},
+    },
     plan::Plan,
-    spec::{PortRange, Spec},
+    spec::{HostPorts, PortRange, Spec},
     transaction::NewForward,
 };
 
@@ -35,10 +41,14 @@ pub(in crate::commands) struct Around {
 
 impl Around {
     /// Who listens in one of `protocols`, and what others' rules take.
-    pub(in crate::commands) fn of(host: &Netns, protocols: &[Protocol]) -> Result<Self, Error> {
+    pub(in crate::commands) fn of(
+        host: &Netns,
+        protocols: &[Protocol],
+        look: Look,
+    ) -> Result<Self, Error> {
         let (listening, local, rules) = host.run_in(|| {
             (
-                sockets::listeners_here(protocols),
+                sockets::listeners_here(protocols, look),
                 LocalPorts::here(),
                 foreign::rules_here(),
             )
@@ -109,6 +119,16 @@ pub(super) fn settle(around: &Around, held: &[Held], attach: &Attach) -> Result<
     })
 }
 
+/// How closely sockets have to be looked for before there is a plan: ports that are given are looked at again once
+/// they are claimed, unless they are to be had by force.
+pub(super) fn look(attach: &Attach) -> Look {
+    let given = |spec: &Spec| matches!(spec.ports, HostPorts::Fixed(_));
+    match !attach.force && !attach.dry_run && attach.specs.iter().all(given) {
+        true => Look::AtServed,
+        false => Look::AtHeld,
+    }
+}
+
 /// The protocols of an attach.
 pub(in crate::commands) fn protocols(attach: &Attach) -> Vec<Protocol> {
     distinct(attach.specs.iter().map(|spec| spec.protocol))
@@ -163,7 +183,7 @@ pub(in crate::commands) fn check_still_free(host: &Netns, plans: &[&Plan]) -> Re
         all.filter(is_new)
     };
     let protocols = distinct(forwards().map(|forward| forward.protocol));
-    let listening = sockets::listeners(host, &protocols)?;
+    let listening = sockets::listeners(host, &protocols, Look::AtHeld)?;
     among(&listening, |listeners| {
         let occupied = Occupied {
             held: &[],
