@@ -10,6 +10,7 @@ mod machines;
 mod mutants;
 mod process;
 mod setup;
+mod suite;
 mod test;
 mod toolchain;
 mod workspace;

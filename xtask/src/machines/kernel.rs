@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 
-use crate::{process, toolchain};
+use crate::{process, suite::Suite, toolchain};
 
 /// What tests need of a kernel's modules: networking, and what that depends on.
 const PARTS: [&str; 5] = ["arch", "crypto", "drivers/net", "lib", "net"];
@@ -134,56 +134,16 @@ fn find(tree: &Path, conditions: &[&str]) -> anyhow::Result<PathBuf> {
     })
 }
 
-/// Downloads and unpacks the kernel of a suite, whatever suite the machine itself is of: with lists and
-/// state of its own, apt knows nothing but that suite.
+/// Downloads and unpacks the kernel of a suite into a directory of `scratch`.
 fn fetch(kernel: Kernel, scratch: &Path) -> anyhow::Result<PathBuf> {
-    for directory in [
-        "lists/partial",
-        "cache/archives/partial",
-        "packages",
-        "tree",
-    ] {
-        let directory = scratch.join(directory);
-        fs::create_dir_all(&directory)
-            .with_context(|| format!("create {}", directory.display()))?;
-    }
-    let root = scratch.display();
-    let write = |name: &str, text: &str| {
-        fs::write(scratch.join(name), text).with_context(|| format!("write {root}/{name}"))
-    };
-    write(
-        "sources.list",
-        &format!(
-            "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] \
-             http://deb.debian.org/debian {} main\n",
-            kernel.suite()
-        ),
-    )?;
-    write("status", "")?;
-    write(
-        "apt.conf",
-        &format!(
-            "Dir::Etc::SourceList \"{root}/sources.list\";\nDir::Etc::SourceParts \"-\";\n\
-             Dir::State::Lists \"{root}/lists\";\nDir::State::status \"{root}/status\";\n\
-             Dir::Cache \"{root}/cache\";\nAPT::Sandbox::User \"root\";\n\
-             Acquire::Languages \"none\";\n"
-        ),
-    )?;
-    let apt = |program: &str| {
-        let mut command = Command::new(program);
-        command
-            .env("APT_CONFIG", scratch.join("apt.conf"))
-            .env("LC_ALL", "C")
-            .current_dir(scratch.join("packages"));
-        command
-    };
     eprintln!("fetching the kernel of Debian {}", kernel.suite());
-    process::output(apt("apt-get").arg("update"))?;
-    let packages = packages(|name| process::output(apt("apt-cache").args(["depends", name])))?;
-    process::output(apt("apt-get").arg("download").args(&packages))?;
+    let suite = Suite::update(kernel.suite(), scratch)?;
+    let packages =
+        packages(|name| process::output(suite.apt("apt-cache").args(["depends", name])))?;
+    process::output(suite.apt("apt-get").arg("download").args(&packages))?;
     let tree = scratch.join("tree");
     let unpack = "for package in *.deb; do dpkg-deb --extract \"$package\" \"$1\" || exit; done";
-    process::output(apt("sh").args(["-c", unpack, "sh"]).arg(&tree))?;
+    process::output(suite.apt("sh").args(["-c", unpack, "sh"]).arg(&tree))?;
     Ok(tree)
 }
 

@@ -1,11 +1,16 @@
 //! Programs in the directory of tools: built by cargo, or taken out of Debian packages.
 
-use std::{env, fs, os::unix::fs::PermissionsExt as _, path::PathBuf, process::Command};
+use std::{
+    env, fs,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::Context as _;
 
 use super::{Extras, debian};
-use crate::{process, toolchain};
+use crate::{process, suite::Suite, toolchain};
 
 /// A program that cargo builds.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -100,6 +105,8 @@ pub(super) fn missing_crates(extras: Extras) -> Vec<Crate> {
 /// rules of its own.
 pub(super) struct Unpacked {
     package: &'static str,
+    /// Where the machine's own suite is too old: the one to take it from.
+    suite: Option<&'static str>,
     /// As the package lists it.
     member: &'static str,
     name: &'static str,
@@ -108,11 +115,14 @@ pub(super) struct Unpacked {
 const UNPACKED: [Unpacked; 2] = [
     Unpacked {
         package: "docker.io",
+        suite: None,
         member: "./usr/sbin/docker-proxy",
         name: "docker-proxy",
     },
     Unpacked {
         package: "containernetworking-plugins",
+        // Its nftables came with 1.6.
+        suite: Some("sid"),
         member: "./usr/lib/cni/portmap",
         name: "portmap",
     },
@@ -141,22 +151,33 @@ impl Unpacked {
     }
 
     pub(super) fn install(&self) -> anyhow::Result<()> {
-        debian::update()?;
         let directory = toolchain::peers();
         fs::create_dir_all(&directory)
             .with_context(|| format!("create {}", directory.display()))?;
         let scratch = tempfile::tempdir_in(&directory).context("make a temporary directory")?;
-        debian::download(self.package, scratch.path())?;
+        let packages = self.download(scratch.path())?;
         let unpack = "dpkg-deb --fsys-tarfile ./*.deb | tar --extract --file=- \"$1\"";
         process::output(
             Command::new("sh")
                 .args(["-c", unpack, "sh", self.member])
-                .current_dir(scratch.path()),
+                .current_dir(&packages),
         )?;
-        let program = scratch.path().join(self.member);
+        let program = packages.join(self.member);
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755))
             .with_context(|| format!("make {} executable", program.display()))?;
         fs::rename(&program, self.path())
             .with_context(|| format!("move {} to {}", program.display(), self.path().display()))
+    }
+
+    /// Downloads the package, and nothing else, into the directory that it gives.
+    fn download(&self, scratch: &Path) -> anyhow::Result<PathBuf> {
+        let Some(suite) = self.suite else {
+            debian::update()?;
+            debian::download(self.package, scratch)?;
+            return Ok(scratch.to_owned());
+        };
+        let suite = Suite::update(suite, scratch)?;
+        process::output(suite.apt("apt-get").args(["download", self.package]))?;
+        Ok(suite.packages())
     }
 }
