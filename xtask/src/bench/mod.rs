@@ -14,6 +14,7 @@ mod engine;
 mod machine;
 mod measure;
 mod peer;
+mod portmap;
 mod report;
 mod rules;
 mod stats;

@@ -19,7 +19,8 @@ use serde::Serialize;
 
 use super::{
     CONTAINER_PORT, Family, HOST_PORT,
-    rules::{self, Backend},
+    portmap::Backend,
+    rules,
     topology::{self, Place, Topology},
     worker,
 };
@@ -93,8 +94,9 @@ pub(crate) struct Tools {
     pub(crate) portfwd: Option<PathBuf>,
     /// The binary that runs [`worker`].
     pub(crate) worker: PathBuf,
+    /// The CNI plugin.
+    pub(crate) portmap: Option<PathBuf>,
     docker_proxy: Option<PathBuf>,
-    portmap: Option<PathBuf>,
 }
 
 impl Tools {

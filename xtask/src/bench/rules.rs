@@ -1,32 +1,24 @@
 //! The rules that CNI's portmap plugin makes: by the plugin itself where it is installed, else by hand.
 
-use std::{
-    io::Write as _,
-    path::Path,
-    process::{Command, Stdio},
-};
+use std::path::Path;
 
-use anyhow::{Context as _, bail};
-use serde_json::json;
+use anyhow::bail;
 
 use super::{
     CONTAINER_PORT, Family, HOST_PORT,
+    portmap::{Backend, Mapping, Plugin, Verb, feed},
     topology::{self, Place, Topology},
 };
+use crate::process;
 
-/// The plugin's two ways.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Backend {
-    Nftables,
-    Iptables,
-}
+/// What is published: the service, TCP and UDP.
+const MAPPINGS: [Mapping; 2] = [mapping("tcp"), mapping("udp")];
 
-impl Backend {
-    fn name(self) -> &'static str {
-        match self {
-            Backend::Nftables => "nftables",
-            Backend::Iptables => "iptables",
-        }
+const fn mapping(protocol: &'static str) -> Mapping {
+    Mapping {
+        host_port: HOST_PORT,
+        container_port: CONTAINER_PORT,
+        protocol,
     }
 }
 
@@ -37,14 +29,16 @@ pub(crate) fn publish(
     topology: &Topology,
     family: Family,
 ) -> anyhow::Result<String> {
-    if let Some(plugin) = plugin
-        && offers(plugin, backend)?
-    {
-        add_by_plugin(plugin, backend, topology, family)?;
-        if !are_there(backend, topology, family)? {
-            bail!("{} made no {} rules", plugin.display(), backend.name());
+    let plugin = plugin
+        .map(|program| Plugin::new(program, backend))
+        .transpose()?;
+    if let Some(plugin) = plugin.flatten() {
+        plugin.run(Verb::Add, topology, family, &MAPPINGS)?;
+        let program = plugin.program().display();
+        if translations(backend, topology, family)? == 0 {
+            bail!("{program} made no {} rules", backend.name());
         }
-        return Ok(format!("rules made by {}", plugin.display()));
+        return Ok(format!("rules made by {program}"));
     }
     match backend {
         Backend::Nftables => add_nftables(topology, family)?,
@@ -53,74 +47,24 @@ pub(crate) fn publish(
     Ok("CNI portmap's rules, made by hand".to_owned())
 }
 
-/// Whether the plugin knows the backend. Older ones take the setting and make iptables rules anyhow;
-/// nftables came with the specification's version 1.1 (plugins 1.6).
-fn offers(plugin: &Path, backend: Backend) -> anyhow::Result<bool> {
-    if backend == Backend::Iptables {
-        return Ok(true);
-    }
-    let request = json!({ "cniVersion": "1.0.0" });
-    let mut command = Command::new(plugin);
-    command.env("CNI_COMMAND", "VERSION");
-    let answer = feed(&mut command, &request.to_string())?;
-    let answer: serde_json::Value =
-        serde_json::from_str(&answer).context("the plugin's versions")?;
-    let versions = answer["supportedVersions"].as_array();
-    Ok(versions.is_some_and(|versions| versions.iter().any(|version| version == "1.1.0")))
-}
-
-fn add_by_plugin(
-    plugin: &Path,
+/// How many rules of the host lead to a container.
+pub(crate) fn translations(
     backend: Backend,
     topology: &Topology,
     family: Family,
-) -> anyhow::Result<()> {
-    let container = topology::container_address(family);
-    let prefix = if container.is_ipv4() { 24 } else { 64 };
-    let mapping = |protocol: &str| json!({ "hostPort": HOST_PORT, "containerPort": CONTAINER_PORT, "protocol": protocol });
-    let request = json!({
-        "cniVersion": "1.0.0",
-        "name": "bench",
-        "type": "portmap",
-        "backend": backend.name(),
-        "snat": true,
-        "capabilities": { "portMappings": true },
-        "runtimeConfig": { "portMappings": [mapping("tcp"), mapping("udp")] },
-        "prevResult": {
-            "cniVersion": "1.0.0",
-            "interfaces": [
-                { "name": "veth0" },
-                { "name": "eth0", "sandbox": topology.path(Place::Container) },
-            ],
-            "ips": [{ "address": format!("{container}/{prefix}"), "interface": 1 }],
-        },
-    });
-    let mut command = topology.command(Place::Host, plugin);
-    command
-        .env("CNI_COMMAND", "ADD")
-        .env("CNI_CONTAINERID", "bench")
-        .env("CNI_NETNS", topology.path(Place::Container))
-        .env("CNI_IFNAME", "eth0")
-        .env("CNI_PATH", plugin.parent().unwrap_or(Path::new("/")));
-    feed(&mut command, &request.to_string())?;
-    Ok(())
-}
-
-fn are_there(backend: Backend, topology: &Topology, family: Family) -> anyhow::Result<bool> {
-    let mut command = match backend {
-        Backend::Nftables => topology.command(Place::Host, "nft"),
-        Backend::Iptables => topology.command(Place::Host, format!("{}-save", iptables(family))),
+) -> anyhow::Result<usize> {
+    let (mut command, target) = match backend {
+        Backend::Nftables => (topology.command(Place::Host, "nft"), " dnat to "),
+        Backend::Iptables => (
+            topology.command(Place::Host, format!("{}-save", iptables(family))),
+            " -j DNAT ",
+        ),
     };
     if backend == Backend::Nftables {
         command.args(["list", "ruleset"]);
     }
-    let rules = crate::process::output(&mut command)?;
-    Ok(match backend {
-        Backend::Nftables => {
-            rules.contains("table ip cni_hostport") || rules.contains("table ip6 cni_hostport")
-        }
-        Backend::Iptables => rules.contains("CNI-HOSTPORT-DNAT"),
-    })
+    let rules = process::output(&mut command)?;
+    Ok(rules.lines().filter(|rule| rule.contains(target)).count())
 }
 
 /// The table of the plugin's nftables backend: a chain of rules, one per port, after a jump for
@@ -223,34 +167,4 @@ fn iptables(family: Family) -> &'static str {
         Family::V4 => "iptables",
         Family::V6 => "ip6tables",
     }
-}
-
-/// Runs `command` with `input` on its standard input. Plugins report errors on standard output.
-fn feed(command: &mut Command, input: &str) -> anyhow::Result<String> {
-    let program = format!("{command:?}");
-    let mut child = command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .with_context(|| format!("start {program}"))?;
-    if let Some(mut stdin) = child.stdin.take() {
-        stdin
-            .write_all(input.as_bytes())
-            .with_context(|| format!("write to {program}"))?;
-    }
-    let output = child
-        .wait_with_output()
-        .with_context(|| format!("wait for {program}"))?;
-    let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
-    if !output.status.success() {
-        let stderr = String::from_utf8_lossy(&output.stderr);
-        bail!(
-            "{program} ended with {}: {} {}",
-            output.status,
-            stderr.trim(),
-            stdout.trim()
-        );
-    }
-    Ok(stdout)
 }
