@@ -8,7 +8,10 @@
 //! A measurement runs on one core: client, server, proxy and all that the kernel does between them.
 //! What is compared is therefore the work that a way takes, not how well its parts overlap, and no
 //! core has to be woken, which would cost more than the ways differ by.
+//!
+//! What the ways' commands cost, rather than their traffic, is measured by [`control`].
 
+mod control;
 mod cost;
 mod engine;
 mod machine;
@@ -18,6 +21,7 @@ mod portmap;
 mod report;
 mod rules;
 mod stats;
+mod timed;
 mod topology;
 mod worker;
 mod workload;
@@ -32,6 +36,7 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use clap::ValueEnum;
+use serde::Serialize;
 
 pub(crate) use self::worker::{WorkerArgs, run as run_worker};
 use self::{
@@ -59,15 +64,22 @@ pub(crate) struct Args {
     /// Few and short rounds: shows that all works; the figures mean little
     #[arg(long)]
     quick: bool,
-    /// Rounds
-    #[arg(long, default_value_t = 21, default_value_if("quick", "true", "3"),
+    /// Measure no traffic but what it takes to publish ports, to look one up, and to withdraw them
+    #[arg(long, conflicts_with_all = ["workloads", "length"])]
+    control: bool,
+    /// With --control: also what takes minutes or hours a round
+    #[arg(long, requires = "control", conflicts_with = "quick")]
+    full: bool,
+    /// Rounds [default: 21, with --control 7, with --quick 3]
+    #[arg(long, hide_default_value = true, default_value_t = 21,
+          default_value_ifs([("quick", "true", "3"), ("control", "true", "7")]),
           value_parser = clap::value_parser!(u16).range(1..))]
     rounds: u16,
     /// Milliseconds of one measurement, without its warm-up
     #[arg(long, value_name = "MS", default_value_t = 500, default_value_if("quick", "true", "100"),
           value_parser = clap::value_parser!(u64).range(1..=60_000))]
     length: u64,
-    /// Peers to measure; direct is always among them
+    /// Peers to measure; direct, and with --control portfwd, is always among them
     #[arg(long, value_enum, value_delimiter = ',', value_name = "PEER")]
     only: Vec<Peer>,
     /// Workloads to measure
@@ -78,10 +90,10 @@ pub(crate) struct Args {
         value_name = "WORKLOAD"
     )]
     workloads: Vec<Workload>,
-    /// Address family of the traffic
+    /// Address family of the traffic, with --control of the address that portmap is told
     #[arg(long, value_enum, default_value = "4")]
     family: Family,
-    /// Where the figures go as JSON [default: bench/report.json in the target directory]
+    /// Where the figures go as JSON [default: bench/report.json, or control.json, in the target directory]
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
 }
@@ -97,6 +109,16 @@ pub(crate) enum Family {
     V6,
 }
 
+impl Family {
+    /// Its number, for the report.
+    fn number(self) -> u8 {
+        match self {
+            Family::V4 => 4,
+            Family::V6 => 6,
+        }
+    }
+}
+
 /// Measures, prints the table, writes the JSON. Fails if any measurement failed.
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let machine = Machine::read()?;
@@ -105,6 +127,9 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
             "warning: the machine is busy (load {}): expect noise",
             machine.load
         );
+    }
+    if args.control {
+        return control::run(&args, machine);
     }
     let wanted = wanted_peers(&args);
     let tools = tools(&wanted)?;
@@ -126,10 +151,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         machine,
         rounds: args.rounds.into(),
         milliseconds: args.length,
-        family: match args.family {
-            Family::V4 => 4,
-            Family::V6 => 6,
-        },
+        family: args.family.number(),
         peers: subjects
             .iter()
             .map(|subject| Measured {
@@ -142,7 +164,13 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         cost,
     };
     drop(subjects);
-    publish(&args, &report)
+    publish(
+        &args,
+        "report.json",
+        &report.table(),
+        &report,
+        report.failed(),
+    )
 }
 
 /// The peers asked for, direct always first.
@@ -215,7 +243,7 @@ fn measure_all(
         vec![vec![Vec::new(); subjects.len()]; workloads.len()];
     for round in 0..usize::from(args.rounds) {
         for (workload, results) in workloads.iter().zip(&mut results) {
-            show_progress(round + 1, args.rounds, *workload);
+            show_progress(round + 1, args.rounds, workload.title());
             for place in 0..subjects.len() {
                 let index = (place + round) % subjects.len();
                 let count = subjects[index].measure(tools, *workload, window, core);
@@ -240,11 +268,18 @@ fn measure_all(
     Ok(reports.collect())
 }
 
-fn publish(args: &Args, report: &Report) -> anyhow::Result<()> {
-    print!("{}", report.table());
+/// Prints the table and writes the JSON, as `name` if nobody named a file. Fails if any measurement did.
+fn publish(
+    args: &Args,
+    name: &str,
+    table: &str,
+    report: &impl Serialize,
+    failed: usize,
+) -> anyhow::Result<()> {
+    print!("{table}");
     let path = match &args.json {
         Some(path) => path.clone(),
-        None => workspace::target().join("bench/report.json"),
+        None => workspace::target().join("bench").join(name),
     };
     if let Some(directory) = path
         .parent()
@@ -256,21 +291,15 @@ fn publish(args: &Args, report: &Report) -> anyhow::Result<()> {
     json.push('\n');
     fs::write(&path, json).with_context(|| format!("write {}", path.display()))?;
     eprintln!("JSON: {}", path.display());
-    let failed: usize = report
-        .workloads
-        .iter()
-        .flat_map(|workload| &workload.peers)
-        .map(|figures| figures.errors.len())
-        .sum();
     if failed > 0 {
         bail!("{failed} measurements failed; the JSON says why");
     }
     Ok(())
 }
 
-fn show_progress(round: usize, rounds: u16, workload: Workload) {
+fn show_progress(round: usize, rounds: u16, what: &str) {
     if std::io::stderr().is_terminal() {
-        eprint!("\r\x1b[Kround {round} of {rounds}: {}", workload.title());
+        eprint!("\r\x1b[Kround {round} of {rounds}: {what}");
     }
 }
 

@@ -97,6 +97,15 @@ impl Figures {
 }
 
 impl Report {
+    /// How many measurements failed.
+    pub(crate) fn failed(&self) -> usize {
+        let workloads = self.workloads.iter();
+        workloads
+            .flat_map(|workload| &workload.peers)
+            .map(|figures| figures.errors.len())
+            .sum()
+    }
+
     /// The table for people.
     pub(crate) fn table(&self) -> String {
         let mut text = format!(
@@ -178,7 +187,7 @@ impl WorkloadReport {
 }
 
 /// A whole number with a comma every three digits.
-fn thousands(value: f64) -> String {
+pub(crate) fn thousands(value: f64) -> String {
     let digits = format!("{value:.0}");
     let mut text = String::new();
     for (index, digit) in digits.chars().enumerate() {

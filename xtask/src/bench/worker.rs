@@ -1,6 +1,7 @@
 //! `cargo xtask bench-worker`: a process of the benchmark inside a network namespace, on one core.
 
 use std::{
+    ffi::OsString,
     fs::File,
     io::Write as _,
     net::SocketAddr,
@@ -20,6 +21,7 @@ use nix::{
 
 use super::{
     engine::{self, Window},
+    timed,
     workload::Workload,
 };
 
@@ -59,6 +61,14 @@ enum Role {
         #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
         command: Vec<String>,
     },
+    /// Run another program and say what that took: everything after --input FILE is its command line
+    Time {
+        /// Its standard input
+        #[arg(long)]
+        input: PathBuf,
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+        command: Vec<OsString>,
+    },
     /// Be the server of a workload
     Serve(Traffic),
     /// Be the client of a workload
@@ -77,7 +87,7 @@ struct Traffic {
     length_ms: u64,
 }
 
-/// Runs the role. A count goes to standard output as one line of JSON.
+/// Runs the role. What it has measured goes to standard output as one line of JSON.
 pub(crate) fn run(args: WorkerArgs) -> anyhow::Result<()> {
     // The benchmark cleans up by ending, however it ends: nothing of it may outlive it.
     prctl::set_pdeathsig(Signal::SIGKILL).context("tie this process to its parent")?;
@@ -85,6 +95,10 @@ pub(crate) fn run(args: WorkerArgs) -> anyhow::Result<()> {
     pin(Pid::from_raw(0), args.core)?;
     let count = match args.role {
         Role::Exec { command } => return Err(exec(&command)),
+        Role::Time { input, command } => {
+            let outcome = timed::time(&input, &command)?;
+            return print_line(&serde_json::to_string(&outcome)?);
+        }
         Role::Serve(traffic) => {
             let window = begin(&traffic);
             Some(engine::serve(
