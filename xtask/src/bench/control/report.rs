@@ -300,8 +300,8 @@ impl CaseReport {
         // Writing to a String cannot fail.
         let _ = writeln!(
             text,
-            "\n{title:<38} {:>9}  {:>9}  {:<21} {:>6}",
-            "maps", "slab", "quartiles", "goal"
+            "\n{title:<38} {:>9}  {:>6}  {:>9}  quartiles",
+            "maps", "goal", "slab"
         );
         for memory in &self.memory {
             text.push_str(memory.line().trim_end());
@@ -324,7 +324,7 @@ impl Memory {
             None => Default::default(),
         };
         let name = self.way.name();
-        format!("  {name:<36} {maps:>9}  {slab:>9}  {quartiles:<21} {goal:>6}")
+        format!("  {name:<36} {maps:>9}  {goal:>6}  {slab:>9}  {quartiles}")
     }
 }
 
