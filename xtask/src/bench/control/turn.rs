@@ -39,7 +39,7 @@ impl Stand<'_> {
 #[derive(Debug, Default)]
 pub(super) struct Turn {
     pub(super) outcomes: Vec<(Step, Result<Outcome, String>)>,
-    /// By how many bytes maps and slab of the kernel have grown.
+    /// By how many bytes maps and slab of the kernel have grown, if all went well.
     pub(super) grown: Option<(i64, i64)>,
 }
 
@@ -76,7 +76,7 @@ impl Turn {
             // The failure is told already, and there may be nothing to withdraw.
             let _withdrawn = stand.run(publisher, &request);
         }
-        turn.grown = course.grown;
+        turn.grown = course.grown.filter(|_| !failed);
         turn
     }
 }
