@@ -115,6 +115,10 @@ pub struct Flow<A> {
     /// Interface index of the device that the first packet came in by, and that answers leave by when
     /// the FIB cannot be asked.
     pub ingress: u32,
+    /// Bytes from the client, from the IP header on, while [`crate::forward::Journal::flow_bytes`] was set.
+    pub rx_bytes: u64,
+    /// Bytes from the container, counted alike.
+    pub tx_bytes: u64,
 }
 
 /// A client's port as the client has it. Two connections of one client from one port, to two addresses or
@@ -124,7 +128,7 @@ pub type Shift = FlowKey<V6>;
 
 const _: () = {
     assert!(size_of::<FlowKey<V4>>() == 16 && size_of::<FlowKey<V6>>() == 40);
-    assert!(size_of::<Flow<V4>>() == 80 && size_of::<Flow<V6>>() == 104);
+    assert!(size_of::<Flow<V4>>() == 96 && size_of::<Flow<V6>>() == 120);
 };
 
 // SAFETY: repr(C), all fields Pod; the sizes asserted above are the sums of the fields' sizes, so there

@@ -343,6 +343,8 @@ pub struct Journal {
     pub log_level: u64,
     /// How long flows live.
     pub lifetimes: Lifetimes,
+    /// Not 0 if each flow counts its bytes. All packets of a flow write to its entry then, those of both directions.
+    pub flow_bytes: u64,
 }
 
 /// Traffic of one forward, as one CPU counted it. `rx` is client to container.
@@ -368,7 +370,7 @@ const _: () = {
     assert!(size_of::<AddressPort>() == 24);
     assert!(size_of::<Forward>() == 128);
     assert!(core::mem::offset_of!(Forward, host) == 64);
-    assert!(size_of::<Journal>() == 80);
+    assert!(size_of::<Journal>() == 88);
     assert!(size_of::<Counters>() == 48);
 };
 

@@ -214,7 +214,9 @@ fn follow_to_container<A: Family>(
     hop: bool,
 ) -> Verdict {
     let flow = live.flow();
-    forward::count_packet(flow.forward, Way::ToContainer, network.length(hook));
+    let length = network.length(hook);
+    live.count(key, Way::ToContainer, length);
+    forward::count_packet(flow.forward, Way::ToContainer, length);
     let translated = translate::readdress(hook, network, End::Destination, key.container, hop)
         .and_then(|()| match flow.delivery == Delivery::Hairpin as u32 {
             true => translate::readdress(hook, network, End::Source, key.client, false),
@@ -244,6 +246,7 @@ fn follow_to_client<A: Family>(
     if hop && !hairpin && length > reply.mtu as u64 {
         return too_large::<A>(hook, index);
     }
+    live.count(key, Way::ToClient, length);
     forward::count_packet(index, Way::ToClient, length);
     let translated =
         translate::readdress(hook, network, End::Source, reply.host, hop).and_then(|()| {
@@ -403,6 +406,7 @@ fn to_container<A: Family>(
         return Verdict::NEXT;
     };
     let index = flow.forward;
+    live.count(key, Way::ToContainer, packet.length);
     forward::count_packet(index, Way::ToContainer, packet.length);
     if packet.network.fragment == Fragment::First {
         let to_container = Decision::ToContainer;
@@ -530,6 +534,7 @@ fn to_client<A: Family>(
         true => flow.reply.next_hop,
         false => packet.network.destination,
     };
+    live.count(key, Way::ToClient, packet.length);
     forward::count_packet(flow.forward, Way::ToClient, packet.length);
     if packet.network.fragment == Fragment::First {
         fragment::decide(&packet.network, seen, Decision::ToClient, Some(key));

@@ -16,7 +16,7 @@ use crate::{
     clock,
     family::Family,
     fib::Route,
-    forward::{self, Published},
+    forward::{self, Published, Way},
     maps::{JOURNAL, SEEN},
     pair,
     parse::Packet,
@@ -86,6 +86,17 @@ impl<A: Family> Live<A> {
         let flow = self.flow();
         forward::serving(flow.forward, flow.generation).is_some()
     }
+    /// Counts the bytes of a packet, if that is asked for.
+    #[inline(always)]
+    pub fn count(&self, key: &FlowKey<A>, way: Way, bytes: u64) {
+        if !counts_bytes() {
+            return;
+        }
+        let settled = State::from_number(self.flow().state).is_some_and(State::is_settled);
+        if let Some(entry) = entry(key, settled) {
+            add_bytes(entry, way, bytes);
+        }
+    }
     /// Stores the way out, as it is while `transaction` is the last.
     #[inline(always)]
     pub fn lead(&self, key: &FlowKey<A>, route: Route<A>, transaction: u64) {
@@ -131,6 +142,13 @@ impl<A: Family> InPlace<A> {
         compiler_fence(Ordering::SeqCst);
         is_led(&flow, key, self.now).then_some(flow.reply)
     }
+    /// Counts the bytes of a packet, if that is asked for.
+    #[inline(always)]
+    pub fn count(&self, way: Way, bytes: u64) {
+        if counts_bytes() {
+            add_bytes(self.said, way, bytes);
+        }
+    }
     /// Notes a packet that changes nothing: stored at most once a second, so that two CPUs do not fight
     /// for the cache line.
     #[inline(always)]
@@ -169,6 +187,29 @@ pub fn lifetimes() -> Option<&'static Lifetimes> {
     JOURNAL
         .get_ptr(0)
         .map(|journal| unsafe { &(*journal).lifetimes })
+}
+
+/// Whether flows count their bytes.
+#[inline(always)]
+fn counts_bytes() -> bool {
+    match JOURNAL.get_ptr(0) {
+        // SAFETY: an aligned word of a map, which the loader stores at any time.
+        Some(journal) => unsafe { core::ptr::read_volatile(&raw const (*journal).flow_bytes) != 0 },
+        None => false,
+    }
+}
+
+/// Adds to what an entry has counted. Of two packets of one direction on two CPUs one may go uncounted: devices
+/// keep a flow on one (receive side scaling), and no locked instruction is worth the rest.
+#[inline(always)]
+fn add_bytes<A: Family>(entry: *mut Flow<A>, way: Way, bytes: u64) {
+    // SAFETY: an entry of a map.
+    unsafe {
+        match way {
+            Way::ToContainer => (*entry).rx_bytes += bytes,
+            Way::ToClient => (*entry).tx_bytes += bytes,
+        }
+    }
 }
 
 /// The settled flow with this key.
@@ -300,6 +341,8 @@ fn new<A: Family>(
         Protocol::Udp => State::UdpUnanswered,
         _ => State::Opening,
     };
+    // See `fib::ask` for the zero.
+    let zero = core::hint::black_box(0);
     let flow = Flow {
         reply: Reply {
             host_port: packet.destination_port,
@@ -323,6 +366,8 @@ fn new<A: Family>(
         created: now,
         client_ack: 0,
         ingress,
+        rx_bytes: zero,
+        tx_bytes: zero,
     };
     (flow, state, now)
 }

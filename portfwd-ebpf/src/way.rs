@@ -284,6 +284,7 @@ fn request<H: Hook, A: Family>(
         return None;
     }
     live.touch();
+    live.count(Way::ToContainer, packet.length);
     forward::count_packet(published.index, Way::ToContainer, packet.length);
     let end = End::Destination;
     let translated = translate::rewrite(hook, packet, end, target, target_port, hop);
@@ -338,6 +339,7 @@ fn reply<A: Family>(hook: &Tc, packet: &Packet<A>) -> Option<Verdict> {
     }
     live.touch();
     let index = flow.forward;
+    live.count(Way::ToClient, packet.length);
     forward::count_packet(index, Way::ToClient, packet.length);
     Some(
         match translate::rewrite(hook, packet, End::Source, reply.host, reply.host_port, true) {

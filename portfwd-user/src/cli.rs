@@ -16,7 +16,7 @@ use clap::{CommandFactory, Parser};
 pub use clap_complete::Shell;
 use ipnet::IpNet;
 
-pub use args::{LogLevel, XdpMode};
+pub use args::{LogLevel, Switch, XdpMode};
 pub use declared::{Declared, declared};
 
 use portfwd_common::{flow::Lifetimes, net::Protocol};
@@ -244,6 +244,8 @@ pub struct Up {
     pub log_level: LogLevel,
     /// How long flows live, where that was said.
     pub lifetimes: Vec<Lifetime>,
+    /// Whether flows count their bytes; None leaves it as it is.
+    pub flow_bytes: Option<Switch>,
 }
 
 /// How long flows of a kind live.
@@ -355,6 +357,7 @@ fn command(command: args::Command, environment: &Environment) -> Result<Command,
                 devices: up.device,
                 xdp: up.xdp,
                 log_level: up.log_level,
+                flow_bytes: up.flow_bytes,
                 lifetimes: up
                     .lifetime
                     .iter()

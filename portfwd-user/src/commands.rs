@@ -42,6 +42,7 @@ pub fn run(cli: &Cli) -> Result<(), Error> {
                 xdp: up.xdp,
                 log_level: up.log_level,
                 lifetimes: up.lifetimes.clone(),
+                flow_bytes: up.flow_bytes,
             };
             bring_up(cli, &options)
         }
@@ -65,7 +66,7 @@ fn bring_up(cli: &Cli, options: &Options) -> Result<(), Error> {
     if !fresh {
         let host = writable.host.clone();
         writable.datapath.serve(&host, &site.host, options)?;
-        writable.datapath.set_lifetimes(&options.lifetimes);
+        writable.datapath.tune(options);
         eprintln!("instance \"{}\" was up already", site.name());
     }
     Ok(())

@@ -14,7 +14,7 @@ use portfwd_common::{flow::Lifetimes, forward::Journal};
 
 use crate::{
     bpffs::Bpffs,
-    cli::{self, Cli, Lifetime, LogLevel},
+    cli::{self, Cli, Lifetime, LogLevel, Switch},
     error::{Doing, Error, InstanceError, Lacking},
     hooks::{self, sockets::Reach},
     instance::{self, Layout, Locked, Place, State, WAIT},
@@ -44,6 +44,8 @@ pub struct Options {
     pub log_level: LogLevel,
     /// How long flows live, where it is not as it was.
     pub lifetimes: Vec<Lifetime>,
+    /// Whether flows count their bytes; None leaves it as it is.
+    pub flow_bytes: Option<Switch>,
 }
 
 impl Default for Options {
@@ -53,6 +55,7 @@ impl Default for Options {
             xdp: None,
             log_level: LogLevel::Off,
             lifetimes: Vec::new(),
+            flow_bytes: None,
         }
     }
 }
@@ -257,7 +260,7 @@ impl Site {
         }
         datapath.follow(host, &self.host)?;
         datapath.serve(host, &self.host, options)?;
-        datapath.set_lifetimes(&options.lifetimes);
+        datapath.tune(options);
         Ok(datapath.tables)
     }
 
@@ -365,8 +368,17 @@ impl Site {
 }
 
 impl Datapath {
+    /// Changes what the programs read of the journal, where `options` say something else.
+    pub fn tune(&mut self, options: &Options) {
+        self.set_lifetimes(&options.lifetimes);
+        if let Some(switch) = options.flow_bytes {
+            let word = self.tables.journal.word(0, offset_of!(Journal, flow_bytes));
+            word.store(u64::from(switch == Switch::On), Ordering::Relaxed);
+        }
+    }
+
     /// Changes how long flows live, of those that are there as well. The programs read each number at once.
-    pub fn set_lifetimes(&mut self, lifetimes: &[Lifetime]) {
+    fn set_lifetimes(&mut self, lifetimes: &[Lifetime]) {
         let mut values = self.tables.journal.get(0).lifetimes.values();
         for lifetime in lifetimes {
             values[lifetime.place] = lifetime.seconds;

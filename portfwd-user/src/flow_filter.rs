@@ -63,6 +63,8 @@ mod tests {
             state: Cow::Borrowed(state.name()),
             age: Duration::ZERO,
             idle: Duration::ZERO,
+            rx_bytes: None,
+            tx_bytes: None,
         }
     }
 

@@ -525,34 +525,6 @@ fn counters_count_packets_both_ways_and_connections_of_every_origin() {
 }
 
 #[test]
-fn flows_name_client_host_and_container() {
-    let topology = Topology::new(Shape::default());
-    let _servers = topology.serve();
-    topology.attach("web", 0, &BOTH);
-    let stream = clients::connect(&topology.client, SocketAddr::new(HOST, 8080)).expect("connect");
-    clients::ask_stream(&stream).expect("an answer");
-    let own = stream.local_addr().expect("an address").to_string();
-    let flows = topology
-        .portfwd(&["--json", "flows", "web"])
-        .expect_ok()
-        .json();
-    let flows = flows.as_array().expect("an array");
-    let flow = flows
-        .iter()
-        .find(|flow| flow["client"] == own.as_str())
-        .unwrap_or_else(|| panic!("no flow of {own} in {flows:?}"));
-    assert_eq!(flow["container"], "web");
-    assert_eq!(flow["protocol"], "tcp");
-    assert_eq!(flow["host"], "192.0.2.1:8080");
-    assert_eq!(flow["containerAddress"], "10.88.0.2:80");
-    assert_eq!(flow["state"], "established");
-    topology.portfwd(&["flows", "db"]).expect_code(4);
-    topology.portfwd(&["flows", "purge"]).expect_ok();
-    let left = topology.portfwd(&["--json", "flows"]).expect_ok().json();
-    assert_eq!(left.as_array().map(Vec::len), Some(0), "{left}");
-}
-
-#[test]
 fn port_prints_as_docker_port_does() {
     let topology = Topology::new(Shape::default());
     topology.attach("web", 0, &["8080:80", "127.0.0.1:5353:53/udp"]);

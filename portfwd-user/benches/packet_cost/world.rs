@@ -165,6 +165,8 @@ impl Way {
             created: now,
             client_ack: 0,
             ingress: DEVICE,
+            rx_bytes: 0,
+            tx_bytes: 0,
         };
         table.insert(key, flow, 0)?;
         Ok(())

@@ -413,6 +413,20 @@ pub(super) struct Up {
     /// (UDP); repeat it for more [default: 7440, 240, 300, 120, or as it is]
     #[arg(long, value_name = "STATE=SECONDS")]
     pub(super) lifetime: Vec<String>,
+
+    /// Count the bytes of each flow, as flows shows them: all CPUs that have packets of a flow then write to one
+    /// cache line [default: off, or as it is]
+    #[arg(long, value_enum, value_name = "MODE")]
+    pub(super) flow_bytes: Option<Switch>,
+}
+
+/// Whether something is done.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Switch {
+    /// It is.
+    On,
+    /// It is not.
+    Off,
 }
 
 /// Whether and how the XDP program runs on a device.

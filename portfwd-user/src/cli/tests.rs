@@ -116,6 +116,7 @@ fn the_other_commands_are_what_they_say() {
             &["up"],
             Command::Up(Up {
                 lifetimes: Vec::new(),
+                flow_bytes: None,
                 devices: vec![],
                 xdp: None,
                 log_level: LogLevel::Off,
@@ -133,12 +134,15 @@ fn the_other_commands_are_what_they_say() {
                 "--log-level=trace",
                 "--lifetime",
                 "transitory=60",
+                "--flow-bytes",
+                "on",
             ],
             Command::Up(Up {
                 lifetimes: vec![Lifetime {
                     place: 1,
                     seconds: 60,
                 }],
+                flow_bytes: Some(Switch::On),
                 devices: vec!["eth0".to_owned(), "br0".to_owned()],
                 xdp: Some(XdpMode::Auto),
                 log_level: LogLevel::Trace,

@@ -76,6 +76,7 @@ fn rows(cli: &Cli, filter: &FlowFilter) -> Result<Vec<FlowRow>, Error> {
                 owners: owners.collect(),
                 now,
                 lifetimes: tables.journal.get(0).lifetimes,
+                counts_bytes: tables.journal.get(0).flow_bytes != 0,
             };
             collect(&tables.flows_v4, &sight, &mut rows)?;
             collect(&tables.flows_v6, &sight, &mut rows)?;
@@ -92,6 +93,8 @@ struct Sight<'a> {
     owners: HashMap<(u32, u32), &'a Label>,
     now: u32,
     lifetimes: Lifetimes,
+    /// Whether flows count their bytes.
+    counts_bytes: bool,
 }
 
 fn collect<A: Address>(
@@ -141,6 +144,8 @@ fn row<A: Address>(key: &FlowKey<A>, flow: &Flow<A>, sight: &Sight<'_>) -> Optio
         state: Cow::Borrowed(flow_state.name()),
         age: since(flow.created),
         idle: since(flow.last_seen),
+        rx_bytes: sight.counts_bytes.then_some(flow.rx_bytes),
+        tx_bytes: sight.counts_bytes.then_some(flow.tx_bytes),
     })
 }
 

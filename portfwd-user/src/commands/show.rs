@@ -167,6 +167,7 @@ fn describe(
         flows: flows as u64,
         masqueraded_flows: masquerade::count_flows(tables)?.values().sum(),
         lifetimes: tables.journal.get(0).lifetimes,
+        flow_bytes: tables.journal.get(0).flow_bytes != 0,
         reasons: reasons(tables)?,
     })
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use portfwd_common::net::Protocol;
 use serde::{Serialize, Serializer};
 
-use super::table::{Align, Table, duration};
+use super::table::{Align, Table, bytes, duration};
 use crate::label::Label;
 
 /// A translated connection.
@@ -34,6 +34,10 @@ pub struct FlowRow {
     /// Time since its last packet, whole seconds in the document.
     #[serde(serialize_with = "seconds")]
     pub idle: Duration,
+    /// Bytes from the client, from the IP header on; None if flows do not count theirs.
+    pub rx_bytes: Option<u64>,
+    /// Bytes to the client.
+    pub tx_bytes: Option<u64>,
 }
 
 fn protocol_name<S: Serializer>(protocol: &Protocol, to: S) -> Result<S::Ok, S::Error> {
@@ -58,7 +62,10 @@ pub fn write_flows(out: &mut impl Write, rows: &[FlowRow]) -> io::Result<()> {
         ("STATE", Align::Left),
         ("AGE", Align::Right),
         ("IDLE", Align::Right),
+        ("RX", Align::Right),
+        ("TX", Align::Right),
     ]);
+    let counted = |count: Option<u64>| count.map_or_else(|| "-".to_owned(), bytes);
     let mut sorted: Vec<&FlowRow> = rows.iter().collect();
     sorted.sort_by_key(|row| {
         let place = (row.host.port(), row.protocol, row.client, row.host);
@@ -74,6 +81,8 @@ pub fn write_flows(out: &mut impl Write, rows: &[FlowRow]) -> io::Result<()> {
             row.state.clone().into_owned(),
             duration(row.age),
             duration(row.idle),
+            counted(row.rx_bytes),
+            counted(row.tx_bytes),
         ]);
     }
     table.write(out)

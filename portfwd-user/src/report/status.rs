@@ -41,6 +41,8 @@ pub struct Datapath {
     /// How long flows without a packet live, in seconds.
     #[serde(serialize_with = "lifetimes")]
     pub lifetimes: Lifetimes,
+    /// Whether flows count their bytes.
+    pub flow_bytes: bool,
     /// Packets that were dropped or left alone although their port is published, by reason.
     pub reasons: Vec<ReasonRow>,
 }
@@ -105,6 +107,8 @@ pub fn write_status(out: &mut impl Write, status: &Status) -> io::Result<()> {
         .map(|(name, seconds)| format!("{name} {seconds} s"))
         .collect();
     writeln!(out, "lifetimes   {}", named.join(", "))?;
+    let counted = if datapath.flow_bytes { "on" } else { "off" };
+    writeln!(out, "flow bytes  {counted}")?;
     for device in &datapath.devices {
         writeln!(
             out,

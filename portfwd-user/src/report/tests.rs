@@ -209,6 +209,8 @@ fn flow(container: &str, client: &str, host: &str, to: &str, state: &'static str
         state: state.into(),
         age: Duration::from_millis(185_900),
         idle: Duration::from_millis(900),
+        rx_bytes: (container == "web").then_some(1_234_567),
+        tx_bytes: (container == "web").then_some(60),
     }
 }
 
@@ -240,10 +242,10 @@ fn flows_are_shown_with_their_containers() {
     assert_eq!(
         text(|out| write_flows(out, &rows)),
         "\
-CONTAINER  PROTOCOL  CLIENT               HOST                TARGET          STATE          AGE  IDLE
-db         tcp       192.0.2.9:40002      192.0.2.1:5432      10.88.0.3:5432  opening      3m05s    0s
-web        tcp       192.0.2.9:40000      192.0.2.1:8080      10.88.0.2:80    closing      3m05s    0s
-web        tcp       [2001:db8::9]:40001  [2001:db8::1]:8080  [fd00::2]:80    established  3m05s    0s
+CONTAINER  PROTOCOL  CLIENT               HOST                TARGET          STATE          AGE  IDLE       RX    TX
+db         tcp       192.0.2.9:40002      192.0.2.1:5432      10.88.0.3:5432  opening      3m05s    0s        -     -
+web        tcp       192.0.2.9:40000      192.0.2.1:8080      10.88.0.2:80    closing      3m05s    0s  1.23 MB  60 B
+web        tcp       [2001:db8::9]:40001  [2001:db8::1]:8080  [fd00::2]:80    established  3m05s    0s  1.23 MB  60 B
 "
     );
     assert_eq!(
@@ -257,6 +259,8 @@ web        tcp       [2001:db8::9]:40001  [2001:db8::1]:8080  [fd00::2]:80    es
             "state": "established",
             "age": 185,
             "idle": 0,
+            "rxBytes": 1_234_567,
+            "txBytes": 60,
         }])
     );
 }
@@ -267,6 +271,7 @@ fn status() -> Status {
         instance: "default".parse().unwrap(),
         datapath: Some(Datapath {
             lifetimes: portfwd_common::flow::Lifetimes::DEFAULT,
+            flow_bytes: true,
             layout: 1,
             object_sha256: "c0ffee".to_owned(),
             host_namespace: "net:[4026531840]".to_owned(),
@@ -303,6 +308,7 @@ forwards    2
 flows       3
 masqueraded 4
 lifetimes   established 7440 s, transitory 240 s, answered 300 s, unanswered 120 s
+flow bytes  on
 device      eth0: tcx ingress, tcx egress
 dropped     foreign-source: 4
 passed      fragment: 5
@@ -322,6 +328,7 @@ passed      fragment: 5
             "lifetimes": {
                 "established": 7440, "transitory": 240, "answered": 300, "unanswered": 120,
             },
+            "flowBytes": true,
             "reasons": [
                 {"reason": "foreign-source", "dropped": true, "packets": 4},
                 {"reason": "flow-table-full", "dropped": true, "packets": 0},
