@@ -225,6 +225,9 @@ impl Forward {
     pub const DENIES_OTHERS: u8 = 2;
     /// Of [`Self::flags`]: who may not gets no answer.
     pub const DENIES_SILENTLY: u8 = 4;
+    /// Of [`Self::flags`]: with the forward of the ports before it is one range, in pieces because each piece has
+    /// followed a forward of its own.
+    pub const CONTINUES: u8 = 8;
     /// A free record.
     pub const FREE: Self = Self {
         since: 0,

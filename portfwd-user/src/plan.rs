@@ -20,7 +20,7 @@ use crate::{
     observe::{container::ContainerLink, links},
     policy::Policy,
     report::Published,
-    state::{Owned, State},
+    state::{Owned, Piece, State},
     transaction::NewForward,
 };
 
@@ -165,7 +165,7 @@ pub fn repoint(
     let mut forwards = Vec::new();
     let mut published = Vec::new();
     for owned in moved {
-        let (held, record) = (&owned.held, &owned.record);
+        let (held, record) = (&owned.held, owned.record());
         let target = match held.host {
             IpAddr::V4(_) => container.v4,
             IpAddr::V6(_) => container.v6,
@@ -197,16 +197,22 @@ pub fn repoint(
             delivery: delivery(&container),
             loopback: record.serves_loopback(),
             policy: record.policy,
-            policy_flags: record.flags & !Forward::LOOPBACK,
+            policy_flags: record.flags & !(Forward::LOOPBACK | Forward::CONTINUES),
             former: PortSlot::from_bits(0),
+            continues: false,
         });
     }
     let loopback = forwards.iter().any(|forward| forward.loopback);
+    let pieces: Vec<Piece> = moved
+        .iter()
+        .flat_map(|owned| &owned.pieces)
+        .copied()
+        .collect();
     Ok(Plan {
-        forwards: succession::following(&forwards, moved),
+        forwards: succession::following(&forwards, &pieces),
         published,
         leaving: Leaving {
-            forwards: moved.iter().map(|owned| owned.index).collect(),
+            forwards: pieces.iter().map(|piece| piece.index).collect(),
             containers: BTreeSet::new(),
             drained,
         },
@@ -258,7 +264,7 @@ impl Plan {
         };
         let (stays, goes): (Vec<&Owned>, Vec<&Owned>) = own.into_iter().partition(|owned| {
             // Of the same container what drains goes on.
-            let drains = owned.record.until != Forward::FOREVER;
+            let drains = owned.record().until != Forward::FOREVER;
             (self.known && drains) || self.forwards.iter().any(|new| is_again(new, owned))
         });
         let new: Vec<NewForward> = self
@@ -267,11 +273,11 @@ impl Plan {
             .copied()
             .filter(|new| !stays.iter().any(|owned| is_again(new, owned)))
             .collect();
-        let former = goes.iter().map(|owned| owned.record.attachment);
+        let former = goes.iter().map(|owned| owned.record().attachment);
         Self {
             forwards: new,
             leaving: Leaving {
-                forwards: goes.iter().map(|owned| owned.index).collect(),
+                forwards: goes.iter().flat_map(|owned| owned.indexes()).collect(),
                 containers: former.filter(|id| *id != self.container.id).collect(),
                 drained: None,
             },
@@ -281,9 +287,15 @@ impl Plan {
 
     /// What is published that was not before.
     pub fn newly_published(&self) -> impl Iterator<Item = Published> {
-        let new = self.forwards.iter();
-        let new = new.filter(|forward| !forward.target.is_unspecified());
-        new.map(|forward| Published {
+        let mut whole: Vec<NewForward> = Vec::new();
+        for forward in &self.forwards {
+            match whole.last_mut() {
+                Some(last) if forward.continues => last.count += forward.count,
+                _ => whole.push(*forward),
+            }
+        }
+        whole.retain(|forward| !forward.target.is_unspecified());
+        whole.into_iter().map(|forward| Published {
             container: self.label.clone(),
             protocol: forward.protocol,
             host_ip: IpAddr::from(forward.host),
@@ -343,7 +355,7 @@ pub fn check_existing(label: &Label, state: &State, asked: &Asked<'_>) -> Result
         }
         let mut listeners = existing
             .iter()
-            .map(|forward| forward.record.serves_loopback());
+            .map(|forward| forward.record().serves_loopback());
         if listeners.any(|serves| serves != loopback) {
             return Err(ContainerError::OtherListener {
                 label: label.clone(),
@@ -388,11 +400,11 @@ fn link_index(observed: &ContainerLink) -> u32 {
 
 /// Whether a forward would be what there is.
 fn is_as_it_was(new: &NewForward, owned: &Owned) -> bool {
-    let record = &owned.record;
+    let (held, record) = (&owned.held, owned.record());
     let ports = (
-        record.host_port.get(),
-        record.count,
-        record.target_port.get(),
+        held.ports.first(),
+        held.ports.count(),
+        held.container.first(),
     );
     let opens = record.until == Forward::FOREVER;
     opens
@@ -498,6 +510,7 @@ fn new_forward(container: &Attachment, item: &Resolved, host: IpAddr, target: Ip
         policy: 0,
         policy_flags: 0,
         former: PortSlot::from_bits(0),
+        continues: false,
     }
 }
 

@@ -21,13 +21,20 @@ use crate::{
 /// A forward that packets see, or that holds its port.
 #[derive(Clone, Debug)]
 pub struct Owned {
-    /// Its index.
-    pub index: u32,
     /// Whose it is.
     pub owner: Label,
     /// What it holds.
     pub held: Held,
-    /// Its record.
+    /// Its records: one, or those of all pieces of a range, by port.
+    pub pieces: Vec<Piece>,
+}
+
+/// A record of a forward, with its index.
+#[derive(Clone, Copy, Debug)]
+pub struct Piece {
+    /// Its index.
+    pub index: u32,
+    /// The record.
     pub record: Forward,
 }
 
@@ -59,12 +66,15 @@ impl State {
     }
     /// Who may open connections through a forward.
     pub fn policy_of(&self, forward: &Owned) -> Policy {
-        let policy = self.policies.get(&forward.record.policy).cloned();
-        policy.unwrap_or_default().with_flags(forward.record.flags)
+        let policy = self.policies.get(&forward.record().policy).cloned();
+        policy
+            .unwrap_or_default()
+            .with_flags(forward.record().flags)
     }
     /// The same by index.
     pub fn indexes_of(&self, label: &Label) -> BTreeSet<u32> {
-        self.of(label).iter().map(|forward| forward.index).collect()
+        let of = self.of(label);
+        of.into_iter().flat_map(Owned::indexes).collect()
     }
     /// Host-side links of the containers.
     pub fn links(&self) -> BTreeSet<u32> {
@@ -80,9 +90,39 @@ impl State {
 }
 
 impl Owned {
+    /// What all its records say alike, as the first one has it: where they differ, in ports and former, see
+    /// [`Self::held`] and [`Self::pieces`].
+    pub fn record(&self) -> &Forward {
+        &self.pieces[0].record
+    }
+    /// The indexes of its records.
+    pub fn indexes(&self) -> impl Iterator<Item = u32> {
+        self.pieces.iter().map(|piece| piece.index)
+    }
+    /// Whether `next` is the same range from where this one ends.
+    fn is_continued_by(&self, next: &Self) -> bool {
+        let (own, record) = (self.record(), next.record());
+        let follows = |own: PortRange, next: PortRange| {
+            u32::from(own.first()) + u32::from(own.count()) == u32::from(next.first())
+        };
+        record.flags & Forward::CONTINUES != 0
+            && (own.since, own.attachment, own.protocol)
+                == (record.since, record.attachment, record.protocol)
+            && (own.host, own.target) == (record.host, record.target)
+            && follows(self.held.ports, next.held.ports)
+            && follows(self.held.container, next.held.container)
+    }
+    fn continue_with(&mut self, next: Self) {
+        let all = |own: PortRange, next: PortRange| {
+            PortRange::from_count(own.first(), own.count() + next.count()).unwrap_or(own)
+        };
+        self.held.ports = all(self.held.ports, next.held.ports);
+        self.held.container = all(self.held.container, next.held.container);
+        self.pieces.extend(next.pieces);
+    }
     /// As listings show it; None for a forward that only holds its port.
     pub fn published(&self) -> Option<Published> {
-        if self.record.target.is_unspecified() {
+        if self.record().target.is_unspecified() {
             return None;
         }
         Some(Published {
@@ -91,7 +131,7 @@ impl Owned {
             host_ip: self.held.host,
             host_port: self.held.ports.first(),
             count: self.held.ports.count(),
-            container_ip: IpAddr::from(self.record.target),
+            container_ip: IpAddr::from(self.record().target),
             container_port: self.held.container.first(),
         })
     }
@@ -106,18 +146,18 @@ pub fn read(tables: &Tables) -> Result<State, Error> {
     let owned = |(index, record): (u32, Forward)| {
         let (owner, _) = attachments.get(&record.attachment)?.clone();
         let held = held(&owner, &record)?;
+        let pieces = vec![Piece { index, record }];
         Some(Owned {
-            index,
             owner,
             held,
-            record,
+            pieces,
         })
     };
-    let forwards: Vec<Owned> = transaction::visible(tables).filter_map(owned).collect();
-    let draining: Vec<Owned> = transaction::draining(tables).filter_map(owned).collect();
+    let forwards = whole(transaction::visible(tables).filter_map(owned).collect());
+    let draining = whole(transaction::draining(tables).filter_map(owned).collect());
     // Of two with one name the one counts that opens connections.
     let all = draining.iter().chain(&forwards);
-    let owners = all.filter_map(|forward| attachments.get(&forward.record.attachment).cloned());
+    let owners = all.filter_map(|forward| attachments.get(&forward.record().attachment).cloned());
     let containers = owners.collect();
     let held = forwards
         .iter()
@@ -130,6 +170,34 @@ pub fn read(tables: &Tables) -> Result<State, Error> {
         held,
         policies: policy::read(tables).doing(|| "read who may use what".to_owned())?,
     })
+}
+
+/// `pieces` put together to ranges.
+fn whole(mut pieces: Vec<Owned>) -> Vec<Owned> {
+    // Else nothing continues anything, and the order of the records is that of their making.
+    if pieces
+        .iter()
+        .all(|piece| piece.record().flags & Forward::CONTINUES == 0)
+    {
+        return pieces;
+    }
+    pieces.sort_by_key(|piece| {
+        let record = piece.record();
+        (
+            record.since,
+            piece.held.protocol,
+            piece.held.host,
+            record.host_port.get(),
+        )
+    });
+    let mut whole: Vec<Owned> = Vec::new();
+    for piece in pieces {
+        match whole.last_mut() {
+            Some(last) if last.is_continued_by(&piece) => last.continue_with(piece),
+            _ => whole.push(piece),
+        }
+    }
+    whole
 }
 
 /// Every container with its name, by ID.

@@ -67,6 +67,8 @@ pub struct NewForward {
     pub policy_flags: u8,
     /// The slots of the forward that has had the ports until now; empty ones for none.
     pub former: PortSlot,
+    /// Whether it is one range with the forward of the ports before it ([`Forward::CONTINUES`]).
+    pub continues: bool,
 }
 
 /// A transaction that is being written. Dropped without [`Transaction::commit`], it never took place.
@@ -113,6 +115,9 @@ impl<'t> Transaction<'t> {
         record.flags = new.policy_flags;
         if new.loopback {
             record.flags |= Forward::LOOPBACK;
+        }
+        if new.continues {
+            record.flags |= Forward::CONTINUES;
         }
         record.policy = new.policy;
         record.host = new.host;

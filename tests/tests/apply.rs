@@ -149,6 +149,69 @@ fn a_set_that_changes_moves_ports_and_withdraws_what_it_does_not_name() {
     assert!(stand.topology.list().is_empty());
 }
 
+/// Each port goes over from its own forward, so the range is made in pieces; nobody is to see that.
+#[test]
+fn a_range_in_place_of_several_is_one_range() {
+    let stand = Stand::new();
+    let of = |publish: &str| {
+        format!("[[container]]\nname = \"web\"\nnetns = \"{{0}}\"\npublish = [{publish}]\n")
+    };
+    stand
+        .apply(&of(r#""8080:80", "8085:85", "8087-8088:87-88""#), &[])
+        .expect_ok();
+    let range = of(r#""8078-8089:78-89""#);
+    let changed = stand.apply(&range, &[]).expect_ok();
+    let came = changed.stdout.lines().filter(|line| line.starts_with('+'));
+    assert_eq!(
+        came.collect::<Vec<_>>(),
+        [
+            "+ web: 78-89/tcp -> 0.0.0.0:8078-8089",
+            "+ web: 78-89/tcp -> [::]:8078-8089"
+        ]
+    );
+    let listed = stand.topology.published();
+    assert_eq!(
+        listed,
+        [
+            "web tcp 0.0.0.0:8078 -> 10.88.0.2:78 x12",
+            "web tcp [::]:8078 -> [fd88::2]:78 x12",
+        ]
+    );
+    assert_eq!(stand.label(8080).as_deref(), Some("web"));
+    let connections = |row: &serde_json::Value| row["connections"].as_u64();
+    assert_eq!(
+        stand
+            .topology
+            .list()
+            .iter()
+            .map(connections)
+            .collect::<Vec<_>>(),
+        [Some(1); 2]
+    );
+    let open = clients::connect(&stand.topology.client, SocketAddr::new(HOST, 8080));
+    let open = open.expect("connect");
+    clients::ask_stream(&open).expect("an answer");
+    assert_eq!(stand.apply(&range, &[]).expect_ok().stdout, "");
+    clients::echo(&open, b"still there?").expect("an answer");
+    stand.topology.attach("web", 0, &["8078-8089:78-89"]);
+    let netns = stand.topology.containers[1].netns();
+    let repoint = ["repoint", "web", "db", "--netns", &netns];
+    stand.topology.portfwd(&repoint).expect_ok();
+    assert_eq!(stand.label(8080).as_deref(), Some("db"));
+    clients::echo(&open, b"still there?").expect("an answer");
+    let flows = stand
+        .topology
+        .portfwd(&["--json", "flows", "web", "--state", "established"])
+        .expect_ok()
+        .json();
+    assert_eq!(flows.as_array().map(Vec::len), Some(1), "{flows}");
+    assert_eq!(stand.topology.published().len(), 2);
+    let detach = ["detach", "db", "-p", "8078-8089:78-89"];
+    stand.topology.portfwd(&detach).expect_ok();
+    assert_eq!(stand.label(8080), None);
+    assert_eq!(stand.topology.published(), [""; 0]);
+}
+
 #[test]
 fn a_set_of_which_something_cannot_be_changes_nothing() {
     let stand = Stand::new();

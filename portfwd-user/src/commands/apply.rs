@@ -235,9 +235,10 @@ impl Claims {
 
     /// Notes what the container of that number gets by its plan, and keeps.
     fn settle(&mut self, number: usize, plan: &Plan, state: &State) {
-        let stays = state.forwards.iter().filter(|owned| {
-            owned.owner == plan.label && !plan.leaving.forwards.contains(&owned.index)
-        });
+        let stays = state
+            .forwards
+            .iter()
+            .filter(|owned| owned.owner == plan.label && !goes(owned, &plan.leaving));
         let new = plan.forwards.iter().filter_map(|forward| {
             Some(Held {
                 owner: plan.label.clone(),
@@ -288,19 +289,29 @@ fn pruned(state: &State, set: &Set) -> Leaving {
     let others = all.filter(|owned| !set.declares(&owned.held));
     let others: Vec<&Owned> = others.collect();
     Leaving {
-        forwards: others.iter().map(|owned| owned.index).collect(),
-        containers: others.iter().map(|owned| owned.record.attachment).collect(),
+        forwards: others.iter().flat_map(|owned| owned.indexes()).collect(),
+        containers: others
+            .iter()
+            .map(|owned| owned.record().attachment)
+            .collect(),
         drained: None,
     }
 }
 
+/// Whether a forward is one of those that go.
+fn goes(owned: &Owned, leaving: &Leaving) -> bool {
+    owned
+        .indexes()
+        .any(|index| leaving.forwards.contains(&index))
+}
+
 fn changes(state: &State, plans: &[Plan], pruned: &Leaving) -> Changes {
     let new = plans.iter().flat_map(Plan::newly_published);
-    let goes = |owned: &&Owned| {
+    let is_withdrawn = |owned: &&Owned| {
         let mut leaving = plans.iter().map(|plan| &plan.leaving).chain([pruned]);
-        leaving.any(|leaving| leaving.forwards.contains(&owned.index))
+        leaving.any(|leaving| goes(owned, leaving))
     };
-    let withdrawn = state.forwards.iter().filter(goes);
+    let withdrawn = state.forwards.iter().filter(is_withdrawn);
     Changes::new(
         new.collect(),
         withdrawn.filter_map(Owned::published).collect(),

@@ -57,7 +57,7 @@ fn select(writable: &Writable, detach: &Detach) -> Result<Option<Leaving>, Error
             let held = &forward.held;
             spec.selects(held.protocol, held.host, held.ports, held.container)
         });
-        let mut selected = selected.map(|forward| forward.index).peekable();
+        let mut selected = selected.flat_map(|forward| forward.indexes()).peekable();
         if selected.peek().is_none() && !detach.ignore_missing {
             return Err(Missing::Forward {
                 container: detach.container.clone(),

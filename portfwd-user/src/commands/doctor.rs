@@ -180,7 +180,7 @@ fn describe(
     let state = state::read(&datapath.tables)?;
     let (served, unserved) = devices(site, datapath, host)?;
     let stack = |is_v6| {
-        let through_stack = |forward: &&Owned| forward.record.delivery == Delivery::Stack as u8;
+        let through_stack = |forward: &&Owned| forward.record().delivery == Delivery::Stack as u8;
         let published = state.forwards.iter().filter(through_stack);
         let mut published = published.filter_map(Owned::published);
         published.any(|one| one.container_ip.is_ipv6() == is_v6)

@@ -100,7 +100,7 @@ impl Scene<'_> {
         let policy = policy.map(|((_, state), forward)| state.policy_of(forward));
         let policy = policy.unwrap_or_default();
         let counters = match (self.running, forward) {
-            (Some((datapath, _)), Some(forward)) => counters(&datapath.tables, forward.index)?,
+            (Some((datapath, _)), Some(forward)) => counters(&datapath.tables, forward)?,
             _ => Default::default(),
         };
         Ok(Explanation {
@@ -234,14 +234,14 @@ impl Scene<'_> {
             return Outcome::Passed { reason };
         }
         let unreached =
-            forward.record.target.is_unspecified() || self.asked.protocol == Protocol::Sctp;
+            forward.record().target.is_unspecified() || self.asked.protocol == Protocol::Sctp;
         if unreached || !self.host.owns(to.ip()) {
             return Outcome::Passed { reason: None };
         }
         let port = forward
-            .record
+            .record()
             .target_port_of(portfwd_common::net::NetPort::new(to.port()));
-        let target = SocketAddr::new(IpAddr::from(forward.record.target), port.get());
+        let target = SocketAddr::new(IpAddr::from(forward.record().target), port.get());
         Outcome::Direct { target }
     }
 
@@ -369,7 +369,7 @@ fn beside(address: IpAddr, distance: u8) -> IpAddr {
 
 /// Whether a forward leads nowhere.
 fn holds_only(forward: Option<&Owned>) -> bool {
-    forward.is_some_and(|forward| forward.record.target.is_unspecified())
+    forward.is_some_and(|forward| forward.record().target.is_unspecified())
 }
 
 /// What a reason means for this packet.

@@ -25,7 +25,7 @@ use crate::{
     flow_filter::FlowFilter,
     label::Label,
     report::{self, FlowRow},
-    state::{self, Owned},
+    state::{self, Owned, Piece},
     sweep,
     tables::{Flows, TableError},
     transaction,
@@ -65,12 +65,15 @@ fn rows(cli: &Cli, filter: &FlowFilter) -> Result<Vec<FlowRow>, Error> {
             let tables = &datapath.tables;
             let now = clock::seconds()?;
             let committed = transaction::committed(tables);
-            let drains = |owned: &&Owned| owned.record.is_draining(committed, now.into());
+            let drains = |owned: &&Owned| owned.record().is_draining(committed, now.into());
             let draining = state.draining.iter().filter(drains);
             let all = state.forwards.iter().chain(draining);
-            let owners = all.map(|forward| {
-                let id = (forward.index, forward.record.generation);
-                (id, &forward.owner)
+            let owners = all.flat_map(|forward| {
+                let id = |piece: &Piece| (piece.index, piece.record.generation);
+                forward
+                    .pieces
+                    .iter()
+                    .map(move |piece| (id(piece), &forward.owner))
             });
             let sight = Sight {
                 owners: owners.collect(),

@@ -58,7 +58,7 @@ fn make_plan(
         return Err(Missing::Container(container.clone()).into());
     }
     let moved = state.of(container);
-    let opens = |owned: &&state::Owned| owned.record.until == Forward::FOREVER;
+    let opens = |owned: &&state::Owned| owned.record().until == Forward::FOREVER;
     let moved: Vec<&state::Owned> = moved.into_iter().filter(opens).collect();
     if moved.is_empty() {
         return Err(ContainerError::Drains(container.clone()).into());

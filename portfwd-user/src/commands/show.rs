@@ -1,5 +1,6 @@
 //! The commands that only look: `list`, `port`, `status`; and how they do.
 
+use aya::maps::PerCpuValues;
 use portfwd_common::{LAYOUT, forward::Counters, maps, verdict::Reason};
 
 use crate::{
@@ -66,7 +67,7 @@ fn row(
     let Some(published) = forward.published() else {
         return Ok(None);
     };
-    let counters = counters(tables, forward.index)?;
+    let counters = counters(tables, forward)?;
     let policy = state.policy_of(forward);
     Ok(Some(ForwardRow {
         published,
@@ -81,18 +82,20 @@ fn row(
     }))
 }
 
-/// The sums over all CPUs.
-pub(super) fn counters(tables: &Tables, index: u32) -> Result<Counters, Error> {
-    let per_cpu = tables
-        .counters
-        .get(&index, 0)
+/// The sums over all its pieces and all CPUs.
+pub(super) fn counters(tables: &Tables, forward: &Owned) -> Result<Counters, Error> {
+    let of_piece = |index| tables.counters.get(&index, 0);
+    let counted: Vec<PerCpuValues<Counters>> = forward
+        .indexes()
+        .map(of_piece)
+        .collect::<Result<_, _>>()
         .map_err(|source| TableError::Map {
             name: maps::COUNTERS,
             source: Box::new(source),
         })
         .doing(|| "read the counters".to_owned())?;
     let mut sum = Counters::default();
-    for counters in per_cpu.iter() {
+    for counters in counted.iter().flat_map(|per_cpu| per_cpu.iter()) {
         sum.rx_packets += counters.rx_packets;
         sum.rx_bytes += counters.rx_bytes;
         sum.tx_packets += counters.tx_packets;

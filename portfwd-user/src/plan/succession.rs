@@ -9,7 +9,7 @@ use portfwd_common::{
 
 use super::Plan;
 use crate::{
-    state::{Owned, State},
+    state::{Piece, State},
     transaction::NewForward,
 };
 
@@ -38,28 +38,31 @@ impl Leaving {
 pub fn follow(plans: &mut [Plan], others: &Leaving, state: &State) {
     let mut goes = others.forwards.clone();
     goes.extend(plans.iter().flat_map(|plan| &plan.leaving.forwards));
-    let opens = state.forwards.iter();
-    let leaving: Vec<&Owned> = opens.filter(|owned| goes.contains(&owned.index)).collect();
+    let opens = state.forwards.iter().flat_map(|owned| &owned.pieces);
+    let leaving: Vec<Piece> = opens
+        .copied()
+        .filter(|piece| goes.contains(&piece.index))
+        .collect();
     for plan in plans {
         plan.forwards = following(&plan.forwards, &leaving);
     }
 }
 
 /// `forwards`, each of which follows the one of `leaving` that has ports of it: one that would follow several is several.
-pub(super) fn following(forwards: &[NewForward], leaving: &[&Owned]) -> Vec<NewForward> {
+pub(super) fn following(forwards: &[NewForward], leaving: &[Piece]) -> Vec<NewForward> {
     let mut following = Vec::new();
     for forward in forwards {
-        let mut former: Vec<&Owned> = leaving
+        let mut former: Vec<Piece> = leaving
             .iter()
             .copied()
-            .filter(|owned| shares_slots(&owned.record, forward))
+            .filter(|piece| shares_slots(&piece.record, forward))
             .collect();
-        former.sort_by_key(|owned| owned.record.host_port.get());
+        former.sort_by_key(|piece| piece.record.host_port.get());
         // A piece goes as far as to where the next one's former begins.
         let begins = former
             .iter()
             .skip(1)
-            .map(|owned| owned.record.host_port.get());
+            .map(|piece| piece.record.host_port.get());
         let mut bounds: Vec<u16> = begins.map(|port| port - forward.host_port).collect();
         bounds.insert(0, 0);
         bounds.push(forward.count);
@@ -68,9 +71,8 @@ pub(super) fn following(forwards: &[NewForward], leaving: &[&Owned]) -> Vec<NewF
                 host_port: forward.host_port + bounds[0],
                 target_port: forward.target_port + bounds[0],
                 count: bounds[1] - bounds[0],
-                former: former
-                    .get(piece)
-                    .map_or(PortSlot::from_bits(0), |owned| slot(owned)),
+                former: former.get(piece).map_or(PortSlot::from_bits(0), slot),
+                continues: piece > 0,
                 ..*forward
             });
         }
@@ -79,8 +81,8 @@ pub(super) fn following(forwards: &[NewForward], leaving: &[&Owned]) -> Vec<NewF
 }
 
 /// A forward as slots have it.
-fn slot(owned: &Owned) -> PortSlot {
-    PortSlot::new(owned.index, owned.record.generation, 0)
+fn slot(piece: &Piece) -> PortSlot {
+    PortSlot::new(piece.index, piece.record.generation, 0)
 }
 
 /// Whether some slots of the one are the other's.
@@ -103,7 +105,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{collision::Held, spec::PortRange};
 
     const HOST: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 
@@ -122,34 +123,22 @@ mod tests {
             policy: 0,
             policy_flags: 0,
             former: PortSlot::from_bits(0),
+            continues: false,
         }
     }
 
-    fn old(index: u32, protocol: Protocol, first: u16, count: u16) -> Owned {
-        let owner = "old".parse().unwrap();
-        let ports = PortRange::from_count(first, count).unwrap();
+    fn old(index: u32, protocol: Protocol, first: u16, count: u16) -> Piece {
         let mut record = Forward::FREE;
         record.generation = index + 100;
         record.host = Ip::from(HOST);
         record.host_port = NetPort::new(first);
         record.count = count;
         record.protocol = protocol.number();
-        Owned {
-            index,
-            owner,
-            held: Held {
-                owner: "old".parse().unwrap(),
-                protocol,
-                host: HOST,
-                ports,
-                container: ports,
-            },
-            record,
-        }
+        Piece { index, record }
     }
 
     /// Ranges that do not overlap: lengths of gaps and ranges in turn.
-    fn olds(lengths: &[(u16, u16)]) -> Vec<Owned> {
+    fn olds(lengths: &[(u16, u16)]) -> Vec<Piece> {
         let mut next = 1000;
         let mut olds = Vec::new();
         for (gap, count) in lengths {
@@ -166,25 +155,26 @@ mod tests {
             first in 990u16..1100, count in 1u16..200, lengths in prop::collection::vec((0u16..30, 1u16..30), 0..8),
         ) {
             let (asked, olds) = (new(first, count), olds(&lengths));
-            let all: Vec<&Owned> = olds.iter().collect();
-            let pieces = following(&[asked], &all);
+            let pieces = following(&[asked], &olds);
             let ports = pieces.iter().flat_map(|piece| {
                 (0..piece.count).map(|offset| (piece.host_port + offset, piece.target_port + offset, piece.former))
             });
             let expected = (0..count).map(|offset| {
                 let port = first + offset;
-                let had = olds.iter().find(|owned| owned.held.ports.contains(port));
+                let had = olds.iter().find(|piece| piece.record.has(NetPort::new(port)));
                 (port, asked.target_port + offset, had.map_or(PortSlot::from_bits(0), slot))
             });
             // Of a port that nobody had it does not matter whom its piece follows.
-            let had = |port: u16| olds.iter().any(|owned| owned.held.ports.contains(port));
+            let had = |port: u16| olds.iter().any(|piece| piece.record.has(NetPort::new(port)));
             let expected = expected.zip(ports.clone()).map(|(expected, (.., former))| match had(expected.0) {
                 true => expected,
                 false => (expected.0, expected.1, former),
             });
             prop_assert!(ports.clone().eq(expected));
-            let overlapping = olds.iter().filter(|owned| shares_slots(&owned.record, &asked));
+            let overlapping = olds.iter().filter(|piece| shares_slots(&piece.record, &asked));
             prop_assert_eq!(pieces.len(), overlapping.count().max(1));
+            let continue_it = pieces.iter().filter(|piece| piece.continues).count();
+            prop_assert_eq!((continue_it, pieces[0].continues), (pieces.len() - 1, false));
         }
     }
 
@@ -198,7 +188,7 @@ mod tests {
             (65_530, 6),
         ] {
             let old = old(1, Protocol::Tcp, first, count);
-            let pieces = following(&[new(64_000, 1_536)], &[&old]);
+            let pieces = following(&[new(64_000, 1_536)], &[old]);
             let counts: Vec<u16> = pieces.iter().map(|piece| piece.count).collect();
             assert_eq!(counts, [1_536], "{first}");
             assert_eq!(pieces[0].former, slot(&old));
@@ -208,6 +198,6 @@ mod tests {
     #[test]
     fn a_forward_of_another_protocol_is_not_followed() {
         let other = old(1, Protocol::Udp, 1_000, 5);
-        assert_eq!(following(&[new(1_000, 5)], &[&other]), [new(1_000, 5)]);
+        assert_eq!(following(&[new(1_000, 5)], &[other]), [new(1_000, 5)]);
     }
 }
