@@ -10,7 +10,15 @@ use portfwd_tests::servers::Server;
 use portfwd_tests::topology::{HOST, HOST6, Shape, Topology};
 
 /// What the killed command publishes or withdraws, beside what is there throughout.
-const SPECS: [&str; 3] = ["9090:80", "9091:80", "9090:80/udp"];
+/// The last one has a block of ports, and a port on either side of it.
+const SPECS: [&str; 4] = [
+    "9090:80",
+    "9091:80",
+    "9090:80/udp",
+    "192.0.2.1:9215-9472:1-258",
+];
+/// How many forwards they are: one of each family, but for an address.
+const FORWARDS: usize = 2 * SPECS.len() - 1;
 const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
 /// A topology with servers, and a port of the second container that has to stay.
@@ -70,8 +78,11 @@ impl Stand {
                 seen.push(clients::serves(&self.topology.client, protocol, to));
             }
         }
-        let to = SocketAddr::new(LOOPBACK, 9090);
-        seen.push(clients::serves(&self.topology.host, Protocol::Tcp, to));
+        for to in [SocketAddr::new(LOOPBACK, 9090), SocketAddr::new(HOST, 9294)] {
+            seen.push(clients::serves(&self.topology.host, Protocol::Tcp, to));
+        }
+        let to = SocketAddr::new(HOST, 9294);
+        seen.push(clients::serves(&self.topology.client, Protocol::Tcp, to));
         let all = seen.iter().all(|serves| *serves);
         let nothing = seen.iter().all(|serves| !*serves);
         assert!(all || nothing, "killed at {at}: {seen:?}");
@@ -93,7 +104,7 @@ impl Stand {
     fn assert_listed(&self, at: u32, published: bool) {
         let lines = self.topology.published();
         let of_web = lines.iter().filter(|line| line.starts_with("web ")).count();
-        let expected = if published { 2 * SPECS.len() } else { 0 };
+        let expected = if published { FORWARDS } else { 0 };
         assert_eq!(of_web, expected, "killed at {at}: {lines:?}");
     }
 }
