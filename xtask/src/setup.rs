@@ -115,9 +115,8 @@ fn missing(extras: Extras) -> anyhow::Result<Vec<Item>> {
         items.push(Item::Rust);
     }
     items.extend(tools::missing_crates(extras).into_iter().map(Item::Crate));
-    if extras.bench {
-        items.extend(tools::missing_unpacked().into_iter().map(Item::Unpacked));
-    }
+    let unpacked = tools::missing_unpacked(extras);
+    items.extend(unpacked.into_iter().map(Item::Unpacked));
     Ok(items)
 }
 

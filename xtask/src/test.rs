@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context as _, bail, ensure};
 
-use crate::{ebpf, mutants, process, setup, workspace};
+use crate::{ebpf, mutants, process, setup, toolchain, workspace};
 
 /// Runs `cargo test` with `options`, on the whole workspace unless they choose packages; `inner` goes to
 /// the tests themselves.
@@ -30,6 +30,7 @@ pub(crate) fn run(options: &[OsString], inner: &[OsString]) -> anyhow::Result<()
         .arg("--")
         .args(inner)
         .env("PORTFWD_BIN", workspace::target().join("debug/portfwd"))
+        .env("PORTFWD_PORTMAP", toolchain::peers().join("portmap"))
         .stdout(Stdio::piped());
     eprintln!("+ {}", process::shown(&command));
     let mut child = command.spawn().context("start cargo")?;

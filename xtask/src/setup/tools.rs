@@ -110,6 +110,8 @@ pub(super) struct Unpacked {
     /// As the package lists it.
     member: &'static str,
     name: &'static str,
+    /// Whether only the benchmark runs it.
+    for_bench: bool,
 }
 
 const UNPACKED: [Unpacked; 2] = [
@@ -118,6 +120,7 @@ const UNPACKED: [Unpacked; 2] = [
         suite: None,
         member: "./usr/sbin/docker-proxy",
         name: "docker-proxy",
+        for_bench: true,
     },
     Unpacked {
         package: "containernetworking-plugins",
@@ -125,13 +128,15 @@ const UNPACKED: [Unpacked; 2] = [
         suite: Some("sid"),
         member: "./usr/lib/cni/portmap",
         name: "portmap",
+        for_bench: false,
     },
 ];
 
-/// The programs that are not there yet.
-pub(super) fn missing_unpacked() -> Vec<Unpacked> {
+/// The programs that are needed and not there yet.
+pub(super) fn missing_unpacked(extras: Extras) -> Vec<Unpacked> {
     UNPACKED
         .into_iter()
+        .filter(|program| extras.bench || !program.for_bench)
         .filter(|program| !program.path().is_file())
         .collect()
 }
