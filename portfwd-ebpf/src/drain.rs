@@ -61,22 +61,12 @@ fn here() -> Option<*mut Search> {
     SEARCH.get_ptr_mut(0)
 }
 
+/// The key in the other family's shape: IPv4 is mapped into IPv6, and back.
 #[inline(always)]
-fn widened<A: Address>(key: &FlowKey<A>) -> FlowKey<V6> {
+fn reshaped<A: Address, B: Address>(key: &FlowKey<A>) -> FlowKey<B> {
     FlowKey {
-        client: V6::from_ip(key.client.ip()),
-        container: V6::from_ip(key.container.ip()),
-        client_port: key.client_port,
-        container_port: key.container_port,
-        protocol: key.protocol,
-    }
-}
-
-#[inline(always)]
-fn narrowed<A: Address>(key: &FlowKey<V6>) -> FlowKey<A> {
-    FlowKey {
-        client: A::from_ip(key.client.ip()),
-        container: A::from_ip(key.container.ip()),
+        client: B::from_ip(key.client.ip()),
+        container: B::from_ip(key.container.ip()),
         client_port: key.client_port,
         container_port: key.container_port,
         protocol: key.protocol,
@@ -139,7 +129,7 @@ pub fn found<A: Family>(key: &mut FlowKey<A>) -> Found<A> {
     match flow::found_last() {
         Some(live) => {
             // SAFETY: as above.
-            *key = narrowed(unsafe { &(*search).found });
+            *key = reshaped(unsafe { &(*search).found });
             Found::Own(live)
         }
         None => Found::Nothing,
@@ -175,7 +165,7 @@ unsafe extern "C" fn look<A: Family>(_number: u32, _context: *mut c_void) -> i64
     let Some(published) = forward::serving(slot.index(), slot.generation) else {
         return 1;
     };
-    let asked = narrowed::<A>(&search.request);
+    let asked: FlowKey<A> = reshaped(&search.request);
     let request = Request {
         client: asked.client,
         client_port: asked.client_port,
@@ -197,7 +187,7 @@ unsafe extern "C" fn look<A: Family>(_number: u32, _context: *mut c_void) -> i64
     if let Found::Own(live) = shift::find(&mut key, &request, &published)
         && !(search.opens != 0 && live.state.gives_way_to_syn())
     {
-        search.found = widened(&key);
+        search.found = reshaped(&key);
         search.answer = Answer::Found as u32;
         return 1;
     }

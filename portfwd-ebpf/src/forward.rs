@@ -153,20 +153,21 @@ fn seen_by(committed: u64, index: u32, generation: u32) -> Option<Published> {
 #[inline(always)]
 pub fn serving(index: u32, generation: u32) -> Option<Published> {
     let committed = committed()?;
+    if let Some(opens) = seen_by(committed, index, generation) {
+        return Some(opens);
+    }
     let record = FORWARDS.get(index)?;
     // SAFETY: as above.
-    let (seen, since, until, ended, drained) = unsafe {
+    let (seen, since, ended, drained) = unsafe {
         (
             core::ptr::read_volatile(&raw const record.generation),
             core::ptr::read_volatile(&raw const record.since),
-            core::ptr::read_volatile(&raw const record.until),
             core::ptr::read_volatile(&raw const record.ended),
             core::ptr::read_volatile(&raw const record.drained),
         )
     };
-    let serves = is_visible(since, until, committed)
-        || (is_visible(since, ended, committed) && (clock::now() as u64) < drained);
-    (seen == generation && serves).then_some(Published {
+    let drains = is_visible(since, ended, committed) && (clock::now() as u64) < drained;
+    (seen == generation && drains).then_some(Published {
         index,
         generation,
         record,
