@@ -30,10 +30,12 @@ pub struct Owner {
     pub until: u64,
     /// First transaction from which its packets are masqueraded; [`Self::NEVER`] if they are not.
     pub masqueraded: u64,
+    /// First transaction from which they are no longer; [`Self::NEVER`] if none says so.
+    pub unmasqueraded: u64,
 }
 
 impl Owner {
-    /// `until` and `masqueraded` of what does not end or does not begin.
+    /// `until`, `masqueraded` and `unmasqueraded` of what does not end or does not begin.
     pub const NEVER: u64 = u64::MAX;
 
     /// Whether packets see it when `committed` is the last transaction.
@@ -44,21 +46,23 @@ impl Owner {
     /// Whether what comes from its addresses is masqueraded.
     #[inline(always)]
     pub const fn is_masqueraded(&self, committed: u64) -> bool {
-        self.is_visible(committed) && self.masqueraded <= committed
+        self.is_visible(committed)
+            && crate::forward::is_visible(self.masqueraded, self.unmasqueraded, committed)
     }
     /// The record without what a transaction wrote that never took place, if it was before that.
     pub const fn settled(self, committed: u64) -> Option<Self> {
         if self.since > committed || self.until <= committed {
             return None;
         }
-        let masqueraded = match self.masqueraded > committed {
-            true => Self::NEVER,
-            false => self.masqueraded,
+        let masqueraded = match self.is_masqueraded(committed) {
+            true => self.masqueraded,
+            false => Self::NEVER,
         };
         Some(Self {
             since: self.since,
             until: Self::NEVER,
             masqueraded,
+            unmasqueraded: Self::NEVER,
         })
     }
 }
@@ -334,7 +338,7 @@ pub const fn candidate(first: u32, tried: u32, length: u32) -> u32 {
 }
 
 const _: () = {
-    assert!(size_of::<Owner>() == 24);
+    assert!(size_of::<Owner>() == 32);
     assert!(size_of::<Settings>() == 24);
     assert!(size_of::<PortElement>() == 8);
     assert!(size_of::<DeviceFamily>() == 8);
@@ -410,10 +414,11 @@ mod tests {
 
         #[test]
         fn what_was_committed_stays_and_what_was_not_never_was(
-            committed in 5u64..100, since in 1u64..200, withdrawn in 1u64..200, asked in 1u64..200,
+            committed in 5u64..100, since in 1u64..200, withdrawn in 1u64..200, asked in 1u64..200, ended in 1u64..200,
         ) {
             let until = if withdrawn < since { Owner::NEVER } else { withdrawn };
-            let owner = Owner { since, until, masqueraded: asked };
+            let unmasqueraded = if ended < asked { Owner::NEVER } else { ended };
+            let owner = Owner { since, until, masqueraded: asked, unmasqueraded };
             match owner.settled(committed) {
                 None => prop_assert!(!owner.is_visible(committed)),
                 Some(settled) => {

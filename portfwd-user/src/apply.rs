@@ -374,6 +374,13 @@ fn let_go(transaction: &mut Transaction<'_>, leaving: &Leaving) -> Result<(), Er
             transaction.withdraw_owner(owner).doing(doing)?;
         }
     }
+    for container in &leaving.unmasqueraded {
+        let ending = masquerade::owners_ending_with(transaction.tables(), *container);
+        for left in ending.doing(doing)?.iter().filter(|id| *id != container) {
+            transaction.withdraw_owner(*left).doing(doing)?;
+        }
+        transaction.unmasquerade_owner(*container).doing(doing)?;
+    }
     Ok(())
 }
 

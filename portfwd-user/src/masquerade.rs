@@ -129,6 +129,7 @@ pub fn add(tables: &mut Tables, subnet: Subnet, id: u32) -> Result<(), TableErro
         since: 0,
         until: Owner::NEVER,
         masqueraded: 0,
+        unmasqueraded: Owner::NEVER,
     };
     set_owner(tables, id, owner)?;
     let inserted = tables.subnets.insert(&subnet.key(), id, 0);

@@ -213,8 +213,8 @@ pub fn repoint(
         published,
         leaving: Leaving {
             forwards: pieces.iter().map(|piece| piece.index).collect(),
-            containers: BTreeSet::new(),
             drained,
+            ..Leaving::default()
         },
         ..Plan::for_container(to, container, found, loopback, false)
     })
@@ -279,7 +279,7 @@ impl Plan {
             leaving: Leaving {
                 forwards: goes.iter().flat_map(|owned| owned.indexes()).collect(),
                 containers: former.filter(|id| *id != self.container.id).collect(),
-                drained: None,
+                ..Leaving::default()
             },
             ..self
         }

@@ -161,11 +161,28 @@ impl<'t> Transaction<'t> {
             since: self.number,
             until: Owner::NEVER,
             masqueraded: Owner::NEVER,
+            unmasqueraded: Owner::NEVER,
         });
-        if masqueraded && owner.masqueraded == Owner::NEVER {
+        if masqueraded && !owner.is_masqueraded(self.number - 1) {
             owner.masqueraded = self.number;
+            owner.unmasqueraded = Owner::NEVER;
         }
         masquerade::set_owner(self.tables, id, owner)
+    }
+
+    /// Lets what `id` owns be masqueraded no longer, from this transaction on.
+    pub fn unmasquerade_owner(&mut self, id: u32) -> Result<(), TableError> {
+        match masquerade::owner(self.tables, id)? {
+            Some(owner) => {
+                let unmasqueraded = self.number;
+                let owner = Owner {
+                    unmasqueraded,
+                    ..owner
+                };
+                masquerade::set_owner(self.tables, id, owner)
+            }
+            None => Ok(()),
+        }
     }
 
     /// Withdraws the owner `id` from this transaction on, if there is one.

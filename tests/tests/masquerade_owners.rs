@@ -223,3 +223,42 @@ fn a_containers_own_address_is_not_removed_as_a_subnet() {
     expect_error(other, 4, "10.88.0.3/32");
     world.topology.take_down();
 }
+
+/// A declared set says whether a container is masqueraded, and a file without it takes it back.
+#[test]
+fn what_a_set_declares_no_longer_is_masqueraded_no_longer() {
+    let world = World::new();
+    let netns = world.topology.containers[0].netns();
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("host.toml");
+    let apply = |masquerade: bool| {
+        let text = format!(
+            "[[container]]\nname = \"web\"\nnetns = \"{netns}\"\npublish = [\"8080:80\"]\nmasquerade = {masquerade}\n"
+        );
+        std::fs::write(&file, text).expect("write the file");
+        let file = file.display().to_string();
+        let outcome = world.topology.portfwd(&["apply", "-f", &file]);
+        let stdout = outcome.expect_ok().stdout;
+        let lines = stdout.lines().filter(|line| line.contains("masquerade"));
+        lines.map(str::to_owned).collect::<Vec<_>>()
+    };
+    for _ in 0..2 {
+        assert_eq!(apply(true), ["+ web: masquerade"]);
+        world.expect_masqueraded("declared");
+        assert_eq!(apply(true), [""; 0]);
+        let to = SocketAddr::new(FOREIGN, 7000);
+        let open = clients::connect(world.inside(), to).expect("connect");
+        clients::ask_stream(&open).expect("an answer");
+        assert_eq!(apply(false), ["- web: masquerade"]);
+        world.expect_untouched("declared no longer");
+        assert!(clients::echo(&open, b"still there?").is_err());
+        assert_eq!(apply(false), [""; 0]);
+    }
+    // Another attachment of the same address keeps it masqueraded.
+    apply(true);
+    world.attach("pod", "8081:80", &["--masquerade"]);
+    assert_eq!(apply(false), ["- web: masquerade"]);
+    world.expect_masqueraded("by another one");
+    world.detach("pod");
+    world.expect_untouched("by nobody");
+}

@@ -17,11 +17,13 @@ use crate::{
     collision::Held,
     datapath::{self, Datapath, Options, Site},
     error::{Doing, Error, Usage, shown_path},
+    masquerade,
     observe::{netns::Netns, sockets::Look},
     plan::{self, Leaving, Plan},
     report::{self, Changes},
     spec::{HostPorts, PortRange},
     state::{self, Owned, State},
+    transaction,
 };
 
 /// What a file declares, and where its containers are.
@@ -159,13 +161,35 @@ fn make_plans(
         true => pruned(&state, set),
         false => Leaving::default(),
     };
-    let changes = changes(&state, &plans, &pruned);
+    let mut changes = changes(&state, &plans, &pruned);
+    for (declared, plan) in set.declared.iter().zip(&mut plans) {
+        let was = is_masqueraded(running, plan)?;
+        match declared.attach.masquerade {
+            true if !was => changes.masqueraded.push(plan.label.clone()),
+            false if was => {
+                changes.unmasqueraded.push(plan.label.clone());
+                plan.leaving.unmasqueraded.insert(plan.container.id);
+            }
+            _ => {}
+        }
+    }
     plan::follow(&mut plans, &pruned, &state);
     Ok(Whole {
         plans,
         pruned,
         changes,
     })
+}
+
+/// Whether what the container of `plan` sends is masqueraded.
+fn is_masqueraded(running: Option<&Datapath>, plan: &Plan) -> Result<bool, Error> {
+    let (Some(datapath), true) = (running, plan.known) else {
+        return Ok(false);
+    };
+    let owner = masquerade::owner(&datapath.tables, plan.container.id);
+    let owner = owner.doing(|| format!("read whether {} is masqueraded", plan.label))?;
+    let committed = transaction::committed(&datapath.tables);
+    Ok(owner.is_some_and(|owner| owner.is_masqueraded(committed)))
 }
 
 /// Links that are made together must not be in each other's way: their hosts' ends are on one host.
@@ -294,7 +318,7 @@ fn pruned(state: &State, set: &Set) -> Leaving {
             .iter()
             .map(|owned| owned.record().attachment)
             .collect(),
-        drained: None,
+        ..Leaving::default()
     }
 }
 

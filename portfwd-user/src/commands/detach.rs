@@ -48,7 +48,7 @@ fn select(writable: &Writable, detach: &Detach) -> Result<Option<Leaving>, Error
         return Ok(Some(Leaving {
             forwards: all,
             containers: BTreeSet::from([container.id]),
-            drained: None,
+            ..Leaving::default()
         }));
     }
     let mut forwards = BTreeSet::new();
@@ -71,6 +71,6 @@ fn select(writable: &Writable, detach: &Detach) -> Result<Option<Leaving>, Error
     Ok(Some(Leaving {
         forwards,
         containers: is_left.then_some(container.id).into_iter().collect(),
-        drained: None,
+        ..Leaving::default()
     }))
 }

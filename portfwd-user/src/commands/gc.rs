@@ -44,7 +44,7 @@ fn collect(writable: &mut Writable, host: &Netns) -> Result<Collected, Error> {
     let leaving = Leaving {
         forwards,
         containers: gone.values().copied().collect(),
-        drained: None,
+        ..Leaving::default()
     };
     let swept = apply::withdraw(writable, host, &leaving)?;
     let containers = gone.into_keys().map(|container| CollectedContainer {

@@ -20,6 +20,8 @@ pub struct Leaving {
     pub forwards: BTreeSet<u32>,
     /// IDs of containers that are left without a forward.
     pub containers: BTreeSet<u32>,
+    /// IDs of containers that stay, and are masqueraded no longer.
+    pub unmasqueraded: BTreeSet<u32>,
     /// Second on `CLOCK_MONOTONIC` until which connections through the forwards may go on, as [`Forward::drained`]
     /// has it; None: they end.
     pub drained: Option<u64>,
@@ -29,7 +31,7 @@ impl Leaving {
     /// Whether everything stays.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.forwards.is_empty() && self.containers.is_empty()
+        self.forwards.is_empty() && self.containers.is_empty() && self.unmasqueraded.is_empty()
     }
 }
 
