@@ -1,8 +1,10 @@
 //! The `portfwd` binary as a process: what it was given, what it said, how it ended.
 
 use std::env;
+use std::fs::OpenOptions;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{self, Command, Output, Stdio};
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
@@ -203,12 +205,38 @@ pub fn finish(mut command: Command) -> Outcome {
     };
     waiter.join().expect("the waiter does not panic");
     let output = output.unwrap_or_else(|error| panic!("wait for {shown}: {error}"));
+    outcome(shown, &output)
+}
+
+/// What a run that has ended was, recorded like every other.
+///
+/// # Panics
+/// When it can not be recorded.
+#[must_use]
+pub fn outcome(command: String, output: &Output) -> Outcome {
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    record(&stderr);
     Outcome {
-        command: shown,
+        command,
         code: exit_code(output.status),
         stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        stderr,
     }
+}
+
+/// Adds what a run of the binary said to what this process has recorded, in the directory that
+/// `PORTFWD_MESSAGES` names: `cargo xtask test` looks there for every message of the source.
+///
+/// # Panics
+/// When that fails.
+pub fn record(stderr: &str) {
+    let Some(directory) = env::var_os("PORTFWD_MESSAGES") else {
+        return;
+    };
+    let path = Path::new(&directory).join(process::id().to_string());
+    let file = OpenOptions::new().append(true).create(true).open(&path);
+    let written = file.and_then(|mut file| file.write_all(stderr.as_bytes()));
+    written.unwrap_or_else(|error| panic!("record messages in {}: {error}", path.display()));
 }
 
 /// The exit code as a shell reports it.

@@ -1,8 +1,12 @@
-//! Killing a command at its n-th system call.
+//! Killing a command at its n-th system call, and letting one of its system calls fail.
 
-use std::io;
-use std::os::unix::process::CommandExt;
-use std::process::{Command, Stdio};
+mod call;
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, Read as _, Seek as _};
+use std::os::unix::process::{CommandExt, ExitStatusExt as _};
+use std::process::{Command, ExitStatus, Output, Stdio};
 use std::thread;
 
 use nix::errno::Errno;
@@ -10,6 +14,19 @@ use nix::sys::ptrace::{self, Options};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
+
+use crate::portfwd::{self, Outcome};
+pub use call::Call;
+
+/// What becomes of a system call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    Made,
+    /// It is not made, and all of the command dies.
+    Killed,
+    /// It is not made, and fails with this.
+    Failed(Errno),
+}
 
 /// How a traced run ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,25 +49,73 @@ pub enum End {
 /// When tracing fails.
 #[must_use]
 pub fn run(mut command: Command, at: u32) -> End {
-    command
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null());
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    let mut calls = 0;
+    start(command, move |_| {
+        calls += 1;
+        match calls == at {
+            true => Fate::Killed,
+            false => Fate::Made,
+        }
+    })
+}
+
+/// Runs the command, in which every system call fails for which `refused` has an error: the kernel does not
+/// see it. As with [`portfwd::finish`], what the command says is recorded.
+///
+/// # Panics
+/// When tracing fails.
+#[must_use]
+pub fn refuse(mut command: Command, refused: impl FnMut(&Call) -> Option<Errno> + Send) -> Outcome {
+    let shown = format!("{command:?}");
+    let mut said = [(); 2].map(|()| tempfile::tempfile().expect("a file"));
+    let [stdout, stderr] = said
+        .each_ref()
+        .map(|file| file.try_clone().expect("a descriptor"));
+    command.stdout(stdout).stderr(stderr);
+    let mut refused = refused;
+    let end = start(command, move |call| {
+        refused(call).map_or(Fate::Made, Fate::Failed)
+    });
+    let End::Exited { code, .. } = end else {
+        panic!("{shown} was killed");
+    };
+    let [stdout, stderr] = said.each_mut().map(contents);
+    let output = Output {
+        // As wait(2) has it.
+        status: ExitStatus::from_raw(code << 8),
+        stdout,
+        stderr,
+    };
+    portfwd::outcome(shown, &output)
+}
+
+fn contents(file: &mut File) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let read = file.rewind().and_then(|()| file.read_to_end(&mut bytes));
+    read.expect("read what was said");
+    bytes
+}
+
+fn start(mut command: Command, fate: impl FnMut(&Call) -> Fate + Send) -> End {
+    command.stdin(Stdio::null());
     // SAFETY: between fork and exec the closure makes one system call and allocates nothing.
     unsafe {
         command.pre_exec(|| ptrace::traceme().map_err(io::Error::from));
     }
     // The tracer is one thread and waits for its own children only (`__WNOTHREAD`), so that it
     // never takes away the children of tests on other threads.
-    let tracer = thread::spawn(move || trace(command, at).expect("trace a command"));
-    tracer.join().expect("the tracing thread")
+    thread::scope(|scope| {
+        let tracer = scope.spawn(|| trace(command, fate).expect("trace a command"));
+        tracer.join().expect("the tracing thread")
+    })
 }
 
 #[expect(
     clippy::zombie_processes,
     reason = "the loop waits until no child is left"
 )]
-fn trace(mut command: Command, at: u32) -> Result<End, Errno> {
+fn trace(mut command: Command, mut fate: impl FnMut(&Call) -> Fate) -> Result<End, Errno> {
     let child = command.spawn().expect("start the traced command");
     let main = Pid::from_raw(i32::try_from(child.id()).expect("a process ID fits"));
     // The first stop is the one after exec.
@@ -66,6 +131,7 @@ fn trace(mut command: Command, at: u32) -> Result<End, Errno> {
     )?;
     resume(main, None)?;
     let mut inside = Inside::default();
+    let mut refused = HashMap::new();
     let mut end = None;
     let mut calls = 0;
     loop {
@@ -78,9 +144,22 @@ fn trace(mut command: Command, at: u32) -> Result<End, Errno> {
         };
         match status {
             WaitStatus::PtraceSyscall(thread) => {
-                if inside.toggle(thread) {
-                    calls += 1;
-                    if calls == at {
+                if !inside.toggle(thread) {
+                    if let Some(errno) = refused.remove(&thread) {
+                        unless_gone(call::answer(thread, errno))?;
+                    }
+                    resume(thread, None)?;
+                    continue;
+                }
+                calls += 1;
+                let call = unless_gone(Call::of(thread))?;
+                match call.map_or(Fate::Made, |call| fate(&call)) {
+                    Fate::Made => {}
+                    Fate::Failed(errno) => {
+                        unless_gone(call::skip(thread))?;
+                        refused.insert(thread, errno);
+                    }
+                    Fate::Killed => {
                         end = Some(End::Killed);
                         kill(main, Signal::SIGKILL)?;
                         inside.kill_others(main);
@@ -109,9 +188,14 @@ fn trace(mut command: Command, at: u32) -> Result<End, Errno> {
 
 /// Lets a thread run to its next stop; one that has died meanwhile is waited for like the others.
 fn resume(thread: Pid, signal: impl Into<Option<Signal>>) -> Result<(), Errno> {
-    match ptrace::syscall(thread, signal) {
-        Err(Errno::ESRCH) => Ok(()),
-        other => other,
+    unless_gone(ptrace::syscall(thread, signal)).map(drop)
+}
+
+/// None of a thread that has died meanwhile.
+fn unless_gone<T>(done: Result<T, Errno>) -> Result<Option<T>, Errno> {
+    match done {
+        Err(Errno::ESRCH) => Ok(None),
+        done => done.map(Some),
     }
 }
 
@@ -143,6 +227,10 @@ impl Inside {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
+    use nix::libc;
+
     use super::*;
 
     fn shell(script: &str) -> Command {
@@ -158,6 +246,28 @@ mod tests {
         };
         assert_eq!(code, 3);
         assert!(calls > 20, "{calls} system calls");
+    }
+
+    #[test]
+    fn a_call_that_is_refused_is_not_made_and_what_the_command_says_of_it_is_kept() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("made").display().to_string();
+        let mut command = Command::new("mkdir");
+        command.arg(&path).env("LC_ALL", "C");
+        let is_ours = |call: &Call| {
+            call.arguments
+                .iter()
+                .any(|argument| call.text(*argument) == path)
+                && call.number != libc::SYS_execve
+        };
+        let outcome = refuse(command, |call| is_ours(call).then_some(Errno::ENOSPC));
+        assert_eq!(outcome.code, 1);
+        assert!(
+            outcome.stderr.contains("No space left on device"),
+            "{}",
+            outcome.stderr
+        );
+        assert!(!Path::new(&path).exists());
     }
 
     #[test]

@@ -7,6 +7,7 @@ mod demo;
 mod docs;
 mod ebpf;
 mod machines;
+mod messages;
 mod mutants;
 mod process;
 mod setup;
@@ -15,7 +16,7 @@ mod test;
 mod toolchain;
 mod workspace;
 
-use std::{env, ffi::OsString, process::ExitCode};
+use std::{env, ffi::OsString, path::PathBuf, process::ExitCode};
 
 use anyhow::ensure;
 use clap::{Parser, Subcommand};
@@ -50,6 +51,13 @@ enum Task {
         /// What follows `--` goes to the tests themselves.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         options: Vec<OsString>,
+    },
+    /// List the error messages that no test has provoked
+    ///
+    /// Tests that run with PORTFWD_MESSAGES=DIRECTORY record there what the command says; a whole run of the task
+    /// test does so itself.
+    Messages {
+        directory: PathBuf,
     },
     /// Build the command with mistakes in its eBPF programs, which the tests have to notice
     Mutants(mutants::Args),
@@ -99,6 +107,7 @@ fn run(task: Task, inner: &[OsString]) -> anyhow::Result<()> {
         } => ebpf::check(elsewhere),
         Task::Test { machines, .. } if machines.are_given() => machines::run(machines, inner),
         Task::Test { options, .. } => test::run(&options, inner),
+        Task::Messages { directory } => messages::check(&directory),
         Task::Mutants(args) => mutants::run(&args),
         Task::Demo => demo::run(),
         Task::Check => check::run(),

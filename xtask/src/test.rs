@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context as _, bail, ensure};
 
-use crate::{ebpf, mutants, process, setup, toolchain, workspace};
+use crate::{ebpf, messages, mutants, process, setup, toolchain, workspace};
 
 /// Runs `cargo test` with `options`, on the whole workspace unless they choose packages; `inner` goes to
 /// the tests themselves.
@@ -32,6 +32,11 @@ pub(crate) fn run(options: &[OsString], inner: &[OsString]) -> anyhow::Result<()
         .env("PORTFWD_BIN", workspace::target().join("debug/portfwd"))
         .env("PORTFWD_PORTMAP", toolchain::peers().join("portmap"))
         .stdout(Stdio::piped());
+    let is_whole = options.is_empty() && inner.is_empty();
+    let said = is_whole.then(messages::fresh_directory).transpose()?;
+    if let Some(directory) = &said {
+        command.env(messages::VARIABLE, directory);
+    }
     eprintln!("+ {}", process::shown(&command));
     let mut child = command.spawn().context("start cargo")?;
     let mut tally = Tally::default();
@@ -45,7 +50,7 @@ pub(crate) fn run(options: &[OsString], inner: &[OsString]) -> anyhow::Result<()
     if tally.passed == 0 {
         bail!("no test has run");
     }
-    Ok(())
+    said.map_or(Ok(()), |directory| messages::check(&directory))
 }
 
 /// The cargo that runs us, for the loader that embeds `object`.

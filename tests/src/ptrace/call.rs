@@ -1,0 +1,104 @@
+//! A system call on its entry, and one that fails instead of being made.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
+
+use nix::errno::Errno;
+use nix::libc;
+use nix::sys::ptrace;
+use nix::unistd::Pid;
+
+/// A system call that a traced thread is about to make.
+#[derive(Debug, Clone, Copy)]
+pub struct Call {
+    thread: Pid,
+    /// Its number, one of `SYS_*`.
+    pub number: i64,
+    /// Its arguments.
+    pub arguments: [u64; 6],
+}
+
+impl Call {
+    /// The one on whose entry the thread stands.
+    pub(super) fn of(thread: Pid) -> Result<Self, Errno> {
+        let info = ptrace::syscall_info(thread)?;
+        assert_eq!(info.op, libc::PTRACE_SYSCALL_INFO_ENTRY, "{thread}");
+        // SAFETY: that is the variant which the kernel has filled in on an entry.
+        let entry = unsafe { info.u.entry };
+        Ok(Self {
+            thread,
+            number: i64::try_from(entry.nr).expect("a number of a system call"),
+            arguments: entry.args,
+        })
+    }
+
+    /// Whether it is bpf(2) with this command.
+    #[must_use]
+    pub fn is_bpf(&self, command: u32) -> bool {
+        self.number == libc::SYS_bpf && self.arguments[0] == u64::from(command)
+    }
+
+    /// Bytes of the thread's memory; fewer if there are no more.
+    #[must_use]
+    pub fn memory<const N: usize>(&self, address: u64) -> [u8; N] {
+        let mut bytes = [0; N];
+        let memory = File::open(format!("/proc/{}/mem", self.thread));
+        // What cannot be read is nothing that a test looks for.
+        let _ = memory.and_then(|memory| memory.read_at(&mut bytes, address));
+        bytes
+    }
+
+    /// The text that an address of the thread's memory leads to, up to its NUL.
+    #[must_use]
+    pub fn text(&self, address: u64) -> String {
+        let bytes = self.memory::<256>(address);
+        let end = bytes.iter().position(|byte| *byte == 0);
+        String::from_utf8_lossy(&bytes[..end.unwrap_or(bytes.len())]).into_owned()
+    }
+}
+
+/// Keeps the thread, on the entry of a system call, from making it.
+#[cfg(target_arch = "x86_64")]
+pub(super) fn skip(thread: Pid) -> Result<(), Errno> {
+    let mut registers = ptrace::getregs(thread)?;
+    registers.orig_rax = u64::MAX;
+    ptrace::setregs(thread, registers)
+}
+
+/// Lets the thread, on the exit of a system call, see this as what came of it.
+#[cfg(target_arch = "x86_64")]
+pub(super) fn answer(thread: Pid, errno: Errno) -> Result<(), Errno> {
+    let mut registers = ptrace::getregs(thread)?;
+    registers.rax = (-i64::from(errno as i32)).cast_unsigned();
+    ptrace::setregs(thread, registers)
+}
+
+/// The same of arm64, where the number of the call is a register set of its own.
+#[cfg(target_arch = "aarch64")]
+pub(super) fn skip(thread: Pid) -> Result<(), Errno> {
+    /// Of `include/uapi/linux/elf.h`.
+    const NT_ARM_SYSTEM_CALL: libc::c_int = 0x404;
+    let mut number: libc::c_int = -1;
+    let mut part = libc::iovec {
+        iov_base: (&raw mut number).cast(),
+        iov_len: size_of_val(&number),
+    };
+    // SAFETY: the kernel reads `part`, and the number that it leads to.
+    let result = unsafe {
+        libc::ptrace(
+            libc::PTRACE_SETREGSET,
+            thread.as_raw(),
+            NT_ARM_SYSTEM_CALL,
+            &raw mut part,
+        )
+    };
+    Errno::result(result).map(drop)
+}
+
+/// The same of arm64.
+#[cfg(target_arch = "aarch64")]
+pub(super) fn answer(thread: Pid, errno: Errno) -> Result<(), Errno> {
+    let mut registers = ptrace::getregs(thread)?;
+    registers.regs[0] = (-i64::from(errno as i32)).cast_unsigned();
+    ptrace::setregs(thread, registers)
+}
