@@ -25,11 +25,11 @@ pub(super) fn run(cli: &Cli, repoint: &Repoint) -> Result<(), Error> {
     let site = Site::of(cli, false)?.ok_or_else(missing)?;
     if repoint.dry_run {
         let datapath = site.open()?.ok_or_else(missing)?;
-        let plan = make_plan(&host, &datapath, repoint, found)?;
+        let plan = make_plan(&host, &datapath, repoint, found, inside.is_some())?;
         return print(cli, &plan.published);
     }
     let mut writable = site.open_writable()?.ok_or_else(missing)?;
-    let plan = make_plan(&host, &writable.datapath, repoint, found)?;
+    let plan = make_plan(&host, &writable.datapath, repoint, found, inside.is_some())?;
     // Nobody can have bound the ports: they were published all the time.
     let step = Step {
         plan: &plan,
@@ -51,6 +51,7 @@ fn make_plan(
     datapath: &Datapath,
     repoint: &Repoint,
     found: Option<Found>,
+    is_open: bool,
 ) -> Result<Plan, Error> {
     let Repoint { container, to, .. } = repoint;
     let state = state::read(&datapath.tables)?;
@@ -77,7 +78,7 @@ fn make_plan(
     let plan = plan::repoint(to, known, &found, &moved, drained)?;
     let loopback = plan.forwards.iter().any(|forward| forward.loopback);
     let is_inside = || hooks::loopback::is_attached(&datapath.layout, plan.container.netns);
-    if loopback && plan.inside.is_none() && !is_inside()? {
+    if loopback && !is_open && !is_inside()? {
         let (from, to) = (container.clone(), to.clone());
         return Err(ContainerError::NotInside { from, to }.into());
     }
