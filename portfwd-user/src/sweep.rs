@@ -242,7 +242,7 @@ fn end_sockets(tables: &mut Tables, host: &Netns, census: &mut Census) -> Result
         }
     }
     let cookies = dead.iter().map(|(key, _)| key.cookie).collect();
-    sockets::destroy(host, &peers, &cookies).doing(|| "end host sockets".to_owned())?;
+    sockets::destroy(host, &peers, &cookies)?;
     let connected = dead.len();
     forget_sockets(&mut tables.host_sockets, maps::HOST_SOCKETS, dead)?;
     let dead = dead_sockets(&tables.host_peers, maps::HOST_PEERS, census)?;

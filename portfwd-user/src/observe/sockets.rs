@@ -45,7 +45,7 @@ pub enum SocketError {
         source: io::Error,
     },
     /// The kernel was built without CONFIG_INET_DIAG_DESTROY.
-    #[error("cannot end the socket {local} -> {peer}: this kernel lacks CONFIG_INET_DIAG_DESTROY")]
+    #[error("CONFIG_INET_DIAG_DESTROY, by which the socket {local} -> {peer} would be ended")]
     DestroyUnsupported {
         /// The host's side.
         local: SocketAddr,
