@@ -146,8 +146,12 @@ impl Error {
     #[must_use]
     pub fn details(&self) -> Vec<(&'static str, String)> {
         let left_behind = |failures: &[Self]| -> Vec<(&'static str, String)> {
-            let line = |failure: &Self| ("left behind", failure.to_string());
-            failures.iter().map(line).collect()
+            let lines = failures.iter().flat_map(|failure| match failure {
+                // It would only say how many.
+                Self::Teardown { failures } => failures.iter().map(Self::to_string).collect(),
+                failure => vec![failure.to_string()],
+            });
+            lines.map(|line| ("left behind", line)).collect()
         };
         match self {
             Self::Collision(collision) => collision.details(),
