@@ -1,5 +1,6 @@
 //! Whether a connection can be made between a host and a container as they are: pure.
 
+use std::fmt;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -15,14 +16,21 @@ use crate::observe::{
 const EVERYWHERE: u8 = 3;
 
 /// Which side lacks something.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Side {
     /// The host.
-    #[error("host")]
     Host,
     /// The container.
-    #[error("container")]
     Container,
+}
+
+impl fmt::Display for Side {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Host => "host",
+            Self::Container => "container",
+        })
+    }
 }
 
 /// A connection cannot be made (exit code 1).

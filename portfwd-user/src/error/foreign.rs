@@ -1,7 +1,7 @@
 //! The errors of the other modules as [`Error`]s: what has a place in the contract goes there, the rest
 //! is told in its own words.
 
-use super::{Error, Lacking, Missing};
+use super::{Error, Lacking};
 use crate::lock::LockError;
 use crate::object::LoadError;
 use crate::observe::addresses::AddressError;
@@ -15,9 +15,7 @@ use crate::tables::TableError;
 impl From<NetnsError> for Error {
     fn from(error: NetnsError) -> Self {
         match error {
-            NetnsError::Missing(path) => Missing::Namespace(path).into(),
-            NetnsError::NotNetns(path) => Missing::NotNamespace(path).into(),
-            NetnsError::NoProcess(pid) => Missing::Process(pid).into(),
+            NetnsError::Missing(missing) => missing.into(),
             other => Self::System(Box::new(other)),
         }
     }

@@ -302,17 +302,19 @@ fn errors_of_the_system_get_their_place_in_the_contract() {
     };
     for (error, code, says) in [
         (
-            Error::from(NetnsError::Missing("/run/netns/x".into())),
+            Error::from(NetnsError::from(Missing::Namespace("/run/netns/x".into()))),
             4,
             "error: no such network namespace: /run/netns/x\n",
         ),
         (
-            Error::from(LinkError::Netns(NetnsError::NoProcess(7))),
+            Error::from(LinkError::Netns(Missing::Process(7).into())),
             4,
             "error: no such process: 7\n",
         ),
         (
-            Error::from(NetnsError::NotNetns("/etc/passwd".into())),
+            Error::from(NetnsError::from(Missing::NotNamespace(
+                "/etc/passwd".into(),
+            ))),
             4,
             "error: /etc/passwd is not a network namespace\n",
         ),

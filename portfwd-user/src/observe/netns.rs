@@ -15,6 +15,8 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use nix::sys::stat::fstat;
 use nix::sys::statfs::{FsType, fstatfs};
 
+use crate::error::Missing;
+
 /// Superblock magic of the file system that namespace files live on (`include/uapi/linux/magic.h`).
 const NSFS_MAGIC: u32 = 0x6e73_6673;
 /// `SO_NETNS_COOKIE` of `include/uapi/asm-generic/socket.h`, since Linux 5.14.
@@ -23,16 +25,10 @@ const SO_NETNS_COOKIE: libc::c_int = 71;
 /// Why a namespace cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum NetnsError {
-    /// Nothing is at the path.
-    #[error("no such network namespace: {0}")]
-    Missing(PathBuf),
-    /// Something is at the path, but no network namespace: often the empty file that `ip netns` leaves
-    /// when its mount is gone.
-    #[error("not a network namespace: {0}")]
-    NotNetns(PathBuf),
-    /// No process has the number, or it has exited and only waits for its parent.
-    #[error("no such process: {0}")]
-    NoProcess(u32),
+    /// Nothing is there. At a path there may be something, but no network namespace: often the empty file that
+    /// `ip netns` leaves when its mount is gone. A process may have exited and only wait for its parent.
+    #[error(transparent)]
+    Missing(#[from] Missing),
     /// The file cannot be opened.
     #[error("cannot open network namespace {name}: {source}")]
     Open {
@@ -144,7 +140,7 @@ impl Netns {
             Err(source) => return Err(open_error(origin, source)),
         };
         if !is_netns(&file) {
-            return Err(NetnsError::NotNetns(path));
+            return Err(Missing::NotNamespace(path).into());
         }
         let id = identity(&file).map_err(|errno| NetnsError::Open {
             name: origin.clone(),
@@ -277,8 +273,8 @@ fn open_error(origin: Origin, source: io::Error) -> NetnsError {
         Some(libc::ENOENT | libc::ENOTDIR | libc::ESRCH)
     );
     match origin {
-        Origin::Path(path) if gone => NetnsError::Missing(path),
-        Origin::Process(pid) if gone => NetnsError::NoProcess(pid),
+        Origin::Path(path) if gone => Missing::Namespace(path).into(),
+        Origin::Process(pid) if gone => Missing::Process(pid).into(),
         name => NetnsError::Open { name, source },
     }
 }

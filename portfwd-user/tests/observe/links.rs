@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use crate::support::{Namespaces, ip};
+use portfwd_user::error::Missing;
 use portfwd_user::observe::addresses;
 use portfwd_user::observe::container::{self, ContainerError};
 use portfwd_user::observe::links::LinkKind;
@@ -46,7 +47,7 @@ fn a_namespace_is_the_same_however_it_is_named() {
         }
     };
     assert!(
-        matches!(gone, NetnsError::NoProcess(pid) if pid == child.id()),
+        matches!(gone, NetnsError::Missing(Missing::Process(pid)) if pid == child.id()),
         "{gone}"
     );
     child.wait().unwrap();
@@ -55,7 +56,10 @@ fn a_namespace_is_the_same_however_it_is_named() {
 #[test]
 fn what_is_no_namespace_is_refused_by_name() {
     let missing = Netns::open(Path::new("/run/netns/portfwd-none")).unwrap_err();
-    assert!(matches!(missing, NetnsError::Missing(_)), "{missing}");
+    assert!(
+        matches!(missing, NetnsError::Missing(Missing::Namespace(_))),
+        "{missing}"
+    );
     for path in [
         "/etc/passwd",
         "/",
@@ -64,7 +68,10 @@ fn what_is_no_namespace_is_refused_by_name() {
         "/proc/self/ns/user",
     ] {
         let error = Netns::open(Path::new(path)).unwrap_err();
-        assert!(matches!(error, NetnsError::NotNetns(_)), "{error}");
+        assert!(
+            matches!(error, NetnsError::Missing(Missing::NotNamespace(_))),
+            "{error}"
+        );
         assert!(error.to_string().contains(path), "{error}");
     }
     let error = Netns::of_process(u32::MAX).unwrap_err();
