@@ -1,4 +1,4 @@
-//! Killing a command at its n-th system call, and letting one of its system calls fail.
+//! Killing a command at its n-th system call, and letting system calls of it fail.
 
 mod call;
 
@@ -24,8 +24,8 @@ enum Fate {
     Made,
     /// It is not made, and all of the command dies.
     Killed,
-    /// It is not made, and fails with this.
-    Failed(Errno),
+    /// It is not made, and this is what comes of it.
+    Faked(i64),
 }
 
 /// How a traced run ended.
@@ -66,17 +66,25 @@ pub fn run(mut command: Command, at: u32) -> End {
 /// # Panics
 /// When tracing fails.
 #[must_use]
-pub fn refuse(mut command: Command, refused: impl FnMut(&Call) -> Option<Errno> + Send) -> Outcome {
+pub fn refuse(command: Command, mut refused: impl FnMut(&Call) -> Option<Errno> + Send) -> Outcome {
+    fake(command, |call| {
+        refused(call).map(|errno| -i64::from(errno as i32))
+    })
+}
+
+/// The same with any result, which may say that something came of the call.
+///
+/// # Panics
+/// When tracing fails.
+#[must_use]
+pub fn fake(mut command: Command, mut faked: impl FnMut(&Call) -> Option<i64> + Send) -> Outcome {
     let shown = format!("{command:?}");
     let mut said = [(); 2].map(|()| tempfile::tempfile().expect("a file"));
     let [stdout, stderr] = said
         .each_ref()
         .map(|file| file.try_clone().expect("a descriptor"));
     command.stdout(stdout).stderr(stderr);
-    let mut refused = refused;
-    let end = start(command, move |call| {
-        refused(call).map_or(Fate::Made, Fate::Failed)
-    });
+    let end = start(command, |call| faked(call).map_or(Fate::Made, Fate::Faked));
     let End::Exited { code, .. } = end else {
         panic!("{shown} was killed");
     };
@@ -131,7 +139,7 @@ fn trace(mut command: Command, mut fate: impl FnMut(&Call) -> Fate) -> Result<En
     )?;
     resume(main, None)?;
     let mut inside = Inside::default();
-    let mut refused = HashMap::new();
+    let mut faked = HashMap::new();
     let mut end = None;
     let mut calls = 0;
     loop {
@@ -145,8 +153,8 @@ fn trace(mut command: Command, mut fate: impl FnMut(&Call) -> Fate) -> Result<En
         match status {
             WaitStatus::PtraceSyscall(thread) => {
                 if !inside.toggle(thread) {
-                    if let Some(errno) = refused.remove(&thread) {
-                        unless_gone(call::answer(thread, errno))?;
+                    if let Some(result) = faked.remove(&thread) {
+                        unless_gone(call::answer(thread, result))?;
                     }
                     resume(thread, None)?;
                     continue;
@@ -155,9 +163,9 @@ fn trace(mut command: Command, mut fate: impl FnMut(&Call) -> Fate) -> Result<En
                 let call = unless_gone(Call::of(thread))?;
                 match call.map_or(Fate::Made, |call| fate(&call)) {
                     Fate::Made => {}
-                    Fate::Failed(errno) => {
+                    Fate::Faked(result) => {
                         unless_gone(call::skip(thread))?;
-                        refused.insert(thread, errno);
+                        faked.insert(thread, result);
                     }
                     Fate::Killed => {
                         end = Some(End::Killed);

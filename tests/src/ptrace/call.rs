@@ -1,6 +1,6 @@
-//! A system call on its entry, and one that fails instead of being made.
+//! A system call on its entry, and one that is not made although something comes of it.
 
-use std::fs::File;
+use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::FileExt as _;
 
 use nix::errno::Errno;
@@ -48,6 +48,25 @@ impl Call {
         bytes
     }
 
+    /// Puts other bytes into the thread's memory.
+    ///
+    /// # Panics
+    /// When they cannot be written.
+    pub fn overwrite(&self, address: u64, bytes: &[u8]) {
+        let path = format!("/proc/{}/mem", self.thread);
+        let memory = OpenOptions::new().write(true).open(path);
+        let written = memory.and_then(|memory| memory.write_all_at(bytes, address));
+        written.unwrap_or_else(|error| panic!("write to {address:#x}: {error}"));
+    }
+
+    /// What the descriptor that is this argument leads to; nothing if it is none.
+    #[must_use]
+    pub fn file(&self, argument: usize) -> String {
+        let path = format!("/proc/{}/fd/{}", self.thread, self.arguments[argument]);
+        let target = fs::read_link(path).unwrap_or_default();
+        target.display().to_string()
+    }
+
     /// The text that an address of the thread's memory leads to, up to its NUL.
     #[must_use]
     pub fn text(&self, address: u64) -> String {
@@ -67,9 +86,9 @@ pub(super) fn skip(thread: Pid) -> Result<(), Errno> {
 
 /// Lets the thread, on the exit of a system call, see this as what came of it.
 #[cfg(target_arch = "x86_64")]
-pub(super) fn answer(thread: Pid, errno: Errno) -> Result<(), Errno> {
+pub(super) fn answer(thread: Pid, result: i64) -> Result<(), Errno> {
     let mut registers = ptrace::getregs(thread)?;
-    registers.rax = (-i64::from(errno as i32)).cast_unsigned();
+    registers.rax = result.cast_unsigned();
     ptrace::setregs(thread, registers)
 }
 
@@ -97,8 +116,8 @@ pub(super) fn skip(thread: Pid) -> Result<(), Errno> {
 
 /// The same of arm64.
 #[cfg(target_arch = "aarch64")]
-pub(super) fn answer(thread: Pid, errno: Errno) -> Result<(), Errno> {
+pub(super) fn answer(thread: Pid, result: i64) -> Result<(), Errno> {
     let mut registers = ptrace::getregs(thread)?;
-    registers.regs[0] = (-i64::from(errno as i32)).cast_unsigned();
+    registers.regs[0] = result.cast_unsigned();
     ptrace::setregs(thread, registers)
 }
