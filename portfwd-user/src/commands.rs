@@ -16,7 +16,7 @@ use crate::{
     cli::{Cli, Command},
     datapath::{Options, Site},
     error::{Error, InstanceError},
-    report,
+    report, talk,
 };
 
 /// Runs a command.
@@ -67,7 +67,7 @@ fn bring_up(cli: &Cli, options: &Options) -> Result<(), Error> {
         let host = writable.host.clone();
         writable.datapath.serve(&host, &site.host, options)?;
         writable.datapath.tune(options);
-        eprintln!("instance \"{}\" was up already", site.name());
+        talk::say(&format!("instance \"{}\" was up already", site.name()));
     }
     Ok(())
 }
@@ -78,7 +78,7 @@ fn down(cli: &Cli) -> Result<(), Error> {
         None => false,
     };
     if !was_up {
-        eprintln!("instance \"{}\" was not up", cli.instance);
+        talk::say(&format!("instance \"{}\" was not up", cli.instance));
     }
     Ok(())
 }

@@ -27,7 +27,7 @@ use crate::{
     },
     sweep,
     tables::{self, Tables},
-    transaction,
+    talk, transaction,
 };
 
 /// How long the kernel may take to free what was removed, and commands that are ending to end.
@@ -357,7 +357,7 @@ impl Site {
             match open_tables(layout) {
                 Ok(tables) => self.withdraw_all(tables, layout)?,
                 // What cannot be read can still be removed.
-                Err(error) => eprintln!("warning: {error}"),
+                Err(error) => talk::warn(&error.to_string()),
             }
         }
         self.detach_all(&locked)?;
@@ -397,13 +397,13 @@ impl Datapath {
 fn warn_of_reach(reach: &Reach) {
     match reach {
         Reach::All => {}
-        Reach::Below(part) => eprintln!(
-            "warning: no cgroup2 root is in sight, so of the host's processes only those below {} \
+        Reach::Below(part) => talk::warn(&format!(
+            "no cgroup2 root is in sight, so of the host's processes only those below {} \
              reach published ports",
             part.display()
-        ),
+        )),
         Reach::None => {
-            eprintln!("warning: no cgroup2 is mounted, so host processes reach no published port");
+            talk::warn("no cgroup2 is mounted, so host processes reach no published port");
         }
     }
 }
@@ -470,7 +470,7 @@ fn check_privileges(enters_namespace: bool) -> Result<(), Error> {
     if enters_namespace {
         needed.push(Capability::SysAdmin);
     }
-    let privileges = Privileges::read().doing(|| "read /proc/self/status".to_owned())?;
+    let privileges = Privileges::read().doing(|| "read /proc/thread-self/status".to_owned())?;
     let missing = privileges.missing(&needed);
     if missing.is_empty() {
         return Ok(());

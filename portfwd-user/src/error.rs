@@ -15,6 +15,7 @@ use std::error::Error as StdError;
 use std::io;
 
 pub use subjects::{ContainerError, InstanceError, Lacking, Missing, Usage};
+pub(crate) use text::escape;
 pub use text::{one_line, shown, shown_path};
 
 use crate::collision::CollisionError;

@@ -1,5 +1,8 @@
 //! The loader of portfwd: what the binary does, as a library.
 
+// `eprintln!` panics where it cannot write: `talk` does not.
+#![warn(clippy::print_stderr)]
+
 pub mod apply;
 pub mod bpffs;
 pub mod cli;
@@ -30,5 +33,6 @@ pub mod state;
 pub mod subnet;
 pub mod sweep;
 pub mod tables;
+pub mod talk;
 pub mod target;
 pub mod transaction;

@@ -24,6 +24,7 @@ use crate::{
     report::{self, Published},
     spec::Spec,
     state::{self, State},
+    talk,
     target::Target,
 };
 
@@ -213,7 +214,7 @@ fn warn_of_foreign_addresses(writable: &Writable, specs: &[Spec]) {
     for address in addresses {
         let own = address.is_unspecified() || address.is_loopback() || writable.host.owns(address);
         if !own {
-            eprintln!("warning: {address} is not an address of the host now");
+            talk::warn(&format!("{address} is not an address of the host now"));
         }
     }
 }

@@ -48,7 +48,7 @@ pub(super) fn run(cli: &Cli) -> Result<(), Error> {
 }
 
 fn look(cli: &Cli, netns: &Netns) -> Result<Facts, Error> {
-    let privileges = Privileges::read().doing(|| "read /proc/self/status".to_owned())?;
+    let privileges = Privileges::read().doing(|| "read /proc/thread-self/status".to_owned())?;
     let host = addresses::of_host(netns).map_err(unseen);
     let instance = instance(cli, host.as_ref());
     Ok(Facts {

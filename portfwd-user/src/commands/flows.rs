@@ -28,7 +28,7 @@ use crate::{
     state::{self, Owned, Piece},
     sweep,
     tables::{Flows, TableError},
-    transaction,
+    talk, transaction,
 };
 
 /// How often `flows --watch` looks.
@@ -159,6 +159,6 @@ pub(super) fn purge(cli: &Cli) -> Result<(), Error> {
     };
     let mut writable = writable.ok_or_else(|| InstanceError::Down(cli.instance.clone()))?;
     let count = sweep::purge_all_flows(&mut writable.datapath.tables)?;
-    eprintln!("{count} flows forgotten");
+    talk::say(&format!("{count} flows forgotten"));
     Ok(())
 }

@@ -16,6 +16,7 @@ use crate::{
     cli::Cli,
     datapath::Site,
     error::{Doing, Error, InstanceError},
+    talk,
 };
 
 /// How often it is looked whether the instance is still up.
@@ -80,7 +81,7 @@ async fn follow(logger: EbpfLogger<Lines>, pin: &Path) -> io::Result<()> {
                 }
             }
             _ = look.tick() => if !pin.exists() {
-                eprintln!("the instance is down");
+                talk::say("the instance is down");
                 return Ok(());
             },
             interrupted = tokio::signal::ctrl_c() => return interrupted,

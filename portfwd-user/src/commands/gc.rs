@@ -13,6 +13,7 @@ use crate::{
     plan::Leaving,
     report::{self, Collected, CollectedContainer},
     state::{self, State},
+    talk,
 };
 
 pub(super) fn run(cli: &Cli) -> Result<(), Error> {
@@ -24,7 +25,7 @@ pub(super) fn run(cli: &Cli) -> Result<(), Error> {
         },
         None => Collected::default(),
     };
-    eprintln!("{}", collected.summary());
+    talk::say(&collected.summary());
     report::to_stdout(|out| {
         if cli.json {
             return report::write_json(out, &collected);

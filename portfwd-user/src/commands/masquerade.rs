@@ -12,6 +12,7 @@ use crate::{
     report::{self, MasqueradeRow},
     state,
     subnet::Subnet,
+    talk,
 };
 
 pub(super) fn run(cli: &Cli, masquerade: Masquerade) -> Result<(), Error> {
@@ -40,10 +41,10 @@ pub(super) fn warn_of_ports(host: &Netns) -> Result<(), Error> {
     let room = Room::of(host)?;
     if room.is_short() {
         let (shown, cost) = (room.shown(), room.cost());
-        eprintln!(
-            "warning: masquerade has {shown} to give out: {cost}; {}",
+        talk::warn(&format!(
+            "masquerade has {shown} to give out: {cost}; {}",
             room.remedy()
-        );
+        ));
     }
     Ok(())
 }

@@ -21,6 +21,7 @@ use crate::{
         routes, settings,
     },
     tables::TableError,
+    talk,
 };
 
 impl Datapath {
@@ -179,7 +180,7 @@ impl Datapath {
             XdpMode::Native => attach(xdp::Mode::Native),
             XdpMode::Generic => attach(xdp::Mode::Generic),
             XdpMode::Auto => attach(xdp::Mode::Native).or_else(|error| {
-                eprintln!("warning: {} runs without XDP: {error}", device.name);
+                talk::warn(&format!("{} runs without XDP: {error}", device.name));
                 Ok(())
             }),
         }

@@ -50,7 +50,7 @@ pub fn one_line(error: &(dyn StdError + 'static)) -> String {
 }
 
 /// The same text with control characters escaped: a line feed as `\n`.
-pub(super) fn escape(text: &str) -> String {
+pub(crate) fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for character in text.chars() {
         if is_unprintable(character) {

@@ -14,6 +14,7 @@ use crate::{
     },
     pair::{self, Mark},
     plan::{Found, Plan},
+    talk,
 };
 
 /// The container of a namespace, whose link is there or is to be made. Of the pairs that portfwd has made those
@@ -61,11 +62,11 @@ pub(super) fn warn(host: &Netns, connection: &Connection, plan: &Plan) -> Result
     })?;
     warn_of_forwarding(connection, plan, [forwards_v4, forwards_v6]);
     if heeds_routers {
-        eprintln!(
-            "warning: the host takes IPv6 routes that container \"{}\" may announce to it; \
+        talk::warn(&format!(
+            "the host takes IPv6 routes that container \"{}\" may announce to it; \
              sysctl -w net.ipv6.conf.{device}.accept_ra=0",
             plan.label
-        );
+        ));
     }
     Ok(())
 }
@@ -78,11 +79,11 @@ fn warn_of_forwarding(connection: &Connection, plan: &Plan, forwards: [bool; 2])
     ];
     for ((asked, family, setting), forwards) in families.into_iter().zip(forwards) {
         if asked.is_some() && !forwards {
-            eprintln!(
-                "warning: the host does not forward {family}, so container \"{}\" can open no connection to \
+            talk::warn(&format!(
+                "the host does not forward {family}, so container \"{}\" can open no connection to \
                  anybody beyond it; sysctl -w {setting}=1",
                 plan.label
-            );
+            ));
         }
     }
 }

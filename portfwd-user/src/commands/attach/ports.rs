@@ -20,6 +20,7 @@ use crate::{
     },
     plan::Plan,
     spec::{HostPorts, PortRange, Spec},
+    talk,
     transaction::NewForward,
 };
 
@@ -232,10 +233,12 @@ fn named(sockets: &[&sockets::Listener]) -> Result<Vec<Listener>, Error> {
 /// Says what else the ports of `plan` are in the way of, or share.
 pub(in crate::commands) fn warn(host: &Netns, plan: &Plan) -> Result<(), Error> {
     for line in &plan.shadowed {
-        eprintln!("warning: {line}");
+        talk::warn(line);
     }
     for place in &plan.passed_by {
-        eprintln!("warning: what is published passes by a rule for every port: {place}");
+        talk::warn(&format!(
+            "what is published passes by a rule for every port: {place}"
+        ));
     }
     warn_of_shared_ports(&LocalPorts::of(host)?, plan);
     Ok(())
@@ -249,10 +252,10 @@ fn warn_of_shared_ports(local: &LocalPorts, plan: &Plan) {
         .filter_map(|forward| PortRange::from_count(forward.host_port, forward.count));
     let shared: BTreeSet<PortRange> = ports.filter_map(|ports| local.shared_with(ports)).collect();
     for ports in shared {
-        eprintln!(
-            "warning: the kernel may give port {ports} to connections of the host as well \
+        talk::warn(&format!(
+            "the kernel may give port {ports} to connections of the host as well \
              (net.ipv4.ip_local_port_range): their peers cannot reach the container by it; {}",
             local.reserve_command(ports)
-        );
+        ));
     }
 }
