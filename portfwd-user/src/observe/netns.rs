@@ -139,13 +139,14 @@ impl Netns {
             Ok(file) => file,
             Err(source) => return Err(open_error(origin, source)),
         };
-        if !is_netns(&file) {
-            return Err(Missing::NotNamespace(path).into());
-        }
-        let id = identity(&file).map_err(|errno| NetnsError::Open {
+        let failed = |errno: Errno| NetnsError::Open {
             name: origin.clone(),
             source: errno.into(),
-        })?;
+        };
+        if !is_netns(&file).map_err(failed)? {
+            return Err(Missing::NotNamespace(path).into());
+        }
+        let id = identity(&file).map_err(failed)?;
         Ok(Self { file, id, origin })
     }
 
@@ -280,14 +281,13 @@ fn open_error(origin: Origin, source: io::Error) -> NetnsError {
 }
 
 /// The file system is asked first: the ioctl's number may mean something else to another kind of file.
-fn is_netns(file: &File) -> bool {
-    let on_nsfs = fstatfs(file).is_ok_and(|fs| fs.filesystem_type() == FsType(NSFS_MAGIC.into()));
-    if !on_nsfs {
-        return false;
+fn is_netns(file: &File) -> nix::Result<bool> {
+    if fstatfs(file)?.filesystem_type() != FsType(NSFS_MAGIC.into()) {
+        return Ok(false);
     }
     // SAFETY: NS_GET_NSTYPE takes no argument and only returns a number (ioctl_nsfs(2)).
     let kind = unsafe { libc::ioctl(file.as_raw_fd(), libc::NS_GET_NSTYPE) };
-    kind == libc::CLONE_NEWNET
+    Errno::result(kind).map(|kind| kind == libc::CLONE_NEWNET)
 }
 
 fn identity(file: &File) -> nix::Result<NetnsId> {
