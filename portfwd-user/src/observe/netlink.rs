@@ -58,11 +58,6 @@ pub struct Session {
 }
 
 impl Session {
-    /// For requests that rtnetlink has builders for.
-    pub fn handle(&self) -> &rtnetlink::Handle {
-        &self.handle
-    }
-
     /// All answers to a dump request, from one consistent pass.
     ///
     /// # Errors
@@ -91,13 +86,18 @@ impl Session {
     ) -> Result<Option<Vec<RouteNetlinkMessage>>, NetlinkError> {
         let mut answers = self.send(request, message, NLM_F_REQUEST | NLM_F_DUMP)?;
         let mut found = Vec::new();
-        let mut interrupted = false;
+        let (mut interrupted, mut ended) = (false, false);
         // The stream is read to its end in any case: a second dump may only start after this one.
         while let Some(answer) = answers.next().await {
             interrupted |= answer.header.flags & NLM_F_DUMP_INTR != 0;
+            ended |= matches!(answer.payload, NetlinkPayload::Done(_));
             found.extend(inner(request, answer)?);
         }
-        Ok((!interrupted).then_some(found))
+        // A request that could not be sent has a stream of answers as well, and it is empty.
+        match ended {
+            true => Ok((!interrupted).then_some(found)),
+            false => Err(no_answer(request)),
+        }
     }
 
     /// The answer to a request for one object.
@@ -115,10 +115,7 @@ impl Session {
                 return Ok(found);
             }
         }
-        Err(NetlinkError::Answer {
-            request: request.to_owned(),
-            detail: "no answer".to_owned(),
-        })
+        Err(no_answer(request))
     }
 
     /// Has the kernel do what is acknowledged and answered with nothing else: adding and removing.
@@ -133,10 +130,15 @@ impl Session {
         flags: u16,
     ) -> Result<(), NetlinkError> {
         let mut answers = self.send(request, message, NLM_F_REQUEST | NLM_F_ACK | flags)?;
+        let mut acknowledged = false;
         while let Some(answer) = answers.next().await {
+            acknowledged |= matches!(answer.payload, NetlinkPayload::Error(_));
             inner(request, answer)?;
         }
-        Ok(())
+        match acknowledged {
+            true => Ok(()),
+            false => Err(no_answer(request)),
+        }
     }
 
     fn send(
@@ -156,6 +158,13 @@ impl Session {
                 request: request.to_owned(),
                 detail: error.to_string(),
             })
+    }
+}
+
+fn no_answer(request: &str) -> NetlinkError {
+    NetlinkError::Answer {
+        request: request.to_owned(),
+        detail: "no answer".to_owned(),
     }
 }
 
@@ -215,6 +224,7 @@ where
         let (mut connection, handle, _notifications) =
             rtnetlink::new_connection_with_strict_check().map_err(NetlinkError::Open)?;
         connection.set_forward_done(true);
+        connection.set_forward_ack(true);
         // Ends by itself when the last handle is gone.
         tokio::spawn(connection);
         talk(&mut Session { handle }).await
