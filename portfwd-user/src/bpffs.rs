@@ -37,7 +37,7 @@ impl Bpffs {
         let Some(opened) = open(directory)? else {
             return Ok(None);
         };
-        if !is_bpffs(&opened) {
+        if !is_bpffs(&opened).doing(|| format!("look at {}", directory.display()))? {
             return Ok(None);
         }
         let root = fs::canonicalize(directory).doing(|| format!("open {}", directory.display()))?;
@@ -232,8 +232,8 @@ fn open(path: &Path) -> Result<Option<File>, Error> {
     }
 }
 
-fn is_bpffs(directory: &File) -> bool {
-    fstatfs(directory).is_ok_and(|fs| fs.filesystem_type() == BPF_FS_MAGIC)
+fn is_bpffs(directory: &File) -> io::Result<bool> {
+    Ok(fstatfs(directory)?.filesystem_type() == BPF_FS_MAGIC)
 }
 
 /// Whether the topmost mount on `root` is a bpffs with our source (proc_pid_mountinfo(5)). A path that
