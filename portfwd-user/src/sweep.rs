@@ -92,7 +92,7 @@ pub struct Swept {
 /// # Errors
 /// The first failure, after everything has been tried; the next command tries again.
 pub fn sweep(tables: &mut Tables, layout: &Layout, host: &Netns) -> Result<Swept, Error> {
-    let now = clock::seconds()?;
+    let now = clock::seconds();
     drain::end_overdue(tables, now);
     let mut census = Census::of(tables, now);
     let v4 = purge_flows(&mut tables.flows_v4, &mut census);
@@ -127,7 +127,7 @@ pub fn sweep(tables: &mut Tables, layout: &Layout, host: &Netns) -> Result<Swept
         pairs: pairs?,
     };
     results.into_iter().collect::<Result<(), Error>>()?;
-    transaction::settle(tables).doing(|| "free what was withdrawn".to_owned())?;
+    close(tables)?;
     Ok(swept)
 }
 
@@ -165,7 +165,7 @@ fn remove_pairs(tables: &Tables, host: &Netns, owners: &BTreeSet<u32>) -> Result
 /// # Errors
 /// When a table cannot be read or written.
 pub fn purge_all_flows(tables: &mut Tables) -> Result<usize, Error> {
-    let mut census = Census::of_nothing(tables, clock::seconds()?);
+    let mut census = Census::of_nothing(tables, clock::seconds());
     let v4 = purge_flows(&mut tables.flows_v4, &mut census)?;
     let v6 = purge_flows(&mut tables.flows_v6, &mut census)?;
     Ok(v4 + v6 + masquerade::forget_all(tables)?)
@@ -353,10 +353,11 @@ fn forget_containers(
     Ok(())
 }
 
-/// Closes a transaction that withdrew nothing: then nothing can hang on a dead forward.
+/// Frees dead forwards, and closes the transaction: after a sweep, or where nothing was withdrawn that something could
+/// hang on.
 ///
 /// # Errors
 /// When dead forwards of before cannot be freed.
 pub fn close(tables: &mut Tables) -> Result<(), Error> {
-    transaction::settle(tables).doing(|| "close the transaction".to_owned())
+    transaction::settle(tables).doing(|| "free what was withdrawn".to_owned())
 }

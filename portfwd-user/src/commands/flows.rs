@@ -63,7 +63,7 @@ fn rows(cli: &Cli, filter: &FlowFilter) -> Result<Vec<FlowRow>, Error> {
         Some((_, datapath, state)) => {
             require(&state, container)?;
             let tables = &datapath.tables;
-            let now = clock::seconds()?;
+            let now = clock::seconds();
             let committed = transaction::committed(tables);
             let drains = |owned: &&Owned| owned.record().is_draining(committed, now.into());
             let draining = state.draining.iter().filter(drains);
