@@ -471,7 +471,7 @@ fn network(option: &str, text: &str) -> Result<IpNet, Usage> {
     let address = text.parse::<IpAddr>().map(IpNet::from);
     address.or_else(|_| text.parse()).map_err(|_| Usage {
         message: format!(
-            "{option} {}: not an address, nor one with the length of its prefix",
+            "{option} {}: neither an address nor one with the length of its prefix",
             shown(text)
         ),
         hint: Some("such as 192.0.2.7, 192.0.2.0/24 or 2001:db8::/32".to_owned()),

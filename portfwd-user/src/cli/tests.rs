@@ -286,7 +286,7 @@ fn what_makes_no_command_is_one_line_and_a_hint() {
         ),
         (
             &["attach", "web", "-p", "80", "--deny", "lan"],
-            "error: --deny \"lan\": not an address, nor one with the length of its prefix\n\
+            "error: --deny \"lan\": neither an address nor one with the length of its prefix\n\
              hint: such as 192.0.2.7, 192.0.2.0/24 or 2001:db8::/32\n",
         ),
         (
