@@ -16,7 +16,7 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 use crate::portfwd::{self, Outcome};
-pub use call::Call;
+pub use call::{Call, bpf};
 
 /// What becomes of a system call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,6 +57,19 @@ pub fn run(mut command: Command, at: u32) -> End {
             true => Fate::Killed,
             false => Fate::Made,
         }
+    })
+}
+
+/// Runs the command and kills all of it on entry to the first system call that `is_last` is true of.
+///
+/// # Panics
+/// When tracing fails.
+#[must_use]
+pub fn kill_at(mut command: Command, mut is_last: impl FnMut(&Call) -> bool + Send) -> End {
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    start(command, |call| match is_last(call) {
+        true => Fate::Killed,
+        false => Fate::Made,
     })
 }
 

@@ -266,3 +266,22 @@ fn a_full_disk_is_an_error_and_a_reader_that_went_away_is_none() {
     assert_eq!(String::from_utf8_lossy(&output.stderr), "");
     assert_eq!(output.status.code(), Some(0));
 }
+
+// Fails if a line for people is written by `eprintln!`, which panics where it cannot (`say` in talk.rs).
+#[test]
+fn what_nobody_can_be_told_is_done_all_the_same() {
+    let topology = Topology::new(Shape::default());
+    let full = || fs::OpenOptions::new().write(true).open("/dev/full");
+    for line in [
+        &["up"][..],
+        &["up"],
+        &["flows", "purge"],
+        &["gc"],
+        &["down"],
+        &["down"],
+    ] {
+        let mut command = topology.command(line);
+        let ended = command.stderr(full().expect("open /dev/full")).status();
+        assert_eq!(ended.expect("run portfwd").code(), Some(0), "{line:?}");
+    }
+}

@@ -2,6 +2,7 @@
 //! the source is provoked somewhere is what `cargo xtask test` makes sure of.
 
 use std::fs::{self, File, Permissions};
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -74,6 +75,69 @@ fn specs_and_addresses_of_the_right_form_may_be_wrong_still() {
     let outcome = run(&topology, "attach web --ip 127.0.0.1 -p 80:80");
     let says = "container address \"127.0.0.1\": 127.0.0.1 is a loopback address, where no container is reached";
     expect_error(outcome, 2, says);
+}
+
+#[test]
+fn options_of_the_right_form_may_make_no_sense_still() {
+    let topology = Topology::new(Shape::default());
+    let web = "attach web --netns {0} -p 80:80";
+    for (line, says) in [
+        (
+            format!("{web} --allow 10.0.0.0/8 --deny 10.0.0.0/8"),
+            "10.0.0.0/8 stands with --allow and with --deny",
+        ),
+        (
+            format!("{web} --deny-silently"),
+            "--deny-silently denies nobody\nhint: say whom with --allow or --deny",
+        ),
+        (
+            format!("{web} -p 81:80/sctp"),
+            "SPEC 81:80/sctp would change the port, which SCTP does not allow\nhint: publish 80:80/sctp",
+        ),
+        (
+            "repoint web web".to_owned(),
+            "container \"web\" cannot hand its ports over to itself\nhint: portfwd attach --replace",
+        ),
+        (
+            "repoint web db --drain 0s".to_owned(),
+            "--drain \"0s\": less than a second is --cut\nhint: give a time",
+        ),
+        (
+            "repoint web db --drain 1000d".to_owned(),
+            "--drain \"1000d\": more than 30 days\nhint: give a time",
+        ),
+        (
+            format!("{web} --deny 10.0.0.1/8"),
+            "--deny \"10.0.0.1/8\": bits are set behind the prefix\nhint: ",
+        ),
+        (
+            format!("{web} --deny ::ffff:10.0.0.1"),
+            "packets never bear an IPv4 address in this form\nhint: ",
+        ),
+        (
+            format!("{web} --allow lan"),
+            "--allow \"lan\": neither an address nor one with the length of its prefix\nhint: such as 192.0.2.7",
+        ),
+        (
+            "up --lifetime forever".to_owned(),
+            "--lifetime \"forever\": there is no =\nhint: give STATE=SECONDS",
+        ),
+        (
+            "up --lifetime established=0".to_owned(),
+            "\"0\" is no number of seconds from 1 to 2592000\nhint: give STATE=SECONDS",
+        ),
+        (
+            "up --lifetime forever=1".to_owned(),
+            "--lifetime \"forever=1\": unknown state \"forever\"\nhint: give STATE=SECONDS",
+        ),
+    ] {
+        expect_error(run(&topology, &line), 2, says);
+    }
+    let mut file = tempfile::NamedTempFile::new().expect("a file");
+    let text = "[[container]]\nname = \"web\"\nnetns = \"\"\npublish = [\"80:80\"]\n";
+    file.write_all(text.as_bytes()).expect("write it");
+    let outcome = run(&topology, &format!("apply -f {}", file.path().display()));
+    expect_error(outcome, 2, "line 2: the path given with --netns is empty");
 }
 
 #[test]

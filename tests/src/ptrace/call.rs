@@ -1,6 +1,7 @@
 //! A system call on its entry, and one that is not made although something comes of it.
 
 use std::fs::{self, File, OpenOptions};
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::fs::FileExt as _;
 
 use nix::errno::Errno;
@@ -35,7 +36,49 @@ impl Call {
     /// Whether it is bpf(2) with this command.
     #[must_use]
     pub fn is_bpf(&self, command: u32) -> bool {
-        self.number == libc::SYS_bpf && self.arguments[0] == u64::from(command)
+        // The upper half of a register that holds an int may be anything.
+        self.number == libc::SYS_bpf && self.arguments[0] as u32 == command
+    }
+
+    /// A field of the attributes of bpf(2).
+    #[must_use]
+    pub fn attribute(&self, offset: u64) -> u64 {
+        u64::from_ne_bytes(self.memory(self.arguments[1] + offset))
+    }
+
+    /// Whether it is such a command of bpf(2) for a pin whose path ends so.
+    #[must_use]
+    pub fn is_pin(&self, command: u32, end: &str) -> bool {
+        self.is_bpf(command) && self.text(self.attribute(bpf::PATHNAME)).ends_with(end)
+    }
+
+    /// Whether it is such a command of bpf(2) for this map, which commands name by a descriptor.
+    #[must_use]
+    pub fn is_of_map(&self, command: u32, map: &OwnedFd) -> bool {
+        let ours = format!("/proc/self/fdinfo/{}", map.as_raw_fd());
+        let theirs = || format!("/proc/{}/fdinfo/{}", self.thread, self.attribute(0) as u32);
+        self.is_bpf(command) && map_id(&ours).is_some_and(|id| map_id(&theirs()) == Some(id))
+    }
+
+    /// Whether it is openat(2) of this path.
+    #[must_use]
+    pub fn opens(&self, path: &str) -> bool {
+        self.number == libc::SYS_openat && self.text(self.arguments[1]) == path
+    }
+
+    /// Whether one of the arguments leads to a path that ends so.
+    #[must_use]
+    pub fn names(&self, end: &str) -> bool {
+        let mut arguments = self.arguments[..2].iter();
+        arguments.any(|argument| self.text(*argument).ends_with(end))
+    }
+
+    /// Type and flags of the netlink message that it sends, if it is sendto(2).
+    #[must_use]
+    pub fn sends(&self) -> Option<(u16, u16)> {
+        let is_send = self.number == libc::SYS_sendto;
+        let half = |offset| u16::from_ne_bytes(self.memory(self.arguments[1] + offset));
+        is_send.then(|| (half(4), half(6)))
     }
 
     /// Bytes of the thread's memory; fewer if there are no more.
@@ -74,6 +117,36 @@ impl Call {
         let end = bytes.iter().position(|byte| *byte == 0);
         String::from_utf8_lossy(&bytes[..end.unwrap_or(bytes.len())]).into_owned()
     }
+}
+
+/// The ID of the map that a descriptor is of.
+fn map_id(fdinfo: &str) -> Option<String> {
+    let text = fs::read_to_string(fdinfo).ok()?;
+    let id = text.lines().find_map(|line| line.strip_prefix("map_id:"))?;
+    Some(id.trim().to_owned())
+}
+
+/// Commands of bpf(2), from `include/uapi/linux/bpf.h`, and where `union bpf_attr` has what.
+pub mod bpf {
+    #![allow(missing_docs, reason = "the names are the kernel's")]
+
+    pub const MAP_LOOKUP_ELEM: u32 = 1;
+    pub const MAP_UPDATE_ELEM: u32 = 2;
+    pub const MAP_DELETE_ELEM: u32 = 3;
+    pub const MAP_GET_NEXT_KEY: u32 = 4;
+    pub const PROG_LOAD: u32 = 5;
+    pub const OBJ_PIN: u32 = 6;
+    pub const OBJ_GET: u32 = 7;
+    pub const PROG_TEST_RUN: u32 = 10;
+    pub const LINK_CREATE: u32 = 28;
+    /// Address of a path, of the commands with one.
+    pub const PATHNAME: u64 = 0;
+    /// Address of a program's instructions.
+    pub const INSTRUCTIONS: u64 = 8;
+    /// A program's name itself.
+    pub const PROG_NAME: u64 = 48;
+    /// What a link is attached to.
+    pub const ATTACH_TYPE: u64 = 8;
 }
 
 /// Keeps the thread, on the entry of a system call, from making it.

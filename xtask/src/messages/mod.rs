@@ -1,4 +1,4 @@
-//! Every error message in the source is provoked by a test.
+//! Every message in the source that standard error can get is provoked by a test.
 //!
 //! The tests' harness records what the command says, one file a process, in the directory that
 //! `PORTFWD_MESSAGES` names. A message of the source counts as provoked if its text, with anything in its
@@ -31,8 +31,10 @@ const CRATES: [&str; 3] = [
 ];
 
 /// Texts without a word of their own, and why no run can show that they were said.
-const WRAPPERS: [(&str, &str); 3] = [
+const WRAPPERS: [(&str, &str); 5] = [
     ("{message}", "wrong arguments, each in its own words"),
+    ("{}: {what}", "the same with the argument"),
+    ("{option} {}: {what}", "the same with the option"),
     (
         "{}",
         "an error of a library or of another module, in its own words",
@@ -69,10 +71,10 @@ pub(crate) fn check(directory: &Path) -> anyhow::Result<()> {
     let all = messages.len();
     ensure!(
         silent.is_empty(),
-        "{} of {all} error messages are provoked by no test",
+        "{} of {all} messages are provoked by no test",
         silent.len()
     );
-    println!("all {all} error messages were provoked");
+    println!("all {all} messages were provoked");
     Ok(())
 }
 
