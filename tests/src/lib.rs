@@ -26,6 +26,7 @@ pub mod portfwd;
 pub mod ptrace;
 pub mod quote;
 pub mod race;
+pub mod refusing;
 pub mod servers;
 pub mod snapshot;
 pub mod table;

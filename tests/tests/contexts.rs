@@ -2,7 +2,6 @@
 
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::Path;
-use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::errno::Errno;
@@ -11,6 +10,7 @@ use portfwd_common::maps;
 use portfwd_tests::clients;
 use portfwd_tests::portfwd::{self, Outcome, expect_error};
 use portfwd_tests::ptrace::{self, Call, End, bpf};
+use portfwd_tests::refusing::{Refused, Refusing};
 use portfwd_tests::servers::Server;
 use portfwd_tests::topology::{HOST, Shape, Topology};
 
@@ -27,400 +27,153 @@ fn lists_routes(call: &Call) -> bool {
     call.sends().is_some_and(is_dump) && call.memory(call.arguments[1] + 23) == [RTN_UNICAST]
 }
 
-/// A call to be refused, by what it looks like.
-type Refused<'a> = &'a (dyn Fn(&Call) -> bool + Sync);
-
-struct Stand {
-    topology: Topology,
+/// Refuses calls for want of memory.
+fn refuse(stand: &Refusing, line: &str, refused: Refused) -> Outcome {
+    stand.refuse(line, refused, Errno::ENOMEM)
 }
 
-impl Stand {
-    fn new() -> Self {
-        Self {
-            topology: Topology::new(Shape::default()),
-        }
-    }
-
-    /// A command line, in which `{0}` and `{1}` stand for the namespaces of the containers.
-    fn command(&self, line: &str) -> Command {
-        let [web, db] = &self.topology.containers;
-        let line = line
-            .replace("{0}", &web.netns())
-            .replace("{1}", &db.netns());
-        let arguments: Vec<&str> = line.split_whitespace().collect();
-        self.topology.command(&arguments)
-    }
-
-    fn run(&self, line: &str) -> Outcome {
-        portfwd::finish(self.command(line))
-    }
-
-    fn refuse(&self, line: &str, refused: Refused) -> Outcome {
-        ptrace::refuse(self.command(line), |call| {
-            refused(call).then_some(Errno::ENOMEM)
-        })
-    }
-
-    /// Refuses the command's first use of a map.
-    fn refuse_map(&self, line: &str, command: u32, map: &str) -> Outcome {
-        let map = self.topology.pinned(map);
-        self.refuse(line, &|call| call.is_of_map(command, &map))
-    }
+/// Refuses the first of them alone.
+fn refuse_once(stand: &Refusing, line: &str, refused: Refused) -> Outcome {
+    let done = AtomicBool::new(false);
+    refuse(stand, line, &|call| {
+        !done.load(Ordering::Relaxed) && refused(call) && !done.swap(true, Ordering::Relaxed)
+    })
 }
 
 const ATTACH: &str = "attach web --netns {0} -p 8080:80";
 
-#[test]
-fn tables_are_told_with_what_they_were_to_hold() {
-    let stand = Stand::new();
-    stand.topology.host.set_sysctl("ipv4/ip_forward", "1");
-    let full = format!("{ATTACH} -p 127.0.0.1:8081:81 --deny 192.0.2.9 --masquerade");
-    let subnet = "masquerade add 10.99.0.0/24";
-    let update = bpf::MAP_UPDATE_ELEM;
-    let delete = bpf::MAP_DELETE_ELEM;
-    let next = bpf::MAP_GET_NEXT_KEY;
-    for (before, line, command, map, says) in [
-        (
-            "up",
-            &*full,
-            update,
-            maps::POLICIES,
-            "store who may connect: map policies",
-        ),
-        (
-            "up",
-            &full,
-            update,
-            maps::ATTACHMENTS,
-            "record container web: map attachments",
-        ),
-        (
-            &full,
-            "list",
-            next,
-            maps::POLICIES,
-            "read who may use what: map policies",
-        ),
-        (
-            &full,
-            "detach web",
-            delete,
-            maps::POLICIES,
-            "forget who may use what: map policies",
-        ),
-        (
-            &full,
-            "detach web",
-            delete,
-            maps::ADDRESS_PORTS,
-            "free what was withdrawn: map address_ports",
-        ),
-        (
-            &full,
-            "detach web",
-            next,
-            maps::MASQUERADED,
-            "purge masqueraded flows: map masqueraded",
-        ),
-        (
-            &full,
-            "status",
-            next,
-            maps::MASQUERADED,
-            "read masqueraded flows: map masqueraded",
-        ),
-        (
-            subnet,
-            "masquerade remove 10.99.0.0/24",
-            delete,
-            maps::SUBNETS,
-            "masquerade 10.99.0.0/24 no longer: map subnets",
-        ),
-        (
-            "up",
-            subnet,
-            update,
-            maps::SUBNETS,
-            "masquerade 10.99.0.0/24: map subnets",
-        ),
-        (
-            subnet,
-            "down",
-            next,
-            maps::SUBNETS,
-            "end what is masqueraded: map subnets",
-        ),
-    ] {
-        stand.run(before).expect_ok();
-        let outcome = stand.refuse_map(line, command, map);
-        expect_error(outcome, 1, &format!("cannot {says}: `bpf_map_"));
-        stand.run("down").expect_ok();
+/// Asserts what a command could not do that is refused some calls.
+#[track_caller]
+fn each(stand: &Refusing, cases: &[(&str, Refused, &str)]) {
+    for (line, refused, says) in cases {
+        let outcome = refuse(stand, line, refused);
+        expect_error(outcome, 1, &format!("cannot {says}: "));
     }
 }
 
 #[test]
-fn what_is_read_and_written_is_told_with_its_table() {
-    let stand = Stand::new();
-    stand.topology.host.set_sysctl("ipv4/ip_forward", "1");
-    let attach = format!("{ATTACH} -p 127.0.0.1:8081:81 --masquerade");
-    let lookup = bpf::MAP_LOOKUP_ELEM;
-    let update = bpf::MAP_UPDATE_ELEM;
-    let delete = bpf::MAP_DELETE_ELEM;
-    let next = bpf::MAP_GET_NEXT_KEY;
-    for (before, line, command, map, says) in [
-        (
-            "up",
-            &*attach,
-            update,
-            maps::OWNERS,
-            "record the addresses of web: map owners",
-        ),
-        (
-            "up",
-            &attach,
-            update,
-            maps::ADDRESS_PORTS,
-            "publish port 8081: map address_ports",
-        ),
-        (
-            "up",
-            &attach,
-            update,
-            maps::LINKS,
-            "record link veth1: map links",
-        ),
-        (
-            "up",
-            "up",
-            update,
-            maps::DEVICES,
-            "refresh the host's devices: map devices",
-        ),
-        (
-            &attach,
-            "up",
-            update,
-            maps::DEVICE_IPS,
-            "refresh the addresses of devices: map device_ips",
-        ),
-        (
-            "up",
-            "flows",
-            next,
-            maps::YOUNG_V4,
-            "read the flows: map young_v4",
-        ),
-        (
-            "up",
-            "status",
-            lookup,
-            maps::REASONS,
-            "read the reasons: map reasons",
-        ),
-        (
-            "up",
-            "masquerade list",
-            next,
-            maps::SUBNETS,
-            "read what is masqueraded: map subnets",
-        ),
-        (
-            &attach,
-            "list",
-            next,
-            maps::ATTACHMENTS,
-            "read the containers: map attachments",
-        ),
-        (
-            &attach,
-            "list",
-            lookup,
-            maps::COUNTERS,
-            "read the counters: map counters",
-        ),
-        (
-            &attach,
-            "detach web",
-            next,
-            maps::YOUNG_V4,
-            "purge flows: map young_v4",
-        ),
-        (
-            &attach,
-            "detach web",
-            next,
-            maps::HOST_SOCKETS,
-            "read host sockets: map host_sockets",
-        ),
-        (
-            &attach,
-            "detach web",
-            delete,
-            maps::LINKS,
-            "forget containers: map links",
-        ),
-        (
-            &attach,
-            "detach web",
-            lookup,
-            maps::OWNERS,
-            "end what containers send: map owners",
-        ),
-        (
-            &attach,
-            "detach web",
-            next,
-            maps::OWNERS,
-            "end what is masqueraded no longer: map owners",
-        ),
-        (
-            "up",
-            "up",
-            next,
-            maps::HOST_ADDRESSES,
-            "refresh the host's addresses: map host_addresses",
-        ),
-    ] {
-        stand.run(before).expect_ok();
-        let outcome = stand.refuse_map(line, command, map);
-        expect_error(outcome, 1, &format!("cannot {says}: `bpf_map_"));
-        stand.run("down").expect_ok();
-    }
-}
-
-#[test]
-fn what_a_command_looks_at_is_told() {
-    let stand = Stand::new();
+fn what_is_looked_at_and_printed_is_told() {
+    let stand = Refusing::default();
     stand.run(ATTACH).expect_ok();
     // Routes matter where sources are checked strictly.
     stand
         .topology
         .host
         .set_sysctl("ipv4/conf/eth0/rp_filter", "1");
-    let map = |name| stand.topology.pinned(name);
-    let (sources, devices) = (map(maps::LINK_SOURCES), map(maps::DEVICES));
-    let ran = AtomicBool::new(false);
-    let reads_after = |call: &Call| {
-        ran.fetch_or(call.is_bpf(bpf::PROG_TEST_RUN), Ordering::Relaxed);
-        ran.load(Ordering::Relaxed) && call.is_bpf(bpf::MAP_LOOKUP_ELEM)
-    };
-    let containers = map(maps::ATTACHMENTS);
-    let recorded = AtomicBool::new(false);
-    let reads_again = |call: &Call| {
-        let records = call.is_of_map(bpf::MAP_UPDATE_ELEM, &containers);
-        recorded.fetch_or(records, Ordering::Relaxed);
-        let reads = call.is_of_map(bpf::MAP_GET_NEXT_KEY, &containers);
-        reads && recorded.swap(false, Ordering::Relaxed)
-    };
-    let cases: [(&str, Refused, &str); 13] = [
-        (
-            "attach web -p 8081:80",
-            &reads_again,
-            "record the addresses of containers: map attachments: ",
-        ),
-        (
-            "list",
-            &|call| call.number == libc::SYS_statx && call.names("/portfwd"),
-            "look at /run/",
-        ),
-        (
-            "list",
-            &|call| call.opens("/proc/thread-self/status"),
-            "read /proc/thread-self/status: ",
-        ),
-        (
-            "doctor",
-            &|call| call.opens("/proc/thread-self/status"),
-            "read /proc/thread-self/status: ",
-        ),
-        ("up", &lists_routes, "list routes: "),
-        (
-            "explain 192.0.2.1:8080",
-            &|call| call.is_bpf(bpf::PROG_LOAD),
-            "load the eBPF programs once more: ",
-        ),
-        ("explain 192.0.2.1:8080", &reads_after, "read why: "),
-        (
-            "explain 192.0.2.1:8080 --from 10.88.0.2",
-            &|call| call.is_of_map(bpf::MAP_GET_NEXT_KEY, &sources),
-            "read the addresses of containers: map link_sources: ",
-        ),
-        (
-            "explain 192.0.2.1:9",
-            &|call| call.is_of_map(bpf::MAP_LOOKUP_ELEM, &devices),
-            "read what devices are served: map devices: ",
-        ),
-        (
-            "explain 192.0.2.1:8080",
-            &|call| call.is_bpf(bpf::PROG_TEST_RUN),
-            "run program tc_device over a packet: ",
-        ),
-        (
-            "explain 192.0.2.1:8080",
-            &|call| {
-                call.sends()
-                    .is_some_and(|(kind, flags)| kind == RTM_GETROUTE && flags & NLM_F_DUMP == 0)
-            },
-            "look up the route to 192.0.2.",
-        ),
-        (
-            "apply -f -",
-            &|call| call.number == libc::SYS_read && call.arguments[0] == 0,
-            "read standard input: ",
-        ),
-        (
-            "completions bash",
-            &|call| call.number == libc::SYS_write && call.arguments[0] == 1,
-            "write to standard output: ",
-        ),
-    ];
-    for (line, refused, says) in cases {
-        expect_error(stand.refuse(line, refused), 1, &format!("cannot {says}"));
-    }
-    let mut asked = false;
-    let command = stand.command("explain 192.0.2.1:8080");
-    let outcome = ptrace::refuse(command, |call| {
-        let first = !asked && call.sends().is_some_and(|(kind, _)| kind == RTM_GETLINK);
-        asked |= first;
-        first.then_some(Errno::ENOMEM)
-    });
-    expect_error(outcome, 1, "cannot list the links: ");
-    let client = stand.topology.client.path();
+    let parent = stand.topology.bpffs().join("portfwd").display().to_string();
+    let looks = |call: &Call| call.number == libc::SYS_statx && call.names(&parent);
+    let reads_status = |call: &Call| call.opens("/proc/thread-self/status");
+    let reads_input = |call: &Call| call.number == libc::SYS_read && call.arguments[0] == 0;
+    let writes = |call: &Call| call.number == libc::SYS_write && call.arguments[0] == 1;
+    each(
+        &stand,
+        &[
+            ("list", &looks, &format!("look at {parent}")),
+            ("list", &reads_status, "read /proc/thread-self/status"),
+            ("doctor", &reads_status, "read /proc/thread-self/status"),
+            ("up", &lists_routes, "list routes"),
+            ("apply -f -", &reads_input, "read standard input"),
+            ("completions bash", &writes, "write to standard output"),
+        ],
+    );
     let mut command = portfwd::command();
     command
         .args(["--instance", stand.topology.instance(), "--bpffs"])
         .arg(stand.topology.bpffs())
         .arg("--host-netns")
-        .arg(client)
+        .arg(stand.topology.client.path())
         .arg("list");
     let outcome = ptrace::refuse(command, |call| call.opens("/proc").then_some(Errno::EMFILE));
     expect_error(outcome, 1, "cannot look for network namespace net:[");
 }
 
 #[test]
+fn what_explain_asks_is_told() {
+    const EXPLAIN: &str = "explain 192.0.2.1:8080";
+    let stand = Refusing::default();
+    stand.run(ATTACH).expect_ok();
+    let map = |name| stand.topology.pinned(name);
+    let (sources, devices) = (map(maps::LINK_SOURCES), map(maps::DEVICES));
+    let ran = AtomicBool::new(false);
+    let reads_why = |call: &Call| {
+        ran.fetch_or(call.is_bpf(bpf::PROG_TEST_RUN), Ordering::Relaxed);
+        ran.load(Ordering::Relaxed) && call.is_bpf(bpf::MAP_LOOKUP_ELEM)
+    };
+    let is_lookup = |(kind, flags)| kind == RTM_GETROUTE && flags & NLM_F_DUMP == 0;
+    let asks_way = |call: &Call| call.sends().is_some_and(is_lookup);
+    let asks_sources = |call: &Call| call.is_of_map(bpf::MAP_GET_NEXT_KEY, &sources);
+    let asks_device = |call: &Call| call.is_of_map(bpf::MAP_LOOKUP_ELEM, &devices);
+    let from = format!("{EXPLAIN} --from 10.88.0.2");
+    each(
+        &stand,
+        &[
+            (
+                EXPLAIN,
+                &|call| call.is_bpf(bpf::PROG_LOAD),
+                "load the eBPF programs once more",
+            ),
+            (
+                EXPLAIN,
+                &|call| call.is_bpf(bpf::PROG_TEST_RUN),
+                "run program tc_device over a packet",
+            ),
+            (EXPLAIN, &reads_why, "read why"),
+            (EXPLAIN, &asks_way, "look up the route to 192.0.2.3"),
+            (
+                &from,
+                &asks_sources,
+                "read the addresses of containers: map link_sources",
+            ),
+            (
+                "explain 192.0.2.1:9",
+                &asks_device,
+                "read what devices are served: map devices",
+            ),
+        ],
+    );
+    let asks_links = |call: &Call| call.sends().is_some_and(|(kind, _)| kind == RTM_GETLINK);
+    let outcome = refuse_once(&stand, EXPLAIN, &asks_links);
+    expect_error(outcome, 1, "cannot list the links: ");
+}
+
+#[test]
+fn what_follows_the_publishing_is_told() {
+    let stand = Refusing::default();
+    stand.run("up").expect_ok();
+    let containers = stand.topology.pinned(maps::ATTACHMENTS);
+    let recorded = AtomicBool::new(false);
+    let reads_again = |call: &Call| {
+        let records = call.is_of_map(bpf::MAP_UPDATE_ELEM, &containers);
+        recorded.fetch_or(records, Ordering::Relaxed);
+        recorded.load(Ordering::Relaxed) && call.is_of_map(bpf::MAP_GET_NEXT_KEY, &containers)
+    };
+    let outcome = refuse_once(&stand, ATTACH, &reads_again);
+    expect_error(
+        outcome,
+        1,
+        "cannot record the addresses of containers: map attachments: ",
+    );
+}
+
+#[test]
 fn what_brings_the_datapath_up_is_told() {
-    let stand = Stand::new();
-    let mut asked = false;
-    let outcome = ptrace::refuse(stand.command("up"), |call| {
-        let first = !asked && call.opens("/proc/self/mountinfo");
-        asked |= first;
-        first.then_some(Errno::ENOMEM)
-    });
+    let stand = Refusing::default();
+    let outcome = refuse_once(&stand, "up", &|call| call.opens("/proc/self/mountinfo"));
     expect_error(outcome, 1, "cannot find the cgroup2 mount: ");
     let makes = |call: &Call| call.number != libc::SYS_statx && call.names("~building/maps");
     let says = format!(
         "cannot create directory {}/~building/maps: ",
         stand.topology.pins().display()
     );
-    expect_error(stand.refuse("up", &makes), 1, &says);
-    let outcome = stand.refuse("up", &|call| call.number == libc::SYS_renameat2);
+    expect_error(refuse(&stand, "up", &makes), 1, &says);
+    let outcome = refuse(&stand, "up", &|call| call.number == libc::SYS_renameat2);
     let says = format!(
         "cannot rename {}/~building to ",
         stand.topology.pins().display()
     );
     expect_error(outcome, 1, &says);
     stand.run("up --log-level info").expect_ok();
-    let outcome = stand.refuse("log", &|call| {
+    let outcome = refuse(&stand, "log", &|call| {
         call.is_pin(bpf::OBJ_GET, "/programs/tc_device")
     });
     expect_error(outcome, 1, "cannot read the log: ");
@@ -467,11 +220,11 @@ fn a_mount_that_cannot_be_made_or_taken_away_is_told() {
 
 #[test]
 fn what_is_done_about_processes_and_their_sockets_is_told() {
-    let stand = Stand::new();
+    let stand = Refusing::default();
     let host = &stand.topology.host;
     let _servers = stand.topology.serve();
     let listener = Server::start(host, &[HOST], 8080, "host");
-    let outcome = stand.refuse(ATTACH, &|call| call.opens("/proc"));
+    let outcome = refuse(&stand, ATTACH, &|call| call.opens("/proc"));
     expect_error(outcome, 1, "cannot name processes: ");
     drop(listener);
 
@@ -498,25 +251,30 @@ fn what_is_done_about_processes_and_their_sockets_is_told() {
             "cannot look at the socket programs: ",
         ),
     ] {
-        let outcome = stand.refuse("doctor", refused);
+        let outcome = refuse(&stand, "doctor", refused);
         assert!(outcome.stdout.contains(says), "{says}: {outcome:?}");
         portfwd::record(&outcome.stdout);
     }
 
+    let sockets = stand.topology.pinned(maps::HOST_SOCKETS);
     let _open = clients::connect(host, to).expect("connect");
-    let outcome = stand.refuse_map("detach web", bpf::MAP_DELETE_ELEM, maps::HOST_SOCKETS);
+    let outcome = refuse(&stand, "detach web", &|call| {
+        call.is_of_map(bpf::MAP_DELETE_ELEM, &sockets)
+    });
     expect_error(outcome, 1, "cannot forget host sockets: map host_sockets: ");
 }
 
 #[test]
 fn what_a_killed_command_left_is_repaired_or_that_is_told() {
-    let stand = Stand::new();
+    let stand = Refusing::default();
     stand.run("up").expect_ok();
     let containers = stand.topology.pinned(maps::ATTACHMENTS);
     let dies = |call: &Call| call.is_of_map(bpf::MAP_UPDATE_ELEM, &containers);
     assert_eq!(ptrace::kill_at(stand.command(ATTACH), dies), End::Killed);
+    let owners = stand.topology.pinned(maps::OWNERS);
+    let reads = |call: &Call| call.is_of_map(bpf::MAP_GET_NEXT_KEY, &owners);
     for line in [ATTACH, "down"] {
-        let outcome = stand.refuse_map(line, bpf::MAP_GET_NEXT_KEY, maps::OWNERS);
+        let outcome = refuse(&stand, line, &reads);
         expect_error(outcome, 1, "cannot repair the forwards: map owners: ");
     }
     stand.run(ATTACH).expect_ok();
@@ -525,7 +283,7 @@ fn what_a_killed_command_left_is_repaired_or_that_is_told() {
 #[test]
 fn filters_of_older_kernels_are_told_with_their_device() {
     const TCX: [u32; 2] = [46, 47];
-    let stand = Stand::new();
+    let stand = Refusing::default();
     let old = |call: &Call| {
         let kind = u32::from_ne_bytes(call.memory(call.arguments[1] + bpf::ATTACH_TYPE));
         call.is_bpf(bpf::LINK_CREATE) && TCX.contains(&kind)
@@ -535,7 +293,7 @@ fn filters_of_older_kernels_are_told_with_their_device() {
     });
     up.expect_ok();
     let opens = |call: &Call| call.is_pin(bpf::OBJ_GET, "/programs/tc_device");
-    let outcome = stand.refuse("doctor", &opens);
+    let outcome = refuse(&stand, "doctor", &opens);
     assert!(
         outcome
             .stdout
@@ -543,10 +301,10 @@ fn filters_of_older_kernels_are_told_with_their_device() {
         "{outcome:?}"
     );
     portfwd::record(&outcome.stdout);
-    let outcome = stand.refuse("down", &opens);
+    let outcome = refuse(&stand, "down", &opens);
     expect_error(outcome, 1, "cannot remove the filters of device ");
     let removes = |call: &Call| call.sends().is_some_and(|(kind, _)| kind == RTM_DELQDISC);
-    let outcome = stand.refuse("down", &removes);
+    let outcome = refuse(&stand, "down", &removes);
     expect_error(outcome, 1, "cannot release device ");
     stand.run("down").expect_ok();
 }

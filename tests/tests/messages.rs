@@ -164,6 +164,10 @@ fn an_address_has_to_lead_to_one_container() {
     let outcome = run(&topology, "attach web --ip 10.88.0.2 -p [::1]:80:80");
     let says = "container \"web\" has no IPv6 address for host address ::1";
     expect_error(outcome, 1, says);
+    // An address that the host may get is no error.
+    run(&topology, "attach web --ip 10.88.0.2 -p 198.51.100.7:80:80")
+        .expect_ok()
+        .expect_stderr("warning: 198.51.100.7 is not an address of the host now");
 }
 
 #[test]

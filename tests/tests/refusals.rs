@@ -2,15 +2,15 @@
 //! stands between them.
 
 use std::net::SocketAddr;
-use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use nix::errno::Errno;
 use nix::libc;
 use portfwd_common::{maps, masquerade::MAX_SUBNETS};
-use portfwd_tests::portfwd::{Outcome, expect_error};
-use portfwd_tests::ptrace::{self, Call, bpf};
-use portfwd_tests::topology::{HOST, Shape, Topology};
+use portfwd_tests::portfwd::expect_error;
+use portfwd_tests::ptrace::{Call, bpf};
+use portfwd_tests::refusing::{Refused, Refusing};
+use portfwd_tests::topology::HOST;
 use portfwd_tests::{clients, kernel};
 
 /// socket(2) of netlink, of one of its protocols.
@@ -20,41 +20,11 @@ fn is_netlink(call: &Call, protocol: libc::c_int) -> bool {
         && call.arguments[2] == protocol as u64
 }
 
-/// A call to be refused, by what it looks like.
-type Refused<'a> = &'a (dyn Fn(&Call) -> bool + Sync);
-
-struct Stand {
-    topology: Topology,
-}
-
-impl Stand {
-    fn new() -> Self {
-        Self {
-            topology: Topology::new(Shape::default()),
-        }
-    }
-
-    /// A command line, in which `{0}` is the namespace of the first container.
-    fn command(&self, line: &str) -> Command {
-        let line = line.replace("{0}", &self.topology.containers[0].netns());
-        let arguments: Vec<&str> = line.split_whitespace().collect();
-        self.topology.command(&arguments)
-    }
-
-    fn refuse(&self, line: &str, refused: Refused, errno: Errno) -> Outcome {
-        ptrace::refuse(self.command(line), |call| refused(call).then_some(errno))
-    }
-
-    fn fake(&self, line: &str, faked: impl FnMut(&Call) -> Option<i64> + Send) -> Outcome {
-        ptrace::fake(self.command(line), faked)
-    }
-}
-
 const ATTACH: &str = "attach web --netns {0} -p 8080:80";
 
 #[test]
 fn a_namespace_that_cannot_be_used_is_named() {
-    let stand = Stand::new();
+    let stand = Refusing::default();
     let web = stand.topology.containers[0].netns();
     let cookie = |call: &Call| call.number == libc::SYS_getsockopt && call.arguments[2] == 71;
     let cases: [(&str, Refused, Errno, String); 4] = [
@@ -93,7 +63,7 @@ fn a_namespace_that_cannot_be_used_is_named() {
 
 #[test]
 fn programs_and_maps_that_the_kernel_does_not_take_are_named() {
-    let stand = Stand::new();
+    let stand = Refusing::default();
     let cases: [(Refused, Errno, &str); 5] = [
         (
             &|call| call.is_bpf(bpf::PROG_LOAD) && program_name(call).starts_with("tc_"),
@@ -137,7 +107,7 @@ fn a_program_that_the_verifier_refuses_is_told_with_its_reason() {
     /// `r6 = r1`, with which programs keep their context, and `r6 = r9`, of which the second holds nothing yet.
     const KEEP: [u8; 8] = [0xbf, 0x16, 0, 0, 0, 0, 0, 0];
     const KEEP_NOTHING: [u8; 8] = [0xbf, 0x96, 0, 0, 0, 0, 0, 0];
-    let stand = Stand::new();
+    let stand = Refusing::default();
     let spoilt = |call: &Call| {
         if call.is_bpf(bpf::PROG_LOAD) && program_name(call).starts_with("tc_") {
             let start = call.attribute(bpf::INSTRUCTIONS);
@@ -161,7 +131,7 @@ fn a_program_that_the_verifier_refuses_is_told_with_its_reason() {
 
 #[test]
 fn what_is_written_and_opened_while_it_comes_up_is_named() {
-    let stand = Stand::new();
+    let stand = Refusing::default();
     let loaded = AtomicBool::new(false);
     let fills_stages = |call: &Call| {
         let loads = call.is_bpf(bpf::PROG_LOAD) && program_name(call).starts_with("tc_");
@@ -194,7 +164,7 @@ fn what_is_written_and_opened_while_it_comes_up_is_named() {
 
 #[test]
 fn tables_that_cannot_be_opened_or_are_full_are_named() {
-    let stand = Stand::new();
+    let stand = Refusing::default();
     stand.topology.portfwd(&["up"]).expect_ok();
     let outcome = stand.refuse(
         "list",
@@ -219,7 +189,7 @@ fn tables_that_cannot_be_opened_or_are_full_are_named() {
 
 #[test]
 fn what_cannot_be_removed_is_left_behind_and_said() {
-    let stand = Stand::new();
+    let stand = Refusing::default();
     stand.topology.portfwd(&["up"]).expect_ok();
     let refused = |call: &Call| !call.is_bpf(bpf::OBJ_GET) && call.names("~removing/maps/journal");
     let outcome = stand.refuse("down", &refused, Errno::EIO).expect_code(1);
@@ -243,7 +213,7 @@ fn what_cannot_be_removed_is_left_behind_and_said() {
 
 #[test]
 fn kernels_without_the_newer_hooks_lack_what_needs_them() {
-    let stand = Stand::new();
+    let stand = Refusing::default();
     /// BPF_TCX_INGRESS and BPF_TCX_EGRESS.
     const TCX: [u32; 2] = [46, 47];
     let refused = |call: &Call| {
@@ -271,7 +241,7 @@ fn sockets_that_the_kernel_cannot_end_are_named() {
     /// SOCK_DESTROY of `include/uapi/linux/sock_diag.h`, and where the family stands after `struct nlmsghdr`.
     const SOCK_DESTROY: u16 = 21;
     const FAMILY: u64 = 16;
-    let stand = Stand::new();
+    let stand = Refusing::default();
     let _servers = stand.topology.serve();
     stand.topology.attach("web", 0, &["8080:80"]);
     let to = SocketAddr::new(HOST, 8080);
@@ -295,7 +265,7 @@ const GET_GENERATION: u16 = NFTABLES | 16;
 
 #[test]
 fn rules_of_others_that_cannot_be_read_are_told() {
-    let stand = Stand::new();
+    let stand = Refusing::default();
     let host = &stand.topology.host;
     let add = "add table ip other
         add chain ip other pre { type nat hook prerouting priority -100; }
@@ -347,7 +317,7 @@ fn rules_of_others_that_cannot_be_read_are_told() {
 
 #[test]
 fn settings_that_make_no_sense_are_named() {
-    let stand = Stand::new();
+    let stand = Refusing::default();
     let mut rest = &b"1-2,x\n"[..];
     let odd = |call: &Call| {
         let is_read =
