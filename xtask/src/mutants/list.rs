@@ -1168,8 +1168,8 @@ pub(super) const OF_ONE_TEST: &[Mutant] = &[
         name: "ended",
         test: "change_crash::a_detach_of_what_drains_ends_it_at_one_instant",
         file: "ebpf/forward.rs",
-        right: "(is_visible(since, ended, committed) &&",
-        wrong: "(since <= committed &&",
+        right: "let drains = is_visible(since, ended, committed) &&",
+        wrong: "let drains = since <= committed &&",
     },
     Mutant {
         name: "policy-asked",
