@@ -1,6 +1,6 @@
 //! Commands that are killed at any of their system calls.
 //!
-//! A sweep kills at some dozens of calls spread over the whole run; with `PORTFWD_FULL=1`, at every one.
+//! A sweep kills at two dozen calls spread over the whole run; with `PORTFWD_FULL=1`, at every one.
 
 use std::env;
 
@@ -8,7 +8,7 @@ use crate::ptrace::{self, End};
 use crate::topology::Topology;
 
 /// Kills in a sweep that is not full.
-const KILLS: u32 = 40;
+const KILLS: u32 = 25;
 
 /// Runs a command under the tracer, killed at call `at`. Runs differ by a few calls, so that of the last ones some
 /// may not be reached.
