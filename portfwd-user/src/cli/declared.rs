@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use serde::Deserialize;
 use toml::Spanned;
 
-use super::{Attach, args, typed_attach};
+use super::{Attach, args, meaning};
 use crate::error::{Error, Usage};
 
 /// A container of a file.
@@ -116,7 +116,7 @@ fn typed(container: Container, host: Option<IpAddr>, force: bool) -> Result<Atta
         replace: true,
         dry_run: false,
     };
-    typed_attach(attach, host)
+    meaning::typed_attach(attach, host)
 }
 
 fn usage(message: String) -> Usage {
