@@ -10,7 +10,7 @@ use std::{
 
 use portfwd_common::net::Protocol;
 
-use super::attach::{self, Observed, On, plan_on, ports};
+use super::attach::{self, Basis, Observed, plan_on, ports};
 use crate::{
     apply::{self, Step},
     cli::{Apply, Cli, Declared, declared},
@@ -27,13 +27,13 @@ use crate::{
 };
 
 /// What a file declares, and where its containers are.
-struct Set {
+struct DeclaredSet {
     file: String,
     declared: Vec<Declared>,
     observed: Vec<Observed>,
 }
 
-impl Set {
+impl DeclaredSet {
     /// The error, at the declaration that it is about.
     fn at(&self, declared: &Declared, cause: Error) -> Error {
         Error::Declared {
@@ -45,7 +45,7 @@ impl Set {
 }
 
 /// What is going to be done.
-struct Whole {
+struct SetPlan {
     plans: Vec<Plan>,
     pruned: Leaving,
     changes: Changes,
@@ -93,10 +93,10 @@ pub(super) fn run(cli: &Cli, asked: &Apply) -> Result<(), Error> {
     Ok(())
 }
 
-fn read(host: &Netns, asked: &Apply) -> Result<Set, Error> {
+fn read(host: &Netns, asked: &Apply) -> Result<DeclaredSet, Error> {
     let (file, text) = text(&asked.file)?;
     let declared = declared(&file, &text, asked.host, asked.force)?;
-    let mut set = Set {
+    let mut set = DeclaredSet {
         file,
         declared,
         observed: Vec::new(),
@@ -125,8 +125,8 @@ fn make_plans(
     host: &Netns,
     running: Option<&Datapath>,
     asked: &Apply,
-    set: &Set,
-) -> Result<Whole, Error> {
+    set: &DeclaredSet,
+) -> Result<SetPlan, Error> {
     let state = match running {
         Some(datapath) => state::read(&datapath.tables)?,
         None => State::default(),
@@ -141,7 +141,7 @@ fn make_plans(
         &protocols.into_iter().collect::<Vec<_>>(),
         Look::AtHeld,
     )?;
-    let on = On {
+    let basis = Basis {
         host,
         running,
         state: &state,
@@ -151,7 +151,7 @@ fn make_plans(
     let mut plans = Vec::new();
     for (number, (declared, observed)) in set.declared.iter().zip(&set.observed).enumerate() {
         let held = claims.beside(number);
-        let plan = plan_on(&on, &held, &declared.attach, observed);
+        let plan = plan_on(&basis, &held, &declared.attach, observed);
         let plan = plan.map_err(|cause| set.at(declared, cause))?;
         claims.settle(number, &plan, &state);
         check_connections(&plans, &plan).map_err(|cause| set.at(declared, cause))?;
@@ -174,7 +174,7 @@ fn make_plans(
         }
     }
     plan::follow(&mut plans, &pruned, &state);
-    Ok(Whole {
+    Ok(SetPlan {
         plans,
         pruned,
         changes,
@@ -225,7 +225,7 @@ struct Claims {
 }
 
 impl Claims {
-    fn of(state: &State, set: &Set, prune: bool) -> Self {
+    fn of(state: &State, set: &DeclaredSet, prune: bool) -> Self {
         let is_declared = |held: &&Held| set.declares(held);
         let others = state
             .held
@@ -277,7 +277,7 @@ impl Claims {
     }
 }
 
-impl Set {
+impl DeclaredSet {
     fn declares(&self, held: &Held) -> bool {
         let mut declared = self.declared.iter();
         declared.any(|declared| declared.attach.container == held.owner)
@@ -308,7 +308,7 @@ fn certain(declared: &Declared, own: &[Held]) -> Vec<Held> {
 }
 
 /// Everything of containers that the set does not name.
-fn pruned(state: &State, set: &Set) -> Leaving {
+fn pruned(state: &State, set: &DeclaredSet) -> Leaving {
     let all = state.forwards.iter().chain(&state.draining);
     let others = all.filter(|owned| !set.declares(&owned.held));
     let others: Vec<&Owned> = others.collect();

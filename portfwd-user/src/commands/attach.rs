@@ -119,13 +119,13 @@ fn make_plan(
         None => State::default(),
     };
     let around = Around::of(host, &protocols(attach), ports::look(attach))?;
-    let site = On {
+    let basis = Basis {
         host,
         running,
         state: &state,
         around: &around,
     };
-    let mut plans = [plan_on(&site, &state.held, attach, observed)?];
+    let mut plans = [plan_on(&basis, &state.held, attach, observed)?];
     plan::follow(&mut plans, &Leaving::default(), &state);
     let [plan] = plans;
     Ok(plan)
@@ -133,7 +133,7 @@ fn make_plan(
 
 /// What a plan is made on.
 #[derive(Clone, Copy)]
-pub(super) struct On<'a> {
+pub(super) struct Basis<'a> {
     pub(super) host: &'a Netns,
     pub(super) running: Option<&'a Datapath>,
     pub(super) state: &'a State,
@@ -142,15 +142,15 @@ pub(super) struct On<'a> {
 
 /// Plans an attach, where `held` has its ports. What it follows is not settled yet.
 pub(super) fn plan_on(
-    on: &On<'_>,
+    basis: &Basis<'_>,
     held: &[Held],
     attach: &Attach,
     observed: &Observed,
 ) -> Result<Plan, Error> {
     let label = &attach.container;
-    let known = on.state.container(label);
-    let found = locate(on, attach, observed)?;
-    let settled = ports::settle(on.around, held, attach)?;
+    let known = basis.state.container(label);
+    let found = locate(basis, attach, observed)?;
+    let settled = ports::settle(basis.around, held, attach)?;
     let asked = plan::Asked {
         resolved: &settled.resolved,
         loopback: attach.loopback,
@@ -159,7 +159,7 @@ pub(super) fn plan_on(
         replace: attach.replace,
     };
     if !attach.replace {
-        plan::check_existing(label, on.state, &asked)?;
+        plan::check_existing(label, basis.state, &asked)?;
     }
     let plan = plan::attach(label, known, &found, &asked)?;
     let plan = Plan {
@@ -168,22 +168,25 @@ pub(super) fn plan_on(
         ..plan
     };
     Ok(match attach.replace {
-        true => plan.in_place_of(on.state),
+        true => plan.in_place_of(basis.state),
         false => plan,
     })
 }
 
 /// Where the container is: as it was said, or as it is known.
-fn locate(on: &On<'_>, attach: &Attach, observed: &Observed) -> Result<Found, Error> {
-    let (host, label) = (on.host, &attach.container);
-    let known = on.state.container(label);
+fn locate(basis: &Basis<'_>, attach: &Attach, observed: &Observed) -> Result<Found, Error> {
+    let (host, label) = (basis.host, &attach.container);
+    let known = basis.state.container(label);
     let found = match (&attach.connection, &observed.inside) {
-        (Some(connection), Some(inside)) => {
-            Some(connect::find(host, inside, connection, &on.state.links())?)
-        }
+        (Some(connection), Some(inside)) => Some(connect::find(
+            host,
+            inside,
+            connection,
+            &basis.state.links(),
+        )?),
         _ => observed.found.clone(),
     };
-    match (found, known, on.running) {
+    match (found, known, basis.running) {
         (Some(Found::Unconnected(_, netns)), Some(known), _) if known.netns == netns => {
             Err(ContainerError::LinkGone(label.clone()).into())
         }
