@@ -317,6 +317,10 @@ impl Forward {
 /// wait who wonder why a port is still taken after a command was killed.
 pub const CLAIM_LIFETIME: u32 = 10;
 
+/// How many forwards back, of those that drain, a connection is looked for: of more that follow each other within the
+/// time that the first one drains, the oldest connections end.
+pub const MAX_FORMERS: u32 = 8;
+
 /// The rule behind [`Forward::is_visible`].
 #[inline(always)]
 pub const fn is_visible(since: u64, until: u64, committed: u64) -> bool {

@@ -7,7 +7,7 @@ use aya_ebpf::helpers::bpf_loop;
 use portfwd_common::{
     Stage,
     flow::{FlowKey, Shift},
-    forward::PortSlot,
+    forward::{MAX_FORMERS, PortSlot},
     net::{Address, V4, V6},
 };
 
@@ -20,9 +20,9 @@ use crate::{
     verdict::Verdict,
 };
 
-/// How many forwards back a connection is looked for: of more that follow each other within the time that the
-/// first one drains, the oldest connections end.
-const MAX_FORMERS: u32 = 8;
+/// How many forwards the search passes at most: as many that drain as it has to, and others between them that the loader
+/// is about to take out.
+const MAX_STEPS: u32 = 2 * MAX_FORMERS;
 
 /// What is looked for, and what is found.
 #[repr(C)]
@@ -149,7 +149,7 @@ pub fn search() -> Verdict {
             false => look::<V6>,
         };
         let look: unsafe extern "C" fn(u32, *mut c_void) -> i64 = look;
-        bpf_loop(MAX_FORMERS, look as *mut c_void, core::ptr::null_mut(), 0);
+        bpf_loop(MAX_STEPS, look as *mut c_void, core::ptr::null_mut(), 0);
         Verdict::stage_of(core::ptr::read_volatile(&raw const (*search).stage))
     }
 }
@@ -162,9 +162,24 @@ unsafe extern "C" fn look<A: Family>(_number: u32, _context: *mut c_void) -> i64
     // SAFETY: this CPU's own element.
     let search = unsafe { &mut *search };
     let slot = PortSlot::from_bits(search.former);
-    let Some(published) = forward::serving(slot.index(), slot.generation) else {
+    // One that serves no longer still says whom it has followed.
+    if let Some(published) = forward::serving(slot.index(), slot.generation)
+        && look_at::<A>(search, &published)
+    {
         return 1;
-    };
+    }
+    match forward::former(slot.index(), slot.generation) {
+        Some(former) => {
+            search.former = former.to_bits();
+            0
+        }
+        None => 1,
+    }
+}
+
+/// Whether the connection is one through `published`: it is noted then.
+#[inline(always)]
+fn look_at<A: Family>(search: &mut Search, published: &Published) -> bool {
     let asked: FlowKey<A> = reshaped(&search.request);
     let request = Request {
         client: asked.client,
@@ -184,18 +199,12 @@ unsafe extern "C" fn look<A: Family>(_number: u32, _context: *mut c_void) -> i64
         container_port: record.target_port_of(request.host_port),
         ..asked
     };
-    if let Found::Own(live) = shift::find(&mut key, &request, &published)
+    if let Found::Own(live) = shift::find(&mut key, &request, published)
         && !(search.opens != 0 && live.state.gives_way_to_syn())
     {
         search.found = reshaped(&key);
         search.answer = Answer::Found as u32;
-        return 1;
+        return true;
     }
-    match forward::former(slot.index(), slot.generation) {
-        Some(former) => {
-            search.former = former.to_bits();
-            0
-        }
-        None => 1,
-    }
+    false
 }

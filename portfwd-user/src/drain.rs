@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use portfwd_common::forward::Forward;
+use portfwd_common::forward::{Forward, MAX_FORMERS};
 
 use crate::{tables::Tables, transaction};
 
@@ -30,16 +30,29 @@ pub fn end_empty(tables: &Tables, used: &BTreeSet<Id>) {
     }
 }
 
-/// What forwards that open connections have followed, as far back as that goes.
+/// The forwards that drain and that those which open connections have followed, as far back as a packet is looked for.
+/// What has ended in between says whom it has followed until it is freed.
 fn reached(tables: &Tables) -> BTreeSet<Id> {
-    let draining: HashMap<Id, Forward> = transaction::draining(tables)
-        .map(|(index, record)| ((index, record.generation), record))
+    let id = |index: u32, record: &Forward| (index, record.generation);
+    let draining: BTreeSet<Id> = transaction::draining(tables)
+        .map(|(index, record)| id(index, &record))
+        .collect();
+    let used = transaction::records(tables).filter(|(_, record)| record.ended != 0);
+    let used: HashMap<Id, Forward> = used
+        .map(|(index, record)| (id(index, &record), record))
         .collect();
     let mut reached = BTreeSet::new();
     for (_, record) in transaction::visible(tables) {
         let mut former = record.former;
-        while let Some(record) = draining.get(&(former.index(), former.generation)) {
-            reached.insert((former.index(), former.generation));
+        let mut left = MAX_FORMERS;
+        while left > 0
+            && let Some(record) = used.get(&(former.index(), former.generation))
+        {
+            let id = (former.index(), former.generation);
+            if draining.contains(&id) {
+                reached.insert(id);
+                left -= 1;
+            }
             former = record.former;
         }
     }

@@ -1,6 +1,7 @@
 //! Ports that become another container's, at one instant: by `repoint`, and by `attach --replace`.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -147,6 +148,91 @@ fn connections_of_every_time_stay_where_they_were_opened() {
                 connections.goes_on(label);
             }
         }
+    }
+}
+
+/// Hands the ports of `from` over to the first container, by another name.
+fn repoint_back(topology: &Topology, from: &str, more: &[&str]) {
+    let netns = topology.containers[0].netns();
+    let repoint = ["repoint", from, "again", "--netns", &netns];
+    topology.portfwd(&[&repoint[..], more].concat()).expect_ok();
+}
+
+/// Fails if a search ends at a forward that serves no longer (`look` in drain.rs): it does until the next ones
+/// follow whom it has followed.
+#[test]
+fn a_connection_outlives_who_came_after_its_container() {
+    let (topology, _servers) = attached();
+    let old = Open::to(&topology, "web");
+    topology.portfwd(&["repoint", "web", "db"]).expect_ok();
+    repoint_back(&topology, "db", &[]);
+    let stopped = AtomicBool::new(false);
+    let exchanges = thread::scope(|scope| {
+        let streams = old.streams.iter().map(|stream| {
+            let stopped = &stopped;
+            scope.spawn(move || {
+                let mut exchanges = 0;
+                while !stopped.load(Ordering::Relaxed) {
+                    clients::echo(stream, b"still there?").expect("an answer");
+                    exchanges += 1;
+                }
+                exchanges
+            })
+        });
+        let streams: Vec<_> = streams.collect();
+        // Of the one in the middle nothing is used, so it goes.
+        topology.portfwd(&["gc"]).expect_ok();
+        stopped.store(true, Ordering::Relaxed);
+        let exchanges = streams
+            .into_iter()
+            .map(|stream| stream.join().expect("no panic"));
+        exchanges.collect::<Vec<u32>>()
+    });
+    assert!(exchanges.iter().all(|count| *count > 10), "{exchanges:?}");
+    is_forgotten(&topology, "db");
+    old.goes_on("web");
+}
+
+#[test]
+fn a_connection_outlives_the_time_of_who_came_after_its_container() {
+    for more in [&["--drain", "1s"][..], &["--cut"]] {
+        let (topology, _servers) = attached();
+        let old = Open::to(&topology, "web");
+        topology.portfwd(&["repoint", "web", "db"]).expect_ok();
+        let middle = Open::to(&topology, "db");
+        repoint_back(&topology, "db", more);
+        until("the time is over", PATIENCE, || {
+            middle.streams_have_ended().then_some(())
+        });
+        old.goes_on("web");
+        topology.portfwd(&["gc"]).expect_ok();
+        old.goes_on("web");
+        is_forgotten(&topology, "db");
+    }
+}
+
+/// The datapath looks for them no further, so they are nobody's.
+#[test]
+fn of_more_than_eight_swaps_the_oldest_connections_end() {
+    let (topology, _servers) = attached();
+    let oldest = Open::to(&topology, "web");
+    let mut open = Vec::new();
+    for number in 0..9 {
+        let (from, to) = [("web", "db"), ("db", "web")][number % 2];
+        topology.portfwd(&["repoint", from, to]).expect_ok();
+        open.push((Open::to(&topology, to), to));
+    }
+    assert!(oldest.streams_have_ended());
+    topology.portfwd(&["gc"]).expect_ok();
+    let flows = topology.portfwd(&["--json", "flows", "--state", "established"]);
+    let flows = flows.expect_ok().json();
+    assert_eq!(
+        flows.as_array().map(Vec::len),
+        Some(2 * open.len()),
+        "{flows}"
+    );
+    for (connections, label) in &open {
+        connections.goes_on(label);
     }
 }
 
