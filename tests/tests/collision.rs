@@ -1,9 +1,16 @@
 //! A host port has one owner.
 
-use std::net::SocketAddr;
+use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::process::Stdio;
 
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, SockaddrIn6, bind, listen, setsockopt, socket,
+    sockopt::Ipv6V6Only,
+};
+
 use portfwd_tests::clients::{self, Closed, Protocol};
+use portfwd_tests::namespace::Namespace;
 use portfwd_tests::portfwd::{self, Outcome};
 use portfwd_tests::servers::Server;
 use portfwd_tests::topology::{HOST, HOST6, Shape, Topology};
@@ -164,6 +171,36 @@ fn a_listening_process_of_the_host_holds_its_port() {
     drop(server);
     topology.portfwd(&["detach", "web"]).expect_ok();
     topology.attach("web", 0, &["8080:80"]);
+}
+
+/// A socket of IPv6 that receives IPv4 as well, or does not.
+fn bind_v6(namespace: &Namespace, kind: SockType, port: u16, alone: bool) -> OwnedFd {
+    namespace.run(|| {
+        let flags = SockFlag::SOCK_CLOEXEC;
+        let bound = socket(AddressFamily::Inet6, kind, flags, None).expect("a socket");
+        setsockopt(&bound, Ipv6V6Only, &alone).expect("set IPV6_V6ONLY");
+        let any = SocketAddrV6::new(Ipv6Addr::UNSPECIFIED, port, 0, 0);
+        bind(bound.as_raw_fd(), &SockaddrIn6::from(any)).expect("bind");
+        if kind == SockType::Stream {
+            listen(&bound, Backlog::MAXCONN).expect("listen");
+        }
+        bound
+    })
+}
+
+#[test]
+fn a_socket_of_ipv6_holds_ipv4_as_well_unless_it_is_for_ipv6_alone() {
+    let topology = Topology::new(Shape::default());
+    for (kind, protocol) in [(SockType::Stream, "tcp"), (SockType::Datagram, "udp")] {
+        for (port, alone) in [(7001, true), (7002, false)] {
+            let _bound = bind_v6(&topology.host, kind, port, alone);
+            let v4 = format!("0.0.0.0:{port}:80/{protocol}");
+            let code = if alone { 0 } else { 3 };
+            topology.try_attach("web", 0, &[&v4]).expect_code(code);
+            let v6 = format!("[::]:{port}:80/{protocol}");
+            topology.try_attach("web", 0, &[&v6]).expect_code(3);
+        }
+    }
 }
 
 /// Attaches by force, with these SPECs besides.

@@ -22,10 +22,6 @@ use super::netns::{Netns, NetnsError};
 use super::processes::Process;
 use crate::collision;
 
-/// Attribute INET_DIAG_SKV6ONLY of `include/uapi/linux/inet_diag.h`: one byte, on listening and closed
-/// IPv6 sockets.
-const INET_DIAG_SKV6ONLY: u16 = 11;
-
 /// TCP_BOUND_INACTIVE of `include/net/tcp_states.h`: bound, and neither listening nor connected, as the sockets
 /// are that podman holds ports with. Kernels before 6.8 do not know it, and show none.
 const BOUND_INACTIVE: StateFlags = StateFlags::from_bits_retain(1 << 13);
@@ -178,13 +174,7 @@ pub fn connected_datagrams(host: &Netns) -> Result<Vec<Connected>, SocketError> 
 pub fn listener(protocol: Protocol, socket: &InetResponse) -> Listener {
     let id = &socket.header.socket_id;
     let address = SocketAddr::new(id.source_address.to_canonical(), id.source_port);
-    let v6_only = socket.nlas.iter().any(|attribute| match attribute {
-        Nla::Other(other) => {
-            netlink_packet_core::Nla::kind(other) == INET_DIAG_SKV6ONLY
-                && first_byte(other) == Some(1)
-        }
-        _ => false,
-    });
+    let v6_only = socket.nlas.contains(&Nla::SkV6Only(true));
     Listener {
         protocol,
         address,
@@ -194,13 +184,6 @@ pub fn listener(protocol: Protocol, socket: &InetResponse) -> Listener {
         uid: socket.header.uid,
         cookie: cookie_of(id),
     }
-}
-
-fn first_byte(attribute: &netlink_packet_core::DefaultNla) -> Option<u8> {
-    use netlink_packet_core::Nla as _;
-    let mut value = vec![0; attribute.value_len()];
-    attribute.emit_value(&mut value);
-    value.first().copied()
 }
 
 /// The two halves of the cookie are 32-bit words in host order, the low one first (`sock_diag_save_cookie`).
