@@ -395,4 +395,12 @@ fn a_set_lets_what_drains_go_on() {
                 [[container]]\nname = \"db\"\npublish = [\"8080:80\"]\n";
     assert_eq!(stand.apply(text, &["--prune"]).expect_ok().stdout, "");
     clients::echo(&open, b"still there?").expect("an answer");
+    let text = "[[container]]\nname = \"db\"\npublish = [\"8080:80\"]\n";
+    let withdrawn = "- web: 80/tcp -> 0.0.0.0:9090\n- web: 80/tcp -> [::]:9090\n";
+    for stdout in [withdrawn, ""] {
+        assert_eq!(stand.apply(text, &["--prune"]).expect_ok().stdout, stdout);
+        clients::echo(&open, b"still there?").expect("an answer");
+    }
+    stand.topology.portfwd(&["detach", "web"]).expect_ok();
+    assert!(clients::echo(&open, b"still there?").is_err());
 }

@@ -307,17 +307,17 @@ fn certain(declared: &Declared, own: &[Held]) -> Vec<Held> {
     certain
 }
 
-/// Everything of containers that the set does not name.
+/// What opens connections for containers that the set does not name. Those that are open end, unless they drain
+/// already: a swap is not undone by the next `apply`.
 fn pruned(state: &State, set: &DeclaredSet) -> Leaving {
-    let all = state.forwards.iter().chain(&state.draining);
-    let others = all.filter(|owned| !set.declares(&owned.held));
-    let others: Vec<&Owned> = others.collect();
+    let others = state.forwards.iter();
+    let others: Vec<&Owned> = others.filter(|owned| !set.declares(&owned.held)).collect();
+    let attachment = |owned: &Owned| owned.record().attachment;
+    let drain: BTreeSet<u32> = state.draining.iter().map(attachment).collect();
+    let containers = others.iter().map(|owned| attachment(owned));
     Leaving {
         forwards: others.iter().flat_map(|owned| owned.indexes()).collect(),
-        containers: others
-            .iter()
-            .map(|owned| owned.record().attachment)
-            .collect(),
+        containers: containers.filter(|id| !drain.contains(id)).collect(),
         ..Leaving::default()
     }
 }
