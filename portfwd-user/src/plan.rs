@@ -2,12 +2,15 @@
 
 mod succession;
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{
+    collections::{BTreeSet, HashMap},
+    net::IpAddr,
+};
 
 use portfwd_common::{
     forward::{Delivery, Forward, PortSlot},
     host::Attachment,
-    net::Ip,
+    net::{Ip, Protocol},
 };
 
 pub use succession::{Leaving, follow};
@@ -262,20 +265,30 @@ impl Plan {
         let is_again = |new: &NewForward, owned: &Owned| {
             self.known && is_as_it_was(new, owned) && state.policy_of(owned) == self.policy
         };
-        let (stays, goes): (Vec<&Owned>, Vec<&Owned>) = own.into_iter().partition(|owned| {
-            // Of the same container what drains goes on.
-            let drains = owned.record().until != Forward::FOREVER;
-            (self.known && drains) || self.forwards.iter().any(|new| is_again(new, owned))
-        });
-        let new: Vec<NewForward> = self
+        let mut new: HashMap<Place, NewForward> = self
             .forwards
             .iter()
-            .copied()
-            .filter(|new| !stays.iter().any(|owned| is_again(new, owned)))
+            .map(|new| ((new.protocol, new.host, new.host_port), *new))
             .collect();
+        let mut stays = |owned: &Owned| {
+            // Of the same container what drains goes on.
+            if owned.record().until != Forward::FOREVER {
+                return self.known;
+            }
+            let place = place_of(owned);
+            let is_as_it_was = new.get(&place).is_some_and(|new| is_again(new, owned));
+            if is_as_it_was {
+                new.remove(&place);
+            }
+            is_as_it_was
+        };
+        let goes: Vec<&Owned> = own.into_iter().filter(|owned| !stays(owned)).collect();
+        let is_new =
+            |asked: &NewForward| new.contains_key(&(asked.protocol, asked.host, asked.host_port));
+        let forwards = self.forwards.iter().copied().filter(is_new).collect();
         let former = goes.iter().map(|owned| owned.record().attachment);
         Self {
-            forwards: new,
+            forwards,
             leaving: Leaving {
                 forwards: goes.iter().flat_map(|owned| owned.indexes()).collect(),
                 containers: former.filter(|id| *id != self.container.id).collect(),
@@ -337,14 +350,22 @@ impl Plan {
 /// When there is such a forward.
 pub fn check_existing(label: &Label, state: &State, asked: &Asked<'_>) -> Result<(), Error> {
     let loopback = asked.loopback;
+    let own = state
+        .forwards
+        .iter()
+        .filter(|forward| forward.owner == *label);
+    let own: HashMap<Place, &Owned> = own.map(|forward| (place_of(forward), forward)).collect();
     for item in asked.resolved {
-        let is_asked = |forward: &&Owned| {
+        let same_ports = |forward: &&Owned| {
             let held = &forward.held;
-            let host = item.spec.hosts().any(|host| host == held.host);
-            let ports = (held.ports, held.container) == (item.ports, item.spec.container);
-            held.owner == *label && held.protocol == item.spec.protocol && host && ports
+            (held.ports, held.container) == (item.ports, item.spec.container)
         };
-        let existing: Vec<&Owned> = state.forwards.iter().filter(is_asked).collect();
+        let place = |host: IpAddr| (item.spec.protocol, Ip::from(host), item.ports.first());
+        let existing = item
+            .spec
+            .hosts()
+            .filter_map(|host| own.get(&place(host)).copied());
+        let existing: Vec<&Owned> = existing.filter(same_ports).collect();
         let mut policies = existing.iter().map(|forward| state.policy_of(forward));
         if policies.any(|policy| policy != *asked.policy) {
             return Err(ContainerError::OtherPolicy {
@@ -366,6 +387,14 @@ pub fn check_existing(label: &Label, state: &State, asked: &Asked<'_>) -> Result
         }
     }
     Ok(())
+}
+
+/// Protocol, host address and first host port: no two forwards that open connections have one in common.
+type Place = (Protocol, Ip, u16);
+
+fn place_of(owned: &Owned) -> Place {
+    let held = &owned.held;
+    (held.protocol, Ip::from(held.host), held.ports.first())
 }
 
 /// All that the container sends from, as its namespace shows it. A target elsewhere is no part of this

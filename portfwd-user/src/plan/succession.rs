@@ -1,6 +1,9 @@
 //! What goes when something else takes its place, at one instant.
 
-use std::collections::BTreeSet;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use portfwd_common::{
     forward::{Forward, PortSlot},
@@ -52,14 +55,13 @@ pub fn follow(plans: &mut [Plan], others: &Leaving, state: &State) {
 
 /// `forwards`, each of which follows the one of `leaving` that has ports of it: one that would follow several is several.
 pub(super) fn following(forwards: &[NewForward], leaving: &[Piece]) -> Vec<NewForward> {
+    let leaving: BTreeMap<Place, Piece> = leaving
+        .iter()
+        .map(|piece| (place_of(&piece.record), *piece))
+        .collect();
     let mut following = Vec::new();
     for forward in forwards {
-        let mut former: Vec<Piece> = leaving
-            .iter()
-            .copied()
-            .filter(|piece| shares_slots(&piece.record, forward))
-            .collect();
-        former.sort_by_key(|piece| piece.record.host_port.get());
+        let former = formers(&leaving, forward);
         // A piece goes as far as to where the next one's former begins.
         let begins = former
             .iter()
@@ -87,18 +89,33 @@ fn slot(piece: &Piece) -> PortSlot {
     PortSlot::new(piece.index, piece.record.generation, 0)
 }
 
-/// Whether some slots of the one are the other's.
-fn shares_slots(record: &Forward, forward: &NewForward) -> bool {
-    let first = NetPort::new(forward.host_port);
-    let begins_within = record.host_port.get().wrapping_sub(forward.host_port) < forward.count;
-    record.protocol == forward.protocol.number()
-        && record.host == forward.host
-        && (record.has(first) || begins_within)
+/// Protocol, host address and first host port.
+type Place = (u8, IpAddr, u16);
+
+fn place_of(record: &Forward) -> Place {
+    let host = IpAddr::from(record.host);
+    (record.protocol, host, record.host_port.get())
+}
+
+/// Those of `leaving`, which have no port in common, that have slots of `forward`, by port.
+fn formers(leaving: &BTreeMap<Place, Piece>, forward: &NewForward) -> Vec<Piece> {
+    let host = IpAddr::from(forward.host);
+    let place = |port| (forward.protocol.number(), host, port);
+    let first = forward.host_port;
+    // One that begins before may reach into it.
+    let before = leaving.range(place(0)..place(first)).next_back();
+    let before = before.filter(|(_, piece)| piece.record.has(NetPort::new(first)));
+    let within = leaving.range(place(first)..=place(first + (forward.count - 1)));
+    before
+        .into_iter()
+        .chain(within)
+        .map(|(_, piece)| *piece)
+        .collect()
 }
 
 #[cfg(test)]
 mod tests {
-    use std::net::{IpAddr, Ipv4Addr};
+    use std::net::Ipv4Addr;
 
     use portfwd_common::{
         forward::Delivery,
@@ -173,7 +190,11 @@ mod tests {
                 false => (expected.0, expected.1, former),
             });
             prop_assert!(ports.clone().eq(expected));
-            let overlapping = olds.iter().filter(|piece| shares_slots(&piece.record, &asked));
+            let overlaps = |old: &&Piece| {
+                let ports = (0..old.record.count).map(|offset| old.record.host_port.get() + offset);
+                ports.into_iter().any(|port| (first..first + count).contains(&port))
+            };
+            let overlapping = olds.iter().filter(overlaps);
             prop_assert_eq!(pieces.len(), overlapping.count().max(1));
             let continue_it = pieces.iter().filter(|piece| piece.continues).count();
             prop_assert_eq!((continue_it, pieces[0].continues), (pieces.len() - 1, false));
