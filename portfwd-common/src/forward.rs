@@ -10,6 +10,7 @@ use bytemuck::{Pod, Zeroable};
 use crate::{
     flow::Lifetimes,
     net::{Ip, NetPort, Protocol},
+    verdict::Reason,
 };
 
 /// Length of the table of forwards. Index 0 is never used, so that an all-zero slot means nothing.
@@ -370,6 +371,23 @@ pub struct Counters {
     pub connections: u64,
     /// Packets dropped on account of this forward.
     pub drops: u64,
+    /// [`Self::drop`] of the last of them.
+    pub last_drop: u64,
+}
+
+impl Counters {
+    /// When a packet was dropped, a second on `CLOCK_MONOTONIC`, and the number of the [`Reason`]. Of two, the later one is
+    /// the greater.
+    #[inline(always)]
+    pub const fn drop(second: u32, reason: u32) -> u64 {
+        (second as u64) << 32 | reason as u64
+    }
+    /// Second and reason of the last drop, if there was one.
+    pub fn last_drop(&self) -> Option<(u32, Reason)> {
+        let second = (self.last_drop >> 32) as u32;
+        let reason = Reason::from_number(self.last_drop as u32)?;
+        Some((second, reason))
+    }
 }
 
 const _: () = {
@@ -378,7 +396,7 @@ const _: () = {
     assert!(size_of::<Forward>() == 128);
     assert!(core::mem::offset_of!(Forward, host) == 64);
     assert!(size_of::<Journal>() == 88);
-    assert!(size_of::<Counters>() == 48);
+    assert!(size_of::<Counters>() == 56);
 };
 
 #[cfg(feature = "user")]

@@ -71,6 +71,13 @@ impl Reason {
         Self::Denied,
     ];
 
+    /// The reason of that number.
+    pub fn from_number(number: u32) -> Option<Self> {
+        Self::ALL
+            .into_iter()
+            .find(|reason| *reason as u32 == number)
+    }
+
     /// The label.
     pub const fn name(self) -> &'static str {
         match self {
@@ -108,6 +115,7 @@ mod tests {
     fn reasons_have_distinct_numbers_and_names_within_the_table() {
         for (i, a) in Reason::ALL.iter().enumerate() {
             assert!((*a as u32) < MAX_REASONS);
+            assert_eq!(Reason::from_number(*a as u32), Some(*a));
             for b in &Reason::ALL[..i] {
                 assert!(*a as u32 != *b as u32 && a.name() != b.name());
             }

@@ -5,7 +5,7 @@ use aya_ebpf::{
     helpers::{bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp},
 };
 use portfwd_common::{
-    forward::{AddressPort, Forward, PortSlot, is_visible, port_index},
+    forward::{AddressPort, Counters, Forward, PortSlot, is_visible, port_index},
     host::{Device, HOST_DATAGRAM_LIFETIME, HostDatagram},
     masquerade::Key,
     net::{Address, Ip, NetPort, Protocol, V4, V6},
@@ -387,11 +387,14 @@ pub fn count_connection(index: u32) {
     }
 }
 
-/// Counts a packet dropped on the forward's account.
+/// Counts a packet dropped on the forward's account, for the reason of that number.
 #[inline(always)]
-pub fn count_drop(index: u32) {
+pub fn count_drop(index: u32, reason: u32) {
     if let Some(counters) = COUNTERS.get_ptr_mut(index) {
         // SAFETY: this CPU's own element.
-        unsafe { (*counters).drops += 1 };
+        unsafe {
+            (*counters).drops += 1;
+            (*counters).last_drop = Counters::drop(clock::now(), reason);
+        }
     }
 }

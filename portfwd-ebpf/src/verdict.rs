@@ -114,7 +114,7 @@ impl Verdict {
             _ => {
                 count(reason);
                 if rest != 0 {
-                    forward::count_drop(rest);
+                    forward::count_drop(rest, reason);
                 }
                 log::dropped(hook, reason);
                 dropped

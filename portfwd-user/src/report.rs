@@ -19,7 +19,7 @@ use serde::Serialize;
 pub use changes::Changes;
 pub use collected::{Collected, CollectedContainer, write_collected};
 pub use doctor::write_checks;
-pub use explained::{Explanation, Outcome, PacketRow};
+pub use explained::{Explanation, LastDrop, Outcome, PacketRow};
 pub use flows::{FlowRow, write_flows};
 pub use forwards::{ForwardRow, Published, answering, sort, write_forwards, write_ports};
 pub use masquerade::{MasqueradeRow, write_masqueraded};

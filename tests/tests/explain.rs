@@ -221,3 +221,51 @@ fn what_cannot_be_asked_is_an_error() {
         expect_error(outcome, code, says);
     }
 }
+
+#[test]
+fn the_last_drop_is_told_with_its_reason() {
+    let topology = Topology::new(Shape::default());
+    let _servers = topology.serve();
+    let netns = topology.containers[0].netns();
+    let attach = ["attach", "web", "--netns", &netns, "-p", "8080:80"];
+    let deny = ["--deny", "192.0.2.0/24", "--deny-silently"];
+    topology.portfwd(&[&attach[..], &deny].concat()).expect_ok();
+    let said = explain(&topology, &to(HOST, 8080), Some(CLIENT));
+    assert_eq!(
+        (&said["drops"], &said["lastDrop"]),
+        (&0.into(), &Value::Null)
+    );
+    let closed = clients::closed(&topology.client, Protocol::Tcp, SocketAddr::new(HOST, 8080));
+    assert_eq!(closed, Closed::Silent);
+    let said = explain(&topology, &to(HOST, 8080), Some(CLIENT));
+    assert_eq!(said["lastDrop"]["reason"], "denied-silently", "{said}");
+    assert!(
+        said["lastDrop"]["age"].as_u64().is_some_and(|age| age < 60),
+        "{said}"
+    );
+    let text = topology.portfwd(&["explain", &to(HOST, 8080)]).expect_ok();
+    assert!(text.stdout.contains(" ago: denied-silently\n"), "{text:?}");
+}
+
+#[test]
+fn a_container_whose_link_is_down_or_gone_is_not_reached() {
+    let topology = Topology::new(Shape::default());
+    let _servers = topology.serve();
+    topology.attach("web", 0, &["8080:80"]);
+    let container = &topology.containers[0];
+    let unreached = |note: &str| {
+        for from in [Some(CLIENT), Some(HOST)] {
+            let said = explain(&topology, &to(HOST, 8080), from);
+            is(&said, "dropped", None);
+            notes(&said, note);
+        }
+    };
+    topology
+        .host
+        .ip(&format!("link set {} down\n", container.host_link));
+    unreached("is down; ip link set ");
+    topology
+        .host
+        .ip(&format!("link del {}\n", container.host_link));
+    unreached("is gone; portfwd gc removes");
+}

@@ -1,6 +1,7 @@
 //! `portfwd explain`: what becomes of a packet, by running the programs over it.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
 
 use portfwd_common::{net::Protocol, verdict::Reason};
 
@@ -10,6 +11,7 @@ use super::{
 };
 use crate::{
     cli::{Cli, Explain},
+    clock,
     datapath::{self, Datapath},
     error::{Doing, Error, Missing},
     observe::{
@@ -22,7 +24,7 @@ use crate::{
         sockets::Look,
     },
     rehearsal::{self, Entrance, Fate, Opening},
-    report::{self, Explanation, Outcome, PacketRow},
+    report::{self, Explanation, LastDrop, Outcome, PacketRow},
     state::{Owned, State},
     tables::TableError,
 };
@@ -92,6 +94,11 @@ impl Scene<'_> {
             }
             (Sender::Elsewhere { .. }, _) => Outcome::Passed { reason: None },
         };
+        let unreachable = forward.and_then(|forward| self.unreachable(&outcome, forward));
+        let outcome = match unreachable {
+            Some(_) => Outcome::Dropped { reason: None },
+            None => outcome,
+        };
         let device = match &sender {
             Sender::Process => None,
             Sender::Elsewhere { device, .. } => Some(device),
@@ -116,8 +123,35 @@ impl Scene<'_> {
             outcome,
             connections: counters.connections,
             drops: counters.drops,
-            notes: self.notes(&outcome, forward, device, from)?,
+            last_drop: counters.last_drop().map(|(second, reason)| {
+                let age = clock::seconds().saturating_sub(second);
+                let age = Duration::from_secs(age.into());
+                LastDrop { reason, age }
+            }),
+            notes: match unreachable {
+                Some(why) => vec![why],
+                None => self.notes(&outcome, forward, device, from)?,
+            },
         })
+    }
+
+    /// Why what is sent to the container does not arrive, where that shows on this side of its link.
+    fn unreachable(&self, outcome: &Outcome, forward: &Owned) -> Option<String> {
+        let (index, container) = (forward.record().link, &forward.owner);
+        let to_link = matches!(outcome, Outcome::Redirected { .. } | Outcome::Direct { .. });
+        if !to_link || index == 0 {
+            return None;
+        }
+        match self.link(index) {
+            None => Some(format!(
+                "the link of container \"{container}\" is gone; portfwd gc removes what belongs to it"
+            )),
+            Some(link) if !link.up => Some(format!(
+                "the link of container \"{container}\" is down; ip link set {} up",
+                link.name
+            )),
+            Some(_) => None,
+        }
     }
 
     /// The forward that has the port.

@@ -102,6 +102,7 @@ pub(super) fn counters(tables: &Tables, forward: &Owned) -> Result<Counters, Err
         sum.tx_bytes += counters.tx_bytes;
         sum.connections += counters.connections;
         sum.drops += counters.drops;
+        sum.last_drop = sum.last_drop.max(counters.last_drop);
     }
     Ok(sum)
 }

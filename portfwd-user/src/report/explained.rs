@@ -2,12 +2,15 @@
 
 use std::io::{self, Write};
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use portfwd_common::{net::Protocol, verdict::Reason};
 use serde::{Serialize, Serializer};
 
+use super::flows::seconds;
 use super::forwards::{Published, clients, networks, port_line, protocol_name};
+use super::table::duration;
 
 /// A packet, and what becomes of it.
 #[derive(Clone, Debug, Serialize)]
@@ -30,8 +33,26 @@ pub struct Explanation {
     pub connections: u64,
     /// Packets that were dropped on its account.
     pub drops: u64,
+    /// The last of them.
+    pub last_drop: Option<LastDrop>,
     /// What is to be known besides.
     pub notes: Vec<String>,
+}
+
+/// A packet that was dropped.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LastDrop {
+    /// Why.
+    #[serde(serialize_with = "reason_label")]
+    pub reason: Reason,
+    /// Time since then, whole seconds in the document.
+    #[serde(serialize_with = "seconds")]
+    pub age: Duration,
+}
+
+fn reason_label<S: Serializer>(reason: &Reason, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_str(reason.name())
 }
 
 /// A packet that opens a connection.
@@ -127,7 +148,14 @@ impl Explanation {
                 )?;
                 writeln!(out, "clients  {}", clients(&self.allow, &self.deny))?;
                 let (connections, drops) = (self.connections, self.drops);
-                writeln!(out, "so far   {connections} connections, {drops} drops")?;
+                let last = self.last_drop.map_or_else(String::new, |last| {
+                    let age = duration(last.age);
+                    format!(", the last one {age} ago: {}", last.reason.name())
+                });
+                writeln!(
+                    out,
+                    "so far   {connections} connections, {drops} drops{last}"
+                )?;
             }
             None => writeln!(out, "forward  none")?,
         }

@@ -44,7 +44,7 @@ fn protocol_name<S: Serializer>(protocol: &Protocol, to: S) -> Result<S::Ok, S::
     to.serialize_str(protocol.name())
 }
 
-fn seconds<S: Serializer>(time: &Duration, to: S) -> Result<S::Ok, S::Error> {
+pub(super) fn seconds<S: Serializer>(time: &Duration, to: S) -> Result<S::Ok, S::Error> {
     to.serialize_u64(time.as_secs())
 }
 

@@ -479,6 +479,13 @@ pub(super) const OF_ONE_TEST: &[Mutant] = &[
         wrong: "self.masqueraded <= committed",
     },
     Mutant {
+        name: "drain-past",
+        test: "repoint::a_connection_outlives_who_came_after_its_container",
+        file: "ebpf/drain.rs",
+        right: "// One that serves no longer still says whom it has followed.",
+        wrong: "if forward::serving(slot.index(), slot.generation).is_none() { return 1; }",
+    },
+    Mutant {
         name: "committed",
         test: "packets::flows_of_a_withdrawn_forward_do_not_exist",
         file: "common/forward.rs",
@@ -1013,7 +1020,7 @@ pub(super) const OF_ONE_TEST: &[Mutant] = &[
     Mutant {
         name: "claim-late",
         test: "reservation::of_a_process_and_an_attach_that_race_for_a_port_exactly_one_wins",
-        file: "user/apply.rs",
+        file: "user/apply/publish.rs",
         right: "transaction.claim(claimed); look_again()?;",
         wrong: "look_again()?; transaction.claim(claimed);",
     },
