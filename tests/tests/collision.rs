@@ -204,10 +204,17 @@ fn a_socket_of_ipv6_holds_ipv4_as_well_unless_it_is_for_ipv6_alone() {
 }
 
 /// Attaches by force, with these SPECs besides.
-fn by_force(topology: &Topology, name: &str, container: usize, specs: &[&str]) -> Outcome {
+fn by_force(
+    topology: &Topology,
+    name: &str,
+    container: usize,
+    specs: &[&str],
+    more: &[&str],
+) -> Outcome {
     let netns = topology.containers[container].netns();
     let mut arguments = vec!["attach", name, "--netns", &netns, "--force"];
     arguments.extend(specs.iter().flat_map(|spec| ["-p", spec]));
+    arguments.extend(more);
     topology.portfwd(&arguments)
 }
 
@@ -227,7 +234,13 @@ fn force_takes_ports_from_processes_and_rules_and_says_so_but_not_from_container
     topology.try_attach("web", 0, &specs).expect_code(3);
     assert_eq!(topology.published(), before);
 
-    let outcome = by_force(&topology, "web", 0, &specs).expect_ok();
+    let tried = by_force(&topology, "web", 0, &specs, &["--dry-run"]).expect_ok();
+    assert_eq!(topology.published(), before);
+    let outcome = by_force(&topology, "web", 0, &specs, &[]).expect_ok();
+    assert_eq!(
+        (&tried.stdout, &tried.stderr),
+        (&outcome.stdout, &outcome.stderr)
+    );
     let pid = format!("(pid {})", std::process::id());
     for words in [
         "warning: 0.0.0.0:8080 (tcp) no longer reaches process ",
@@ -247,11 +260,11 @@ fn force_takes_ports_from_processes_and_rules_and_says_so_but_not_from_container
             }
         }
     }
-    by_force(&topology, "db", 1, &["8080:80"])
+    by_force(&topology, "db", 1, &["8080:80"], &[])
         .expect_code(3)
         .expect_stderr("held by: container \"web\" (tcp)");
     // A port that is chosen is one that nobody has, whether or not others could be overridden.
-    let chosen = by_force(&topology, "db", 1, &["80"]).expect_ok();
+    let chosen = by_force(&topology, "db", 1, &["80"], &[]).expect_ok();
     assert!(!chosen.stderr.contains("no longer"), "{chosen:?}");
 }
 

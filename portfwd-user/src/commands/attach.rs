@@ -58,6 +58,7 @@ pub(super) fn run(cli: &Cli, attach: &Attach) -> Result<(), Error> {
     if attach.dry_run {
         let running = site.as_ref().map_or(Ok(None), Site::open)?;
         let plan = make_plan(&host, running.as_ref(), attach, &observed)?;
+        ports::warn(&host, &plan)?;
         return print(cli, &plan.published);
     }
     // Whatever is wrong with an instance is told by who has its lock.
