@@ -124,9 +124,23 @@ impl<T: bytemuck::Pod> Mapped<T> {
             length,
             _type: PhantomData,
         };
-        let first = mapped.map(0)?;
-        mapped.segments[0].get_or_init(|| first);
+        mapped.reach(0, 1)?;
         Ok(mapped)
+    }
+    /// Maps `count` elements from `first` on, so that whoever looks at them needs no memory for it.
+    ///
+    /// # Errors
+    /// When the kernel has none.
+    pub fn reach(&self, first: u32, count: u32) -> Result<(), TableError> {
+        let end = first.saturating_add(count).min(self.length);
+        for segment in first / Self::PER_SEGMENT..end.div_ceil(Self::PER_SEGMENT) {
+            let segment = segment as usize;
+            if self.segments[segment].get().is_none() {
+                let memory = self.map(segment)?;
+                self.segments[segment].get_or_init(|| memory);
+            }
+        }
+        Ok(())
     }
     fn map(&self, segment: usize) -> Result<MmapRaw, TableError> {
         let first = segment * SEGMENT;
@@ -151,7 +165,7 @@ impl<T: bytemuck::Pod> Mapped<T> {
     /// Where element `index` lies.
     ///
     /// # Panics
-    /// Beyond the end, which no caller's input reaches; and, as every allocation does, without memory.
+    /// Beyond the end, which no caller's input reaches; and of what was not [reached](Self::reach), without memory.
     pub fn at(&self, index: u32) -> *mut T {
         assert!(index < self.length, "element {index} of {}", self.length);
         let segment = (index / Self::PER_SEGMENT) as usize;
@@ -363,10 +377,13 @@ impl Tables {
     fn from_source(
         mut open: impl FnMut(&'static str) -> Result<MapData, TableError>,
     ) -> Result<Self, TableError> {
+        let journal = Mapped::<Journal>::open(maps::JOURNAL, open(maps::JOURNAL)?, 1)?;
+        let forwards = Mapped::open(maps::FORWARDS, open(maps::FORWARDS)?, MAX_FORWARDS)?;
+        forwards.reach(0, journal.get(0).forwards_used)?;
         Ok(Self {
             ports: Mapped::open(maps::PORTS, open(maps::PORTS)?, PORT_SLOTS)?,
-            forwards: Mapped::open(maps::FORWARDS, open(maps::FORWARDS)?, MAX_FORWARDS)?,
-            journal: Mapped::open(maps::JOURNAL, open(maps::JOURNAL)?, 1)?,
+            forwards,
+            journal,
             address_ports: hash(maps::ADDRESS_PORTS, open(maps::ADDRESS_PORTS)?)?,
             attachments: hash(maps::ATTACHMENTS, open(maps::ATTACHMENTS)?)?,
             links: hash(maps::LINKS, open(maps::LINKS)?)?,

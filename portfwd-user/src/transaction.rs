@@ -214,12 +214,17 @@ impl<'t> Transaction<'t> {
 
     fn free_index(&self) -> Result<u32, TableError> {
         let committed = self.number - 1;
-        (self.next_index..MAX_FORWARDS)
-            .find(|index| self.tables.forwards.get(*index).is_free(committed))
-            .ok_or(TableError::Full {
-                name: maps::FORWARDS,
-                capacity: MAX_FORWARDS - 1,
-            })
+        let forwards = &self.tables.forwards;
+        for index in self.next_index..MAX_FORWARDS {
+            forwards.reach(index, 1)?;
+            if forwards.get(index).is_free(committed) {
+                return Ok(index);
+            }
+        }
+        Err(TableError::Full {
+            name: maps::FORWARDS,
+            capacity: MAX_FORWARDS - 1,
+        })
     }
 
     fn raise_used(&mut self, used: u32) {
@@ -257,6 +262,7 @@ impl<'t> Transaction<'t> {
         protocol: Protocol,
     ) -> Result<(), TableError> {
         let family = family(record.host);
+        reach_slots(self.tables, record, protocol)?;
         if record.host.is_unspecified() {
             for host_port in record.host_ports() {
                 update_slot(
@@ -427,6 +433,7 @@ fn clear_slots(
     let is_own = |slot: PortSlot| slot.index() == index && slot.generation == record.generation;
     let nobody = PortSlot::new(0, 0, 0);
     let (former, former_record) = former(tables, record);
+    reach_slots(tables, record, protocol)?;
     if !record.host.is_unspecified() {
         for key in record.address_ports(protocol) {
             let had = former_record.has_key(&key);
@@ -470,6 +477,17 @@ fn former(tables: &Tables, record: &Forward) -> (PortSlot, Forward) {
 fn store(tables: &Tables, index: u32, offset: usize, value: u64) {
     let word = tables.forwards.word(index, offset);
     word.store(value, Ordering::Release);
+}
+
+/// Maps the slots of a forward's ports, on either side.
+fn reach_slots(tables: &Tables, record: &Forward, protocol: Protocol) -> Result<(), TableError> {
+    let family = family(record.host);
+    let count = u32::from(record.count);
+    for first in [record.host_port, record.target_port] {
+        let first = port_index(family, protocol, first);
+        tables.ports.reach(first, count)?;
+    }
+    Ok(())
 }
 
 fn add_flag(tables: &mut Tables, at: u32, flag: u32) {

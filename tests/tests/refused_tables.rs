@@ -111,7 +111,7 @@ const WRITTEN: &[Use] = &[
         "up",
         PUT,
         maps::DEVICE_IPS,
-        "refresh the addresses of devices",
+        "refresh the ports and addresses of masqueraded flows",
     ),
     (ATTACH, DETACH, DELETE, maps::LINKS, "forget containers"),
     (

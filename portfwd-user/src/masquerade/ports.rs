@@ -122,13 +122,16 @@ pub fn refresh(
     served: &[&Link],
     netns: &Netns,
 ) -> Result<(), Error> {
-    write_ports(tables, &UsablePorts::of(netns)?);
-    write_addresses(tables, host, served).doing(|| "refresh the addresses of devices".to_owned())
+    let ports = UsablePorts::of(netns)?;
+    write_ports(tables, &ports)
+        .and_then(|()| write_addresses(tables, host, served))
+        .doing(|| "refresh the ports and addresses of masqueraded flows".to_owned())
 }
 
 /// The list, then its length: a program may for an instant find a port twice or not at all, never one
 /// that it may not use, as it asks for that again.
-fn write_ports(tables: &mut Tables, ports: &UsablePorts) {
+fn write_ports(tables: &mut Tables, ports: &UsablePorts) -> Result<(), TableError> {
+    tables.outbound_ports.reach(0, 1 << 16)?;
     let mut listed = ports.listed().map(u32::from);
     let mut length = 0;
     for port in 0..=u16::MAX {
@@ -147,6 +150,7 @@ fn write_ports(tables: &mut Tables, ports: &UsablePorts) {
         settings.secret = RandomState::new().build_hasher().finish();
     }
     tables.masquerade.set(0, settings);
+    Ok(())
 }
 
 fn write_addresses(tables: &mut Tables, host: &Host, served: &[&Link]) -> Result<(), TableError> {
