@@ -187,7 +187,7 @@ fn is_masqueraded(running: Option<&Datapath>, plan: &Plan) -> Result<bool, Error
         return Ok(false);
     };
     let owner = masquerade::owner(&datapath.tables, plan.container.id);
-    let owner = owner.doing(|| format!("read whether {} is masqueraded", plan.label))?;
+    let owner = owner.doing(|| "read what is masqueraded".to_owned())?;
     let committed = transaction::committed(&datapath.tables);
     Ok(owner.is_some_and(|owner| owner.is_masqueraded(committed)))
 }
