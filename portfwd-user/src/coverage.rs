@@ -96,16 +96,12 @@ mod tests {
                 0,
                 PortSlot::BY_ADDRESS,
                 PortSlot::BY_ADDRESS,
-                PortSlot::BY_BLOCK
-            ]
-            .into_iter()
-            .chain([
+                PortSlot::BY_BLOCK,
                 PortSlot::BY_BLOCK,
                 PortSlot::BY_ADDRESS,
                 PortSlot::BY_ADDRESS,
-                0
-            ])
-            .collect::<Vec<_>>()[..]
+                0,
+            ]
         );
         assert_eq!(
             coverage.flags(port_index(1, Protocol::Tcp, NetPort::new(9000))),

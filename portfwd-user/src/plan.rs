@@ -10,7 +10,7 @@ use std::{
 use portfwd_common::{
     forward::{Delivery, Forward, PortSlot},
     host::Attachment,
-    net::{Ip, Protocol},
+    net::Ip,
 };
 
 pub use succession::{Leaving, follow};
@@ -268,7 +268,7 @@ impl Plan {
         let mut new: HashMap<Place, NewForward> = self
             .forwards
             .iter()
-            .map(|new| ((new.protocol, new.host, new.host_port), *new))
+            .map(|new| (place_of_new(new), *new))
             .collect();
         let mut stays = |owned: &Owned| {
             // Of the same container what drains goes on.
@@ -276,15 +276,14 @@ impl Plan {
                 return self.known;
             }
             let place = place_of(owned);
-            let is_as_it_was = new.get(&place).is_some_and(|new| is_again(new, owned));
-            if is_as_it_was {
+            let again = new.get(&place).is_some_and(|new| is_again(new, owned));
+            if again {
                 new.remove(&place);
             }
-            is_as_it_was
+            again
         };
         let goes: Vec<&Owned> = own.into_iter().filter(|owned| !stays(owned)).collect();
-        let is_new =
-            |asked: &NewForward| new.contains_key(&(asked.protocol, asked.host, asked.host_port));
+        let is_new = |asked: &NewForward| new.contains_key(&place_of_new(asked));
         let forwards = self.forwards.iter().copied().filter(is_new).collect();
         let former = goes.iter().map(|owned| owned.record().attachment);
         Self {
@@ -298,17 +297,11 @@ impl Plan {
         }
     }
 
-    /// What is published that was not before.
+    /// What is published that was not before; asked before [`follow`], which may put it in pieces.
     pub fn newly_published(&self) -> impl Iterator<Item = Published> {
-        let mut whole: Vec<NewForward> = Vec::new();
-        for forward in &self.forwards {
-            match whole.last_mut() {
-                Some(last) if forward.continues => last.count += forward.count,
-                _ => whole.push(*forward),
-            }
-        }
-        whole.retain(|forward| !forward.target.is_unspecified());
-        whole.into_iter().map(|forward| Published {
+        let new = self.forwards.iter();
+        let new = new.filter(|forward| !forward.target.is_unspecified());
+        new.map(|forward| Published {
             container: self.label.clone(),
             protocol: forward.protocol,
             host_ip: IpAddr::from(forward.host),
@@ -360,7 +353,7 @@ pub fn check_existing(label: &Label, state: &State, asked: &Asked<'_>) -> Result
             let held = &forward.held;
             (held.ports, held.container) == (item.ports, item.spec.container)
         };
-        let place = |host: IpAddr| (item.spec.protocol, Ip::from(host), item.ports.first());
+        let place = |host: IpAddr| (item.spec.protocol.number(), host, item.ports.first());
         let existing = item
             .spec
             .hosts()
@@ -389,12 +382,17 @@ pub fn check_existing(label: &Label, state: &State, asked: &Asked<'_>) -> Result
     Ok(())
 }
 
-/// Protocol, host address and first host port: no two forwards that open connections have one in common.
-type Place = (Protocol, Ip, u16);
+/// Number of the protocol, host address and first host port: no two forwards that open connections have one in common.
+type Place = (u8, IpAddr, u16);
 
 fn place_of(owned: &Owned) -> Place {
     let held = &owned.held;
-    (held.protocol, Ip::from(held.host), held.ports.first())
+    (held.protocol.number(), held.host, held.ports.first())
+}
+
+fn place_of_new(new: &NewForward) -> Place {
+    let host = IpAddr::from(new.host);
+    (new.protocol.number(), host, new.host_port)
 }
 
 /// All that the container sends from, as its namespace shows it. A target elsewhere is no part of this

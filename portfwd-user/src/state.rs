@@ -64,17 +64,17 @@ impl State {
         let all = self.forwards.iter().chain(&self.draining);
         all.filter(|forward| forward.owner == *label).collect()
     }
+    /// The same by index.
+    pub fn indexes_of(&self, label: &Label) -> BTreeSet<u32> {
+        let of = self.of(label);
+        of.into_iter().flat_map(Owned::indexes).collect()
+    }
     /// Who may open connections through a forward.
     pub fn policy_of(&self, forward: &Owned) -> Policy {
         let policy = self.policies.get(&forward.record().policy).cloned();
         policy
             .unwrap_or_default()
             .with_flags(forward.record().flags)
-    }
-    /// The same by index.
-    pub fn indexes_of(&self, label: &Label) -> BTreeSet<u32> {
-        let of = self.of(label);
-        of.into_iter().flat_map(Owned::indexes).collect()
     }
     /// Host-side links of the containers.
     pub fn links(&self) -> BTreeSet<u32> {

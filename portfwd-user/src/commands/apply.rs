@@ -56,15 +56,15 @@ pub(super) fn run(cli: &Cli, asked: &Apply) -> Result<(), Error> {
     let host = datapath::host(cli)?;
     let set = read(&host, asked)?;
     let site = Site::of(cli, false)?;
-    let running = site.as_ref().map_or(Ok(None), Site::open);
     if asked.dry_run {
-        let whole = make_plans(&host, running?.as_ref(), asked, &set)?;
+        let running = site.as_ref().map_or(Ok(None), Site::open)?;
+        let whole = make_plans(&host, running.as_ref(), asked, &set)?;
         return print(cli, &whole.changes);
     }
-    if let Ok(None) = running {
+    // Whatever is wrong with an instance is told by who has its lock.
+    if site.is_none_or(|site| site.is_absent()) {
         make_plans(&host, None, asked, &set)?;
     }
-    drop((site, running));
     let site = super::create(cli)?;
     let (mut writable, _) = match site.up(&Options::default()) {
         Ok(up) => up,

@@ -10,7 +10,7 @@ use portfwd_common::{
     net::NetPort,
 };
 
-use super::Plan;
+use super::{Place, Plan};
 use crate::{
     state::{Piece, State},
     transaction::NewForward,
@@ -88,9 +88,6 @@ pub(super) fn following(forwards: &[NewForward], leaving: &[Piece]) -> Vec<NewFo
 fn slot(piece: &Piece) -> PortSlot {
     PortSlot::new(piece.index, piece.record.generation, 0)
 }
-
-/// Protocol, host address and first host port.
-type Place = (u8, IpAddr, u16);
 
 fn place_of(record: &Forward) -> Place {
     let host = IpAddr::from(record.host);

@@ -8,6 +8,7 @@ use std::time::Duration;
 use portfwd_common::net::Protocol;
 use serde::{Serialize, Serializer};
 
+use super::forwards::protocol_name;
 use super::table::{Align, Table, bytes, duration};
 use crate::label::Label;
 
@@ -38,10 +39,6 @@ pub struct FlowRow {
     pub rx_bytes: Option<u64>,
     /// Bytes to the client.
     pub tx_bytes: Option<u64>,
-}
-
-fn protocol_name<S: Serializer>(protocol: &Protocol, to: S) -> Result<S::Ok, S::Error> {
-    to.serialize_str(protocol.name())
 }
 
 pub(super) fn seconds<S: Serializer>(time: &Duration, to: S) -> Result<S::Ok, S::Error> {
