@@ -18,7 +18,7 @@ pub mod verdict;
 
 /// Version of everything that is pinned: names, types and meaning of maps. A loader refuses an instance
 /// with another number.
-pub const LAYOUT: u32 = 8;
+pub const LAYOUT: u32 = 9;
 
 /// Names of the maps, which are also the names of their pins.
 pub mod maps {

@@ -239,8 +239,8 @@ pub struct Up {
     pub devices: Vec<String>,
     /// Whether and how the XDP program runs; None leaves it as it is.
     pub xdp: Option<XdpMode>,
-    /// What the programs log.
-    pub log_level: LogLevel,
+    /// What the programs log; None leaves it as it is.
+    pub log_level: Option<LogLevel>,
     /// How long flows live, where that was said.
     pub lifetimes: Vec<Lifetime>,
     /// Whether flows count their bytes; None leaves it as it is.

@@ -64,6 +64,9 @@ fn bring_up(cli: &Cli, options: &Options) -> Result<(), Error> {
         Err(cause) => return Err(site.abandon(cause)),
     };
     if !fresh {
+        if writable.change_programs(options.log_level, &site.host)? {
+            talk::say("the programs of another build are replaced by those of this one");
+        }
         let host = writable.host.clone();
         writable.datapath.serve(&host, &site.host, options)?;
         writable.datapath.tune(options);

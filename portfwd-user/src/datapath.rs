@@ -1,6 +1,7 @@
 //! An instance that is up: brought up, opened, taken down.
 
 mod devices;
+mod programs;
 
 use std::{
     mem::offset_of,
@@ -34,30 +35,18 @@ use crate::{
 const LINGERING: Duration = Duration::from_secs(3);
 
 /// What the programs are loaded and attached with.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Options {
     /// Names of the devices to serve; none for every device on which the host has an address.
     pub devices: Vec<String>,
     /// Whether and how the XDP program runs; None leaves it as it is.
     pub xdp: Option<cli::XdpMode>,
-    /// What the programs log.
-    pub log_level: LogLevel,
+    /// What the programs log; None leaves it as it is, which is nothing at first.
+    pub log_level: Option<LogLevel>,
     /// How long flows live, where it is not as it was.
     pub lifetimes: Vec<Lifetime>,
     /// Whether flows count their bytes; None leaves it as it is.
     pub flow_bytes: Option<Switch>,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self {
-            devices: Vec::new(),
-            xdp: None,
-            log_level: LogLevel::Off,
-            lifetimes: Vec::new(),
-            flow_bytes: None,
-        }
-    }
 }
 
 /// Where an instance is, and which namespace it serves.
@@ -157,21 +146,9 @@ impl Site {
     pub fn up(&self, options: &Options) -> Result<(Writable, bool), Error> {
         let locked = self.place.lock_or_create(WAIT)?;
         match self.open_locked(locked)? {
-            Ok(writable) => {
-                self.refuse_other_level(&writable.datapath, options.log_level)?;
-                Ok((writable, false))
-            }
+            Ok(writable) => Ok((writable, false)),
             Err(locked) => Ok((self.build(locked, options)?, true)),
         }
-    }
-
-    /// The log is loaded with the programs, so that it costs nothing without: it cannot be added later.
-    fn refuse_other_level(&self, datapath: &Datapath, asked: LogLevel) -> Result<(), Error> {
-        let known = datapath.tables.journal.get(0).log_level;
-        if asked == LogLevel::Off || asked as u64 == known {
-            return Ok(());
-        }
-        Err(InstanceError::OtherLogLevel(self.name().clone()).into())
     }
 
     fn open_locked(&self, locked: Locked) -> Result<Result<Writable, Locked>, Error> {
@@ -180,6 +157,7 @@ impl Site {
         };
         let mut tables = open_tables(&layout)?;
         self.check_namespace(&tables)?;
+        programs::settle(&locked, &layout, &self.host)?;
         if transaction::recover(&mut tables).doing(|| "repair the forwards".to_owned())? {
             sweep::sweep(&mut tables, &layout, &self.host)?;
         }
@@ -236,18 +214,21 @@ impl Site {
         options: &Options,
     ) -> Result<Tables, Error> {
         let doing = || "load the eBPF programs".to_owned();
+        let level = options.log_level.unwrap_or(LogLevel::Off);
         let load = object::Options {
             host_netns: cookie,
-            log_level: options.log_level as u8,
+            log_level: level as u8,
         };
         let mut ebpf = object::load(load).doing(doing)?;
-        object::pin(&mut ebpf, &built.maps(), &built.programs()).doing(doing)?;
+        object::pin_maps(&ebpf, &built.maps()).doing(doing)?;
+        object::pin_programs(&mut ebpf, &built.object()).doing(doing)?;
+        built.object().note_hash(&object::hash())?;
         let mut tables = Tables::of(&ebpf).doing(doing)?;
         let mut journal = tables.journal.get(0);
         let file = self.host.id();
         journal.host_netns = cookie;
         journal.host_netns_file = [file.device, file.inode];
-        journal.log_level = options.log_level as u64;
+        journal.log_level = level as u64;
         journal.lifetimes = Lifetimes::DEFAULT;
         tables.journal.set(0, journal);
         warn_of_reach(&hooks::sockets::attach(&mut ebpf, built)?);

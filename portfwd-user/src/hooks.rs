@@ -8,12 +8,14 @@ pub mod sockets;
 pub mod xdp;
 
 use std::{
+    collections::HashMap,
     io,
     path::{Path, PathBuf},
 };
 
 use aya::programs::{
-    LinkOrder, ProgramError, SchedClassifier, TcAttachType, links::FdLink, tc::TcAttachOptions,
+    LinkOrder, ProgramError, ProgramInfo, SchedClassifier, TcAttachType, links::FdLink,
+    tc::TcAttachOptions,
 };
 use nix::libc;
 use portfwd_common::programs;
@@ -21,11 +23,11 @@ use portfwd_common::programs;
 use crate::{
     bpffs,
     error::{Doing, Error},
-    instance::Layout,
+    instance::{Layout, ObjectPins},
     observe::{
         links::{Carries, Link},
         netlink::NetlinkError,
-        netns::Netns,
+        netns::{Netns, NetnsError},
     },
 };
 
@@ -157,6 +159,43 @@ pub fn detach(layout: &Layout, hook: Hook, host: &Netns, index: u32) -> Result<(
     clsact::detach(layout, hook, host, index)
 }
 
+/// The programs of one object, by the IDs that attachments tell.
+type Programs = HashMap<u32, String>;
+
+/// Lets every attachment that runs a program of `from` run that of the same name of `to`. Each goes over between two
+/// packets.
+///
+/// # Errors
+/// When one cannot be changed: it goes on as it is.
+pub fn swap(
+    layout: &Layout,
+    from: &ObjectPins,
+    to: &ObjectPins,
+    host: &Netns,
+) -> Result<(), Error> {
+    let running = programs_of(from)?;
+    for name in names(layout)? {
+        let pin = layout.links().join(&name);
+        let doing = || format!("swap the program of {name}");
+        if pin.is_dir() {
+            clsact::swap(&name, &running, to, host).doing(doing)?;
+        } else if let Some(program) = running.get(&pins::program_of(&pin).doing(doing)?) {
+            pins::swap(&pin, &to.programs().join(program)).doing(doing)?;
+        }
+    }
+    Ok(())
+}
+
+fn programs_of(object: &ObjectPins) -> Result<Programs, Error> {
+    let directory = object.programs();
+    let id_of = |name: String| {
+        let path = directory.join(&name);
+        let info = ProgramInfo::from_pin(&path).doing(|| format!("look at {}", path.display()))?;
+        Ok((info.id(), name))
+    };
+    bpffs::names(&directory)?.into_iter().map(id_of).collect()
+}
+
 /// Detaches everything at once: links, filters, and the qdiscs made for them.
 ///
 /// # Errors
@@ -204,6 +243,8 @@ enum AttachError {
     Io(#[from] io::Error),
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
+    #[error(transparent)]
+    Netns(#[from] NetnsError),
     #[error(transparent)]
     Occupied(#[from] xdp::Occupied),
     #[error("the device carries no Ethernet frames")]

@@ -1,4 +1,5 @@
-//! An instance in the file system: `<bpffs>/portfwd/NAME/layout-VERSION/{links,maps,programs}`.
+//! An instance in the file system: `<bpffs>/portfwd/NAME/layout-VERSION/{links,maps,object}`, and `next` beside `object`
+//! while its programs change.
 //!
 //! - The directory `NAME` is what is locked. It may be empty: then the instance does not exist yet, or no
 //!   more.
@@ -64,15 +65,74 @@ impl Layout {
     pub fn maps(&self) -> PathBuf {
         self.root.join("maps")
     }
-    /// Where programs are pinned, under their names ([`portfwd_common::programs`]).
+    /// The object whose programs run.
+    pub fn object(&self) -> ObjectPins {
+        ObjectPins {
+            root: self.root.join("object"),
+        }
+    }
+    /// The object whose programs are about to run instead, or ran until now: there is none but while they change, or after
+    /// a command that did that was killed.
+    pub fn next(&self) -> ObjectPins {
+        ObjectPins {
+            root: self.root.join("next"),
+        }
+    }
+    /// Where the programs that run are pinned.
     pub fn programs(&self) -> PathBuf {
-        self.root.join("programs")
+        self.object().programs()
     }
     /// Where links are pinned: removing one detaches its program.
     pub fn links(&self) -> PathBuf {
         self.root.join("links")
     }
 }
+
+/// Where that is pinned which belongs to one loaded object, and goes with it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ObjectPins {
+    root: PathBuf,
+}
+
+impl ObjectPins {
+    /// Where programs are pinned, under their names ([`portfwd_common::programs`]).
+    pub fn programs(&self) -> PathBuf {
+        self.root.join("programs")
+    }
+    /// The pin of the table by which the programs call each other ([`maps::STAGES`]).
+    pub fn stages(&self) -> PathBuf {
+        self.root.join(maps::STAGES)
+    }
+    /// Whether there is any.
+    pub fn exists(&self) -> bool {
+        self.root.exists()
+    }
+
+    /// Notes the SHA-256 of the object, in hexadecimal. A bpffs holds no plain files: it is the name of a directory.
+    ///
+    /// # Errors
+    /// When the directory cannot be made.
+    pub fn note_hash(&self, hash: &str) -> Result<(), Error> {
+        make_all(&[self.root.join(format!("{HASH_PREFIX}{hash}"))])
+    }
+
+    /// What was noted last.
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub fn hash(&self) -> Result<Option<String>, Error> {
+        let names = bpffs::names(&self.root)?;
+        let hash = |name: &String| name.strip_prefix(HASH_PREFIX).map(str::to_owned);
+        Ok(names.iter().find_map(hash))
+    }
+
+    fn make(&self) -> Result<(), Error> {
+        make_all(&[self.root.clone(), self.programs()])
+    }
+}
+
+/// What the name of a directory begins with that says which object it was.
+const HASH_PREFIX: &str = "sha256-";
 
 /// The place of an instance, whether there is one or not.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -283,17 +343,46 @@ impl Locked {
         let layout = Layout {
             root: self.place.directory().join(BUILDING),
         };
-        for path in [
-            layout.root.clone(),
-            layout.maps(),
-            layout.programs(),
-            layout.links(),
-        ] {
-            if !bpffs::make_directory(&path)? {
-                return Err(bpffs::no_parent(&path));
-            }
-        }
+        make_all(&[layout.root.clone(), layout.maps(), layout.links()])?;
+        layout.object().make()?;
         Ok(layout)
+    }
+
+    /// Empty directories for the object whose programs are to run next.
+    ///
+    /// # Errors
+    /// When they cannot be made.
+    pub fn begin_next(&self, layout: &Layout) -> Result<ObjectPins, Error> {
+        let next = layout.next();
+        next.make()?;
+        Ok(next)
+    }
+
+    /// Lets the next object be the one that runs, in one step, and that one be the next.
+    ///
+    /// # Errors
+    /// When that cannot be done.
+    pub fn exchange(&self, layout: &Layout) -> Result<(), Error> {
+        let (next, object) = (layout.next().root, layout.object().root);
+        renameat2(
+            AT_FDCWD,
+            &next,
+            AT_FDCWD,
+            &object,
+            RenameFlags::RENAME_EXCHANGE,
+        )
+        .map_err(io::Error::from)
+        .doing(|| format!("exchange {} and {}", next.display(), object.display()))
+    }
+
+    /// Removes the next object, of which no program may run.
+    ///
+    /// # Errors
+    /// Everything that could not be removed.
+    pub fn remove_next(&self, layout: &Layout) -> Result<(), Error> {
+        let mut failures = Vec::new();
+        remove_tree(&layout.next().root, &mut failures);
+        teardown(failures)
     }
 
     /// Makes what was built the instance, in one step. `allowed` is asked before, while no other
@@ -406,6 +495,15 @@ fn version(name: &str) -> Option<u32> {
     if canonical { digits.parse().ok() } else { None }
 }
 
+fn make_all(directories: &[PathBuf]) -> Result<(), Error> {
+    for path in directories {
+        if !bpffs::make_directory(path)? {
+            return Err(bpffs::no_parent(path));
+        }
+    }
+    Ok(())
+}
+
 /// Never replaces what is at `to`.
 fn rename(from: &Path, to: &Path) -> Result<(), Error> {
     renameat2(AT_FDCWD, from, AT_FDCWD, to, RenameFlags::RENAME_NOREPLACE)
@@ -414,7 +512,7 @@ fn rename(from: &Path, to: &Path) -> Result<(), Error> {
 }
 
 /// Removes a directory with all that is in it, going on after failures. Entries are removed in the order
-/// of their names, so `links` come before `maps` and `programs`.
+/// of their names, so `links` come before `maps`, `next` and `object`.
 fn remove_tree(path: &Path, failures: &mut Vec<Error>) {
     let is_directory = fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_dir());
     if is_directory {

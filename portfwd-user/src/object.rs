@@ -4,13 +4,13 @@ use std::path::Path;
 
 use aya::{
     Ebpf, EbpfLoader, VerifierLogLevel,
-    maps::{MapError, ProgramArray},
+    maps::{Map, MapError, ProgramArray},
     programs::{Program, ProgramError, ProgramFd},
 };
 use portfwd_common::{Stage, maps, programs};
 use sha2::{Digest, Sha256};
 
-use crate::bpffs;
+use crate::{bpffs, instance::ObjectPins};
 
 /// The object, aligned as the ELF parser wants it.
 pub static BYTES: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/portfwd.o"));
@@ -128,24 +128,40 @@ pub fn load(options: Options) -> Result<Ebpf, LoadError> {
 
 /// The same from another object than the embedded one.
 pub fn load_from(object: &[u8], options: Options) -> Result<Ebpf, LoadError> {
-    let mut ebpf = load_maps(object, options, None)?;
-    load_programs(&mut ebpf, |name| !name.ends_with(L3))?;
-    let stages = Stage::ALL.map(|stage| (stage.place(false), Some(stage.program())));
-    connect_stages(&mut ebpf, &stages)?;
+    let mut ebpf = load_with(EbpfLoader::new(), object, &options)?;
+    load_frames(&mut ebpf)?;
     Ok(ebpf)
+}
+
+/// Loads every program once more, over the maps of an instance that are pinned in `maps`; with `l3` those for devices
+/// without an Ethernet header too. Its table of stages is a new one: no program calls one of another object.
+///
+/// # Errors
+/// When the kernel does not take them.
+pub fn load_over(options: Options, maps: &Path, l3: bool) -> Result<Ebpf, LoadError> {
+    let mut ebpf = load_maps(options, maps, None)?;
+    load_frames(&mut ebpf)?;
+    if l3 {
+        load_packets(&mut ebpf)?;
+    }
+    Ok(ebpf)
+}
+
+/// Whether an instance has the programs for devices without an Ethernet header.
+pub fn has_l3(object: &ObjectPins) -> bool {
+    // The last to be pinned says that all of it is done.
+    object.programs().join(programs::TC_DEVICE_L3).exists()
 }
 
 /// Adds the programs for devices without an Ethernet header to an instance, if it has not got them: the
 /// kernel takes as long to verify them as all others, and most hosts have no such device.
-pub fn add_l3(options: Options, maps: &Path, programs: &Path) -> Result<(), LoadError> {
-    // The last to be pinned says that all of it is done.
-    if programs.join(programs::TC_DEVICE_L3).exists() {
+pub fn add_l3(options: Options, maps: &Path, object: &ObjectPins) -> Result<(), LoadError> {
+    if has_l3(object) {
         return Ok(());
     }
-    let mut ebpf = load_maps(BYTES, options, Some(maps))?;
-    load_programs(&mut ebpf, |name| name.ends_with(L3))?;
-    let stages = Stage::ALL.map(|stage| (stage.place(true), stage.program_l3()));
-    connect_stages(&mut ebpf, &stages)?;
+    let mut ebpf = load_maps(options, maps, Some(&object.stages()))?;
+    load_packets(&mut ebpf)?;
+    let programs = object.programs();
     let mut loaded: Vec<_> = ebpf
         .programs_mut()
         .filter(|(name, _)| name.ends_with(L3))
@@ -232,17 +248,17 @@ const WRITTEN: [&str; 13] = [
     maps::MASQUERADED_YOUNG,
 ];
 
-/// The object with its maps: those that are pinned in `pins`, or new ones.
-fn load_maps(object: &[u8], options: Options, pins: Option<&Path>) -> Result<Ebpf, LoadError> {
-    let names = pins.map_or_else(|| Ok(Vec::new()), bpffs::names);
-    let names = names.map_err(|error| LoadError::Maps(first_line(&error)))?;
+/// The object with the maps that are pinned in `pins`; its table of stages is a new one if no pin is given.
+fn load_maps(options: Options, pins: &Path, stages: Option<&Path>) -> Result<Ebpf, LoadError> {
+    let names = bpffs::names(pins).map_err(|error| LoadError::Maps(first_line(&error)))?;
     let mut loader = EbpfLoader::new();
-    if let Some(pins) = pins {
-        for name in &names {
-            loader.map_pin_path(name, pins.join(name));
-        }
+    for name in &names {
+        loader.map_pin_path(name, pins.join(name));
     }
-    load_with(loader, object, &options)
+    if let Some(pin) = stages {
+        loader.map_pin_path(maps::STAGES, pin);
+    }
+    load_with(loader, BYTES, &options)
 }
 
 fn load_with<'a>(
@@ -256,6 +272,20 @@ fn load_with<'a>(
         .override_global(aya_log::LEVEL, &options.log_level, false)
         .load(object);
     Ok(ebpf.map_err(Box::new)?)
+}
+
+/// Every program but those for devices without an Ethernet header.
+fn load_frames(ebpf: &mut Ebpf) -> Result<(), LoadError> {
+    load_programs(ebpf, |name| !name.ends_with(L3))?;
+    let stages = Stage::ALL.map(|stage| (stage.place(false), Some(stage.program())));
+    connect_stages(ebpf, &stages)
+}
+
+/// Those for devices without an Ethernet header.
+fn load_packets(ebpf: &mut Ebpf) -> Result<(), LoadError> {
+    load_programs(ebpf, |name| name.ends_with(L3))?;
+    let stages = Stage::ALL.map(|stage| (stage.place(true), stage.program_l3()));
+    connect_stages(ebpf, &stages)
 }
 
 fn load_programs(ebpf: &mut Ebpf, wanted: impl Fn(&str) -> bool) -> Result<(), LoadError> {
@@ -306,24 +336,29 @@ fn program_fd(ebpf: &Ebpf, name: &str) -> Result<ProgramFd, LoadError> {
     fd.try_clone().map_err(|source| failed(source.into()))
 }
 
-/// Pins every map under `maps` and every program that is loaded under `programs`, by name.
-pub fn pin(ebpf: &mut Ebpf, maps: &Path, programs: &Path) -> Result<(), LoadError> {
-    let failed = |path: &Path, reason: String| LoadError::Pin {
-        path: path.display().to_string(),
-        reason,
-    };
-    for (name, map) in ebpf.maps() {
-        // Constants of the programs: nobody opens them again.
-        if name.starts_with('.') {
-            continue;
-        }
-        let path = maps.join(name);
-        map.pin(&path)
-            .map_err(|error| failed(&path, first_line(&error)))?;
-    }
+/// Pins every map under `maps`, by name, but the table of stages.
+pub fn pin_maps(ebpf: &Ebpf, maps: &Path) -> Result<(), LoadError> {
+    // Constants of the programs: nobody opens them again.
+    let shared = |(name, _): &(&str, _)| !name.starts_with('.') && *name != maps::STAGES;
+    let mut shared = ebpf.maps().filter(shared);
+    shared.try_for_each(|(name, map)| pin_map(map, &maps.join(name)))
+}
+
+/// Pins what belongs to the object alone: every program that is loaded, and the table of stages.
+pub fn pin_programs(ebpf: &mut Ebpf, object: &ObjectPins) -> Result<(), LoadError> {
+    let stages = ebpf.map(maps::STAGES);
+    stages.map_or(Ok(()), |map| pin_map(map, &object.stages()))?;
+    let programs = object.programs();
     ebpf.programs_mut()
-        .filter(|(name, _)| !name.ends_with(L3))
+        .filter(|(_, program)| program.fd().is_ok())
         .try_for_each(|(name, program)| pin_program(program, &programs.join(name)))
+}
+
+fn pin_map(map: &Map, path: &Path) -> Result<(), LoadError> {
+    map.pin(path).map_err(|error| LoadError::Pin {
+        path: path.display().to_string(),
+        reason: first_line(&error),
+    })
 }
 
 fn pin_program(program: &mut Program, path: &Path) -> Result<(), LoadError> {

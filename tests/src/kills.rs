@@ -39,7 +39,12 @@ pub fn calls(topology: &Topology, arguments: &[&str]) -> u32 {
 
 /// The calls at which a command of so many is killed.
 pub fn kills(calls: u32) -> impl Iterator<Item = u32> {
+    some_of(calls, KILLS)
+}
+
+/// The same with another number of kills, where each takes long.
+pub fn some_of(calls: u32, kills: u32) -> impl Iterator<Item = u32> {
     let full = env::var_os("PORTFWD_FULL").is_some();
-    let stride = if full { 1 } else { (calls / KILLS).max(1) };
+    let stride = if full { 1 } else { (calls / kills).max(1) };
     (1..=calls).step_by(stride as usize)
 }

@@ -273,10 +273,20 @@ impl Topology {
     /// The command line of portfwd for this topology's host, with `arguments`.
     #[must_use]
     pub fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = self
-            .binary
-            .as_deref()
-            .map_or_else(portfwd::command, portfwd::command_of);
+        let binary = self.binary.as_deref();
+        self.of_host(
+            binary.map_or_else(portfwd::command, portfwd::command_of),
+            arguments,
+        )
+    }
+
+    /// Another build's command for this topology's host.
+    #[must_use]
+    pub fn command_of(&self, binary: &Path, arguments: &[&str]) -> Command {
+        self.of_host(portfwd::command_of(binary), arguments)
+    }
+
+    fn of_host(&self, mut command: Command, arguments: &[&str]) -> Command {
         command
             .args(["--instance", &self.instance, "--bpffs"])
             .arg(self.bpffs())

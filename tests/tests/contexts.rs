@@ -282,16 +282,10 @@ fn what_a_killed_command_left_is_repaired_or_that_is_told() {
 
 #[test]
 fn filters_of_older_kernels_are_told_with_their_device() {
-    const TCX: [u32; 2] = [46, 47];
     let stand = Refusing::default();
-    let old = |call: &Call| {
-        let kind = u32::from_ne_bytes(call.memory(call.arguments[1] + bpf::ATTACH_TYPE));
-        call.is_bpf(bpf::LINK_CREATE) && TCX.contains(&kind)
-    };
-    let up = ptrace::refuse(stand.command("up"), |call| {
-        old(call).then_some(Errno::EINVAL)
-    });
-    up.expect_ok();
+    stand
+        .refuse("up", &Call::attaches_tcx, Errno::EINVAL)
+        .expect_ok();
     let opens = |call: &Call| call.is_pin(bpf::OBJ_GET, "/programs/tc_device");
     let outcome = refuse(&stand, "doctor", &opens);
     assert!(

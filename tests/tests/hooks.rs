@@ -138,7 +138,7 @@ fn auto_warns_of_a_device_without_xdp_and_serves_it_all_the_same() {
 fn a_program_that_has_the_xdp_hook_already_keeps_it_and_is_named() {
     let topology = Topology::watched(Shape::default());
     topology.portfwd(&["up"]).expect_ok();
-    let pin = topology.layout().join("programs/xdp_device");
+    let pin = topology.layout().join("object/programs/xdp_device");
     let occupy = format!("link set dev eth0 xdpgeneric pinned {}\n", pin.display());
     topology.host.ip(&occupy);
     let id = program_id(&pin);
@@ -224,7 +224,7 @@ fn on_a_containers_own_link_the_links_program_comes_first() {
     let topology = Topology::new(Shape::routed());
     topology.attach("web", 0, &["8080:80"]);
     let order = || topology.ingress_programs("veth1");
-    let programs = topology.layout().join("programs");
+    let programs = topology.layout().join("object/programs");
     let expected = ["tc_link", "tc_device"].map(|name| program_id(&programs.join(name)));
     assert_eq!(order(), expected);
     // The device loses its addresses for a while: no device of the host any more.

@@ -214,21 +214,23 @@ fn what_cannot_be_removed_is_left_behind_and_said() {
 #[test]
 fn kernels_without_the_newer_hooks_lack_what_needs_them() {
     let stand = Refusing::default();
-    /// BPF_TCX_INGRESS and BPF_TCX_EGRESS.
-    const TCX: [u32; 2] = [46, 47];
-    let refused = |call: &Call| {
-        let kind = call.memory(call.arguments[1] + bpf::ATTACH_TYPE);
-        call.is_bpf(bpf::LINK_CREATE) && TCX.contains(&u32::from_ne_bytes(kind))
-    };
     let add = ["qdisc", "add", "dev", "eth0", "ingress"];
     stand.topology.host.output("tc", &add);
-    let outcome = stand.refuse("masquerade add 10.88.0.0/24", &refused, Errno::EINVAL);
+    let outcome = stand.refuse(
+        "masquerade add 10.88.0.0/24",
+        &Call::attaches_tcx,
+        Errno::EINVAL,
+    );
     expect_error(
         outcome,
         1,
         "attach tc_egress to eth0: another qdisc is in the place of a clsact one: ingress",
     );
-    let outcome = stand.refuse(&format!("{ATTACH} --loopback"), &refused, Errno::EINVAL);
+    let outcome = stand.refuse(
+        &format!("{ATTACH} --loopback"),
+        &Call::attaches_tcx,
+        Errno::EINVAL,
+    );
     expect_error(
         outcome,
         5,

@@ -405,9 +405,9 @@ pub(super) struct Up {
     #[arg(long, value_enum, value_name = "MODE")]
     pub(super) xdp: Option<XdpMode>,
 
-    /// What the programs log; below off it costs time on every packet
-    #[arg(long, value_enum, value_name = "LEVEL", default_value_t = LogLevel::Off)]
-    pub(super) log_level: LogLevel,
+    /// What the programs log, which costs time on every packet [default: off, or as it is]
+    #[arg(long, value_enum, value_name = "LEVEL")]
+    pub(super) log_level: Option<LogLevel>,
 
     /// How long flows without a packet live: established or transitory (TCP), answered or unanswered
     /// (UDP); repeat it for more [default: 7440, 240, 300, 120, or as it is]

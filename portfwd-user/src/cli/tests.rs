@@ -119,7 +119,7 @@ fn the_other_commands_are_what_they_say() {
                 flow_bytes: None,
                 devices: vec![],
                 xdp: None,
-                log_level: LogLevel::Off,
+                log_level: None,
             }),
         ),
         (
@@ -145,7 +145,7 @@ fn the_other_commands_are_what_they_say() {
                 flow_bytes: Some(Switch::On),
                 devices: vec!["eth0".to_owned(), "br0".to_owned()],
                 xdp: Some(XdpMode::Auto),
-                log_level: LogLevel::Trace,
+                log_level: Some(LogLevel::Trace),
             }),
         ),
         (

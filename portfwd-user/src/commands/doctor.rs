@@ -193,6 +193,7 @@ fn describe(
     sctp.dedup();
     Ok(Instance {
         name: site.name().to_string(),
+        is_own_build: datapath.runs_own_build()?,
         served,
         unserved,
         sockets: match hooks::sockets::attached(&datapath.layout)

@@ -27,6 +27,7 @@ use crate::{
     report::{self, Explanation, LastDrop, Outcome, PacketRow},
     state::{Owned, State},
     tables::TableError,
+    talk,
 };
 
 /// A port that a client may send from.
@@ -53,6 +54,13 @@ pub(super) fn run(cli: &Cli, asked: &Explain) -> Result<(), Error> {
     let netns = datapath::host(cli)?;
     let found = look(cli)?;
     let running = found.as_ref().map(|(_, datapath, state)| (datapath, state));
+    if let Some((datapath, _)) = running
+        && !datapath.runs_own_build()?
+    {
+        talk::warn(
+            "the programs that run are of another build than those that tell this: portfwd up replaces them",
+        );
+    }
     let links = netns.run_in(|| {
         netlink::converse_here(async |session: &mut Session| links::list(session).await)
     })?;

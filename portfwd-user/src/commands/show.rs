@@ -9,7 +9,7 @@ use crate::{
     error::{Doing, Error, Missing},
     hooks::{self, Hook, xdp},
     label::Label,
-    masquerade, object,
+    masquerade,
     report::{self, DeviceRow, ForwardRow, Published, ReasonRow},
     spec::PortQuery,
     state::{self, Owned},
@@ -163,7 +163,7 @@ fn describe(
     let shown = state.forwards.iter().filter_map(Owned::published).count();
     Ok(report::Datapath {
         layout: LAYOUT,
-        object_sha256: object::hash(),
+        object_sha256: datapath.layout.object().hash()?,
         host_namespace: namespace_name(site.host.id().inode),
         devices: devices(site, datapath)?,
         containers: state.containers.len() as u64,

@@ -59,7 +59,7 @@ impl Datapath {
             // It came from a number of eight bits.
             log_level: journal.log_level as u8,
         };
-        object::add_l3(options, &self.layout.maps(), &self.layout.programs())
+        object::add_l3(options, &self.layout.maps(), &self.layout.object())
             .doing(|| format!("load the eBPF programs for {}", device.name))
     }
 

@@ -123,6 +123,8 @@ pub enum State {
 pub struct Instance {
     /// Its name.
     pub name: String,
+    /// Whether its programs are those of this build.
+    pub is_own_build: bool,
     /// Devices that it serves.
     pub served: Vec<String>,
     /// Devices that it ought to serve and does not yet.

@@ -16,11 +16,25 @@ pub(super) fn examine(facts: &Facts) -> Vec<Check> {
         }
         Ok(State::Up(instance)) => vec![
             Check::ok(NAME, format!("{} is up", instance.name)),
+            build(instance),
             devices(instance),
             sockets(instance),
             strays(instance),
             sctp(instance),
         ],
+    }
+}
+
+fn build(instance: &Instance) -> Check {
+    const NAME: &str = "build";
+    match instance.is_own_build {
+        true => Check::ok(NAME, "the programs that run are those of this portfwd"),
+        false => Check::warn(
+            NAME,
+            "the programs that run are of another build",
+            "what differs in this one is not in effect",
+        )
+        .remedy("portfwd up, which replaces them and cuts no connection"),
     }
 }
 

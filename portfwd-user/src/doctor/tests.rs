@@ -21,6 +21,7 @@ fn device(name: &str) -> Device {
 fn instance() -> Instance {
     Instance {
         name: "default".to_owned(),
+        is_own_build: true,
         served: vec!["eth0".to_owned()],
         unserved: Vec::new(),
         sockets: SocketHooks::Root,
@@ -325,6 +326,14 @@ fn a_host_without_ipv6_matters_to_ports_published_in_it() {
 
 #[test]
 fn what_the_instance_does_not_serve_is_named() {
+    assert_says(
+        &check(
+            "build",
+            with_instance(|instance| instance.is_own_build = false),
+        ),
+        Finding::Warn,
+        &["of another build", "portfwd up"],
+    );
     let unserved = vec!["eth3".to_owned()];
     let devices = check(
         "devices",

@@ -202,9 +202,6 @@ pub enum InstanceError {
     /// Nothing is loaded.
     #[error("instance \"{0}\" is not up")]
     Down(InstanceName),
-    /// The programs were loaded with another level of their log.
-    #[error("instance \"{0}\" is up with another log level")]
-    OtherLogLevel(InstanceName),
     /// The programs were loaded without their log.
     #[error("instance \"{0}\" logs nothing")]
     Silent(InstanceName),
@@ -235,10 +232,7 @@ impl InstanceError {
             ),
             Self::NamespaceGone(_) => Some("portfwd down removes it".to_owned()),
             Self::Down(_) => Some("portfwd up, or the first attach, brings it up".to_owned()),
-            Self::OtherLogLevel(_) => {
-                Some("portfwd down, then portfwd up with that level".to_owned())
-            }
-            Self::Silent(_) => Some("portfwd down, then portfwd up --log-level info".to_owned()),
+            Self::Silent(_) => Some("portfwd up --log-level info".to_owned()),
             Self::NotBpffs(_) => Some("mount -t bpf bpf DIR, or choose another --bpffs".to_owned()),
         }
     }

@@ -12,12 +12,6 @@ fn every_error() -> Vec<(Error, u8, &'static str)> {
     let not_found = || io::Error::from_raw_os_error(2);
     vec![
         (
-            InstanceError::OtherLogLevel(lab()).into(),
-            1,
-            "error: instance \"lab\" is up with another log level\n\
-             hint: portfwd down, then portfwd up with that level\n",
-        ),
-        (
             Missing::Target(web()).into(),
             4,
             "error: no such container: web\n\

@@ -10,7 +10,7 @@ use std::{fs, io, path::PathBuf};
 
 use aya::programs::{
     ProgramInfo, SchedClassifier, TcAttachType,
-    tc::{NlOptions, TcAttachOptions},
+    tc::{NlOptions, SchedClassifierLink, TcAttachOptions},
 };
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::{
@@ -22,13 +22,13 @@ use nix::{
     sched::{CloneFlags, unshare},
 };
 
-use super::{AttachError, Hook, names, remove};
+use super::{AttachError, Hook, Programs, names, remove};
 use crate::{
     bpffs,
     error::{Doing, Error},
-    instance::Layout,
+    instance::{Layout, ObjectPins},
     observe::{
-        links::Link,
+        links::{self, Link},
         netlink::{self, NetlinkError, Session},
         netns::{Netns, NetnsError},
     },
@@ -73,8 +73,8 @@ impl Filter {
     }
 
     /// Whether it runs one of these programs.
-    fn runs(&self, programs: [Option<u32>; 2]) -> bool {
-        self.program.is_some() && programs.contains(&self.program)
+    fn runs(&self, programs: &[u32]) -> bool {
+        self.program.is_some_and(|id| programs.contains(&id))
     }
 
     fn of(message: TcMessage) -> Self {
@@ -115,9 +115,9 @@ pub(super) fn attach(
     }
     ensure_qdisc(layout, hook, index)?;
     make_mark(filter_mark(layout, hook, index))?;
-    let [link, _] = program_ids(layout, Hook::Link)?;
+    let links = program_ids(layout, Hook::Link)?;
     let options = NlOptions {
-        priority: free_priority(hook, &filters, link),
+        priority: free_priority(hook, &filters, &links),
         ..NlOptions::default()
     };
     let options = TcAttachOptions::Netlink(options);
@@ -144,21 +144,19 @@ pub(super) fn is_attached(
         filters.map_err(ClsactError::from)
     })
     .doing(doing)?;
-    Ok(filters.iter().any(|filter| filter.runs(own)))
+    Ok(filters.iter().any(|filter| filter.runs(&own)))
 }
 
 /// A place before all other filters, for one of those may end the way of a packet; where there is no
 /// room, the first that is free. But the link's program decides what a container may send, so the
 /// device's goes behind it where a container's link is a device of the host as well.
-fn free_priority(hook: Hook, filters: &[Filter], link: Option<u32>) -> u16 {
+fn free_priority(hook: Hook, filters: &[Filter], links: &[u32]) -> u16 {
     const LAST: u16 = 50;
     let behind = |priority: u16| {
         let free = |place: &u16| filters.iter().all(|filter| filter.priority() != *place);
         (priority..u16::MAX).find(free).unwrap_or(LAST)
     };
-    let of_link = filters
-        .iter()
-        .find(|filter| link.is_some() && filter.program == link);
+    let of_link = filters.iter().find(|filter| filter.runs(links));
     match (hook, of_link) {
         (Hook::Device, Some(of_link)) => behind(of_link.priority()),
         _ => match filters.iter().map(Filter::priority).min() {
@@ -167,6 +165,53 @@ fn free_priority(hook: Hook, filters: &[Filter], link: Option<u32>) -> u16 {
             Some(first) => LAST.min(first - 1),
         },
     }
+}
+
+/// Lets the filter that a mark stands for run the program of `to` that has the name of the one of `running` that it runs
+/// (`cls_bpf_change` puts a filter in the place of another at once). A device that has gone has none.
+pub(super) fn swap(
+    mark: &str,
+    running: &Programs,
+    to: &ObjectPins,
+    host: &Netns,
+) -> Result<(), AttachError> {
+    let Some((hook, index)) = Hook::ALL.into_iter().find_map(|hook| {
+        let index = super::index_after(mark, &format!("{FILTER}{}-", hook.prefix()))?;
+        Some((hook, index))
+    }) else {
+        return Ok(());
+    };
+    let (device, filters) = netlink::converse(host, async |session: &mut Session| {
+        let device = links::by_index(session, index, None).await?;
+        let filters = filters(session, index, hook.direction()).await?;
+        Ok::<_, AttachError>((device, filters))
+    })?;
+    let Some(device) = device else {
+        return Ok(());
+    };
+    for filter in filters {
+        let Some(name) = filter.program.and_then(|id| running.get(&id)) else {
+            continue;
+        };
+        let mut program = SchedClassifier::from_pin(to.programs().join(name))?;
+        let place = (filter.priority(), filter.header.handle);
+        host.run_in(|| replace(&mut program, &device.name, hook, place))??;
+    }
+    Ok(())
+}
+
+fn replace(
+    program: &mut SchedClassifier,
+    device: &str,
+    hook: Hook,
+    (priority, handle): (u16, TcHandle),
+) -> Result<(), AttachError> {
+    let handle = aya::programs::tc::TcHandle::new(handle.major, handle.minor);
+    let filter = SchedClassifierLink::attached(device, hook.direction(), priority, handle, None)?;
+    let id = program.attach_to_link(filter)?;
+    // Dropping the link would detach the filter.
+    std::mem::forget(program.take_link(id)?);
+    Ok(())
 }
 
 fn ensure_qdisc(layout: &Layout, hook: Hook, index: u32) -> Result<(), AttachError> {
@@ -211,31 +256,30 @@ pub(super) fn detach(layout: &Layout, hook: Hook, host: &Netns, index: u32) -> R
     let doing = || format!("remove the filters of device {index}");
     let own = program_ids(layout, hook).doing(doing)?;
     netlink::converse(host, async |session: &mut Session| {
-        remove_filters(session, hook, index, own).await
+        remove_filters(session, hook, index, &own).await
     })
     .doing(doing)?;
     remove(&mark, |mark| fs::remove_dir(mark))?;
     release_qdisc(layout, host, index)
 }
 
-/// The IDs of the hook's programs. None without a pin: its filters cannot be told from others' then, but
-/// programs are pinned before and removed after all filters.
-fn program_ids(layout: &Layout, hook: Hook) -> Result<[Option<u32>; 2], AttachError> {
-    let mut ids = [None; 2];
-    for (id, program) in ids.iter_mut().zip(hook.programs()) {
-        let path = layout.programs().join(program);
-        if path.exists() {
-            *id = Some(ProgramInfo::from_pin(path)?.id());
-        }
-    }
-    Ok(ids)
+/// The IDs of the hook's programs, with those of a change that was not finished. None without a pin: its filters cannot be
+/// told from others' then, but programs are pinned before and removed after all filters.
+fn program_ids(layout: &Layout, hook: Hook) -> Result<Vec<u32>, AttachError> {
+    let objects = [layout.object(), layout.next()];
+    let pins = objects
+        .iter()
+        .flat_map(|object| hook.programs().map(|name| object.programs().join(name)));
+    pins.filter(|pin| pin.exists())
+        .map(|pin| Ok(ProgramInfo::from_pin(pin)?.id()))
+        .collect()
 }
 
 async fn remove_filters(
     session: &mut Session,
     hook: Hook,
     index: u32,
-    own: [Option<u32>; 2],
+    own: &[u32],
 ) -> Result<(), ClsactError> {
     for filter in filters(session, index, hook.direction()).await? {
         if filter.runs(own) {
@@ -430,7 +474,7 @@ mod tests {
     #[test]
     fn our_filters_go_before_others_and_the_links_before_the_devices() {
         let link = Some(7);
-        let place = |hook, filters: &[Filter]| free_priority(hook, filters, link);
+        let place = |hook, filters: &[Filter]| free_priority(hook, filters, &[7]);
         assert_eq!(place(Hook::Device, &[]), 50);
         assert_eq!(place(Hook::Link, &[filter(50, Some(8))]), 49);
         assert_eq!(place(Hook::Device, &[filter(50, link)]), 51);

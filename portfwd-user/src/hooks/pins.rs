@@ -17,13 +17,15 @@ const OBJECT_GET: libc::c_int = 7;
 /// `BPF_OBJ_GET_INFO_BY_FD`.
 const OBJECT_INFO: libc::c_int = 15;
 
+/// `BPF_LINK_UPDATE`.
+const LINK_UPDATE: libc::c_int = 29;
 /// `BPF_LINK_DETACH`.
 const LINK_DETACH: libc::c_int = 34;
 
-/// The start of `union bpf_attr`, for all three commands.
+/// The start of `union bpf_attr`, for all of these commands.
 #[repr(C)]
 struct Request {
-    /// Of the path, or the descriptor and the length of the answer.
+    /// Of the path, or the descriptor, and the length of the answer or another descriptor.
     first: u64,
     /// Address of the answer.
     answer: u64,
@@ -97,6 +99,34 @@ pub(super) fn remove(path: &Path) -> io::Result<()> {
         Err(error) => return Err(error),
     }
     fs::remove_file(path)
+}
+
+/// Lets the link pinned at `path` run the program pinned at `program`, from one packet on. A link whose device has gone runs
+/// none, and stays as it is.
+///
+/// # Errors
+/// When there is no such pin, or the kernel refuses.
+pub(super) fn swap(path: &Path, program: &Path) -> io::Result<()> {
+    let (link, program) = (open(path)?, open(program)?);
+    let number = |file: &OwnedFd| u64::from(file.as_raw_fd().unsigned_abs());
+    let mut request = Request {
+        first: number(&link) | number(&program) << 32,
+        answer: 0,
+        zero: 0,
+    };
+    // SAFETY: the command takes descriptors and no address.
+    match unsafe { bpf(LINK_UPDATE, &mut request) } {
+        Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => Ok(()),
+        updated => updated.map(|_| ()),
+    }
+}
+
+/// The ID of the program that a pinned link runs.
+///
+/// # Errors
+/// When there is no such pin.
+pub(super) fn program_of(path: &Path) -> io::Result<u32> {
+    info_of(path).map(|info| info.program)
 }
 
 /// The index of the device that a pinned link is attached to; 0 if it has gone.

@@ -25,7 +25,7 @@ pub struct Datapath {
     /// Version of what is pinned.
     pub layout: u32,
     /// SHA-256 of the eBPF object, in hexadecimal.
-    pub object_sha256: String,
+    pub object_sha256: Option<String>,
     /// The namespace that plays the host, as `net:[INODE]`.
     pub host_namespace: String,
     /// The devices that are served.
@@ -97,7 +97,8 @@ pub fn write_status(out: &mut impl Write, status: &Status) -> io::Result<()> {
     writeln!(out, "state       up")?;
     writeln!(out, "host        {}", datapath.host_namespace)?;
     writeln!(out, "layout      {}", datapath.layout)?;
-    writeln!(out, "object      sha256 {}", datapath.object_sha256)?;
+    let hash = datapath.object_sha256.as_deref().unwrap_or("unknown");
+    writeln!(out, "object      sha256 {hash}")?;
     writeln!(out, "containers  {}", datapath.containers)?;
     writeln!(out, "forwards    {}", datapath.forwards)?;
     writeln!(out, "flows       {}", datapath.flows)?;

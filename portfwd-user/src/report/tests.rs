@@ -273,7 +273,7 @@ fn status() -> Status {
             lifetimes: portfwd_common::flow::Lifetimes::DEFAULT,
             flow_bytes: true,
             layout: 1,
-            object_sha256: "c0ffee".to_owned(),
+            object_sha256: Some("c0ffee".to_owned()),
             host_namespace: "net:[4026531840]".to_owned(),
             devices: vec![DeviceRow {
                 name: "eth0".to_owned(),

@@ -40,6 +40,15 @@ impl Call {
         self.number == libc::SYS_bpf && self.arguments[0] as u32 == command
     }
 
+    /// Whether it attaches a program to a TCX hook, which older kernels take for a call with bad arguments.
+    #[must_use]
+    pub fn attaches_tcx(&self) -> bool {
+        /// BPF_TCX_INGRESS and BPF_TCX_EGRESS.
+        const TCX: [u32; 2] = [46, 47];
+        let kind = |call: &Self| call.memory(call.arguments[1] + bpf::ATTACH_TYPE);
+        self.is_bpf(bpf::LINK_CREATE) && TCX.contains(&u32::from_ne_bytes(kind(self)))
+    }
+
     /// A field of the attributes of bpf(2).
     #[must_use]
     pub fn attribute(&self, offset: u64) -> u64 {
@@ -139,6 +148,7 @@ pub mod bpf {
     pub const OBJ_GET: u32 = 7;
     pub const PROG_TEST_RUN: u32 = 10;
     pub const LINK_CREATE: u32 = 28;
+    pub const LINK_UPDATE: u32 = 29;
     /// Address of a path, of the commands with one.
     pub const PATHNAME: u64 = 0;
     /// Address of a program's instructions.
