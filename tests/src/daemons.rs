@@ -30,6 +30,18 @@ impl Daemon {
     /// When it ends before, with what it said.
     #[must_use]
     pub fn start(namespace: &Namespace, directory: TempDir, line: &str, port: u16) -> Self {
+        Self::start_until(namespace, directory, line, || {
+            namespace.run(|| is_served(port))
+        })
+    }
+
+    /// The same of one that serves when `is_ready` says so.
+    pub(crate) fn start_until(
+        namespace: &Namespace,
+        directory: TempDir,
+        line: &str,
+        is_ready: impl Fn() -> bool,
+    ) -> Self {
         let log = File::create(directory.path().join(LOG)).expect("make a log");
         let mut command = namespace.command("sh");
         command
@@ -49,7 +61,7 @@ impl Daemon {
         until(&format!("{line} to serve"), PATIENCE, || {
             let ended = daemon.child.try_wait().expect("ask for its end");
             assert_eq!(ended, None, "{line}: {}", daemon.log());
-            namespace.run(|| is_served(port)).then_some(())
+            is_ready().then_some(())
         });
         daemon
     }

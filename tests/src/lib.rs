@@ -2,19 +2,21 @@
 //! the `portfwd` binary run against them, real sockets, captures, packet tables, and a way to kill
 //! a command at any of its system calls.
 //!
-//! It needs root, `ip`, `tc`, `ethtool`, `nft` and `iptables`, and for [`beside`] and [`daemons`] the
-//! programs that they run. Every kernel object has a name of its own (process ID and a counter), so that
+//! It needs root, `ip`, `tc`, `ethtool`, `nft` and `iptables`, and for [`beside`], [`daemons`], [`docker`] and
+//! [`portmap`] the programs that they run. Every kernel object has a name of its own (process ID and a counter), so that
 //! test runs may stand beside each other. A failed step of the harness panics and says what it was doing;
 //! there is nobody to hand an error to.
 
 pub mod beside;
 mod bpffs;
 pub mod capture;
+pub mod chosen;
 pub mod clients;
 pub mod daemons;
 pub mod datapath;
 pub mod deadline;
 pub mod differential;
+pub mod docker;
 pub mod kernel;
 pub mod kills;
 pub mod layers;
@@ -23,6 +25,7 @@ pub mod needs;
 pub mod packet;
 pub mod ping;
 pub mod portfwd;
+pub mod portmap;
 pub mod ptrace;
 pub mod quote;
 pub mod race;

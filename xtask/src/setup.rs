@@ -19,9 +19,6 @@ pub(crate) struct Extras {
     /// Also the tools of `cargo xtask check`
     #[arg(long)]
     pub(crate) check: bool,
-    /// Also the programs that `cargo xtask bench` compares with
-    #[arg(long)]
-    pub(crate) bench: bool,
     /// Also what `cargo xtask test --kernels` runs its machines with
     #[arg(long)]
     pub(crate) machines: bool,
@@ -35,7 +32,7 @@ enum Item {
     Rust,
     /// A program built by cargo into the directory of tools.
     Crate(tools::Crate),
-    /// A program taken out of a Debian package that is not installed.
+    /// Programs taken out of a Debian package that is not installed.
     Unpacked(tools::Unpacked),
 }
 
@@ -48,7 +45,7 @@ impl Item {
                 toolchain::RUST
             ),
             Self::Crate(tool) => tool.describe(),
-            Self::Unpacked(program) => program.describe(),
+            Self::Unpacked(package) => package.describe(),
         }
     }
 
@@ -57,7 +54,7 @@ impl Item {
             Self::Packages(names) => debian::install(names),
             Self::Rust => install_rust(),
             Self::Crate(tool) => tool.install(),
-            Self::Unpacked(program) => program.install(),
+            Self::Unpacked(package) => package.install(),
         }
     }
 }
@@ -115,7 +112,7 @@ fn missing(extras: Extras) -> anyhow::Result<Vec<Item>> {
         items.push(Item::Rust);
     }
     items.extend(tools::missing_crates(extras).into_iter().map(Item::Crate));
-    let unpacked = tools::missing_unpacked(extras);
+    let unpacked = tools::missing_unpacked();
     items.extend(unpacked.into_iter().map(Item::Unpacked));
     Ok(items)
 }

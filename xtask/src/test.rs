@@ -31,6 +31,7 @@ pub(crate) fn run(options: &[OsString], inner: &[OsString]) -> anyhow::Result<()
         .args(inner)
         .env("PORTFWD_BIN", workspace::target().join("debug/portfwd"))
         .env("PORTFWD_PORTMAP", toolchain::peers().join("portmap"))
+        .env("PORTFWD_DOCKER", toolchain::peers())
         .stdout(Stdio::piped());
     let is_whole = options.is_empty() && inner.is_empty();
     let said = is_whole.then(messages::fresh_directory).transpose()?;

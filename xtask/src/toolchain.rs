@@ -54,7 +54,7 @@ pub(crate) fn cargo_deny_root() -> PathBuf {
     tools().join(format!("cargo-deny-{CARGO_DENY}"))
 }
 
-/// Where setup puts the programs that only the benchmark runs.
+/// Where setup puts other tools' programs, which tests run beside portfwd and the benchmark compares with it.
 pub(crate) fn peers() -> PathBuf {
     tools().join("peers")
 }

@@ -137,7 +137,7 @@ impl Tools {
             Peer::Iptables => missing("iptables"),
             Peer::DockerProxy => match self.docker_proxy {
                 Some(_) => None,
-                None => Some("docker-proxy is not installed: cargo xtask setup --bench".to_owned()),
+                None => Some("docker-proxy is not installed: cargo xtask setup".to_owned()),
             },
             Peer::Socat => missing("socat"),
         }

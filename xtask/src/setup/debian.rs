@@ -44,6 +44,9 @@ const RUN: &[&str] = &[
     "util-linux",
 ];
 
+/// What the programs are linked with that are taken out of packages (`tools.rs`).
+const LIBRARIES: &[&str] = &["libdevmapper1.02.1", "libseccomp2"];
+
 /// To fetch the database of advisories.
 const CHECK: &[&str] = &["git", "ca-certificates"];
 
@@ -71,7 +74,7 @@ const ATTEMPTS: u32 = 60;
 pub(super) fn missing(extras: Extras) -> anyhow::Result<Vec<&'static str>> {
     let checks = if extras.check { CHECK } else { &[] };
     let machines = if extras.machines { MACHINES } else { &[] };
-    let wanted: Vec<&str> = [BUILD, RUN, checks, machines].concat();
+    let wanted: Vec<&str> = [BUILD, RUN, LIBRARIES, checks, machines].concat();
     let installed = installed(&wanted)?;
     Ok(wanted
         .into_iter()

@@ -101,57 +101,75 @@ pub(super) fn missing_crates(extras: Extras) -> Vec<Crate> {
         .collect()
 }
 
-/// A program of a Debian package that is better not installed: docker.io starts a daemon that writes
-/// rules of its own.
+/// Programs of a Debian package that is better not installed: docker.io starts a daemon that writes
+/// rules of its own, and takes the place of the Docker that a machine may have.
 pub(super) struct Unpacked {
     package: &'static str,
     /// Where the machine's own suite is too old: the one to take it from.
     suite: Option<&'static str>,
-    /// As the package lists it.
-    member: &'static str,
-    name: &'static str,
-    /// Whether only the benchmark runs it.
-    for_bench: bool,
+    /// As the package lists them.
+    members: &'static [&'static str],
 }
 
-const UNPACKED: [Unpacked; 2] = [
+const UNPACKED: [Unpacked; 5] = [
     Unpacked {
         package: "docker.io",
         suite: None,
-        member: "./usr/sbin/docker-proxy",
-        name: "docker-proxy",
-        for_bench: true,
+        members: &[
+            "./usr/bin/docker",
+            "./usr/sbin/docker-proxy",
+            "./usr/sbin/dockerd",
+        ],
+    },
+    Unpacked {
+        package: "containerd",
+        suite: None,
+        members: &["./usr/bin/containerd", "./usr/bin/containerd-shim-runc-v2"],
+    },
+    Unpacked {
+        package: "runc",
+        suite: None,
+        members: &["./usr/sbin/runc"],
+    },
+    // What Docker's containers run in the tests.
+    Unpacked {
+        package: "busybox-static",
+        suite: None,
+        members: &["./bin/busybox"],
     },
     Unpacked {
         package: "containernetworking-plugins",
         // Its nftables came with 1.6.
         suite: Some("sid"),
-        member: "./usr/lib/cni/portmap",
-        name: "portmap",
-        for_bench: false,
+        members: &["./usr/lib/cni/portmap"],
     },
 ];
 
-/// The programs that are needed and not there yet.
-pub(super) fn missing_unpacked(extras: Extras) -> Vec<Unpacked> {
+/// The packages of which a program is not there yet.
+pub(super) fn missing_unpacked() -> Vec<Unpacked> {
     UNPACKED
         .into_iter()
-        .filter(|program| extras.bench || !program.for_bench)
-        .filter(|program| !program.path().is_file())
+        .filter(|package| !package.members.iter().all(|member| path(member).is_file()))
         .collect()
 }
 
-impl Unpacked {
-    fn path(&self) -> PathBuf {
-        toolchain::peers().join(self.name)
-    }
+/// Where the program goes to that a package has as `member`.
+fn path(member: &str) -> PathBuf {
+    toolchain::peers().join(name(member))
+}
 
+fn name(member: &str) -> &str {
+    member.rsplit_once('/').map_or(member, |(_, name)| name)
+}
+
+impl Unpacked {
     pub(super) fn describe(&self) -> String {
+        let names: Vec<&str> = self.members.iter().map(|member| name(member)).collect();
         format!(
             "{} of the package {}, into {}",
-            self.name,
+            names.join(", "),
             self.package,
-            self.path().display()
+            toolchain::peers().display()
         )
     }
 
@@ -161,17 +179,21 @@ impl Unpacked {
             .with_context(|| format!("create {}", directory.display()))?;
         let scratch = tempfile::tempdir_in(&directory).context("make a temporary directory")?;
         let packages = self.download(scratch.path())?;
-        let unpack = "dpkg-deb --fsys-tarfile ./*.deb | tar --extract --file=- \"$1\"";
+        let unpack = "dpkg-deb --fsys-tarfile ./*.deb | tar --extract --file=- \"$@\"";
         process::output(
             Command::new("sh")
-                .args(["-c", unpack, "sh", self.member])
+                .args(["-c", unpack, "sh"])
+                .args(self.members)
                 .current_dir(&packages),
         )?;
-        let program = packages.join(self.member);
-        fs::set_permissions(&program, fs::Permissions::from_mode(0o755))
-            .with_context(|| format!("make {} executable", program.display()))?;
-        fs::rename(&program, self.path())
-            .with_context(|| format!("move {} to {}", program.display(), self.path().display()))
+        for member in self.members {
+            let (program, place) = (packages.join(member), path(member));
+            fs::set_permissions(&program, fs::Permissions::from_mode(0o755))
+                .with_context(|| format!("make {} executable", program.display()))?;
+            fs::rename(&program, &place)
+                .with_context(|| format!("move {} to {}", program.display(), place.display()))?;
+        }
+        Ok(())
     }
 
     /// Downloads the package, and nothing else, into the directory that it gives.

@@ -81,7 +81,7 @@ fn backend(way: Way) -> Option<Backend> {
 /// The plugin, or why it is of no use.
 fn plugin(tools: &Tools, backend: Backend) -> anyhow::Result<Result<Plugin, String>> {
     let Some(program) = &tools.portmap else {
-        let reason = "the CNI plugin portmap is not installed: cargo xtask setup --bench";
+        let reason = "the CNI plugin portmap is not installed: cargo xtask setup";
         return Ok(Err(reason.to_owned()));
     };
     let plugin = Plugin::new(program, backend)?;
