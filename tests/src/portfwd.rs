@@ -48,18 +48,22 @@ fn beside_the_tests() -> PathBuf {
 /// When it is not there.
 #[must_use]
 pub fn mutant(name: &str) -> PathBuf {
-    let test = env::current_exe().expect("the running test has a path");
-    let target = test
-        .ancestors()
-        .nth(3)
-        .expect("a test lies in target/<profile>/deps");
-    let binary = target.join("mutants").join(name).join("portfwd");
+    let mutants = env::var_os("PORTFWD_MUTANTS").map_or_else(mutants_of_target, PathBuf::from);
+    let binary = mutants.join(name).join("portfwd");
     assert!(
         binary.is_file(),
         "no {}: build the mutants (cargo xtask mutants)",
         binary.display()
     );
     binary
+}
+
+fn mutants_of_target() -> PathBuf {
+    let test = env::current_exe().expect("the running test has a path");
+    let target = test.ancestors().nth(3);
+    target
+        .expect("a test lies in target/<profile>/deps")
+        .join("mutants")
 }
 
 /// A command with the binary under test that inherits none of the caller's `PORTFWD_*` variables.

@@ -56,6 +56,12 @@ pub(super) fn pack(
     add_programs(&root)?;
     kernel.add_modules(&root)?;
     copy(&suite.portfwd, &root.join("bin/portfwd"))?;
+    for (name, path) in &suite.mutants {
+        let directory = root.join("mutants").join(name);
+        fs::create_dir_all(&directory)
+            .with_context(|| format!("create {}", directory.display()))?;
+        copy(path, &directory.join("portfwd"))?;
+    }
     for (name, path) in &suite.binaries {
         copy(path, &root.join("tests").join(name))?;
     }

@@ -26,7 +26,7 @@ modprobe -a bridge veth sch_ingress cls_bpf nf_tables nf_conntrack nft_compat in
     sctp sch_netem 8021q bonding dummy vrf ip_gre wireguard tun 2>/dev/null
 
 # What is emulated is slow, and what moves much data proves no more by moving more.
-export PORTFWD_BIN=/bin/portfwd PORTFWD_PATIENCE=8 PORTFWD_BULK_MIB=64
+export PORTFWD_BIN=/bin/portfwd PORTFWD_MUTANTS=/mutants PORTFWD_PATIENCE=8 PORTFWD_BULK_MIB=64
 
 # The firmware has left something on this line.
 echo

@@ -51,6 +51,14 @@ pub(crate) fn build() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Builds the object with one of the mistakes of the differential test, and gives its path.
+pub(crate) fn object(name: &str) -> anyhow::Result<PathBuf> {
+    let mut mutants = list::OF_ALL_PACKETS.iter();
+    let mutant = mutants.find(|mutant| mutant.name == name);
+    let mutant = mutant.with_context(|| format!("no mutant {name}"))?;
+    ebpf::mutant(&[mutant], &workspace::target().join("mutants"))
+}
+
 /// Where the command itself is built.
 struct Loader {
     sources: PathBuf,
