@@ -45,6 +45,7 @@ fn flows_are_filtered_and_watched() {
         (&["--port", "8080"], 1),
         (&["--port", "80"], 0),
         (&["--client", &client], 2),
+        (&["--client", &format!("::ffff:{client}")], 2),
         (&["--client", "192.0.2.200", "web"], 0),
         (&["--protocol", "udp", "--port", "8080"], 0),
         (&["--state", "answered", "--protocol", "udp"], 1),

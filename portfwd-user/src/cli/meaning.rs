@@ -7,7 +7,7 @@ use std::{
     path::PathBuf,
 };
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 use portfwd_common::{flow::Lifetimes, net::Protocol};
 
 use super::{
@@ -118,7 +118,7 @@ fn typed_flows(flows: args::Flows) -> Result<Flows, Error> {
             protocol: flows.protocol.map(protocol),
             client: flows
                 .client
-                .map(|text| network("--client", &text))
+                .map(|text| network("--client", &text).map(of_packets))
                 .transpose()?,
             port: flows.port,
             state: flows.state,
@@ -211,6 +211,19 @@ fn network(option: &str, text: &str) -> Result<IpNet, Usage> {
     })
 }
 
+/// Packets bear IPv4 addresses in no other form, whatever sockets call them.
+fn of_packets(net: IpNet) -> IpNet {
+    let IpNet::V6(v6) = net else {
+        return net;
+    };
+    let mapped = v6.addr().to_ipv4_mapped();
+    let length = v6.prefix_len().checked_sub(96);
+    let v4 = mapped
+        .zip(length)
+        .map(|(v4, length)| Ipv4Net::new(v4, length));
+    v4.and_then(Result::ok).map_or(net, IpNet::V4)
+}
+
 fn typed_target(target: args::Target) -> Result<Option<Target>, Error> {
     Ok(match (target.netns, target.pid, target.ip) {
         (Some(path), _, _) => Some(Target::Netns(not_empty("--netns", path)?)),
@@ -231,8 +244,9 @@ fn typed_explain(to: &str, from: Option<String>) -> Result<Explain, Usage> {
         .find(|known| known.name() == protocol)
         .ok_or_else(|| bad("the protocol is none of tcp, udp, sctp"))?;
     let to: SocketAddr = address.parse().map_err(|_| bad("no address with a port"))?;
+    let to = SocketAddr::new(to.ip().to_canonical(), to.port());
     let from = from.map(|text| {
-        let address: Result<IpAddr, _> = text.parse();
+        let address = text.parse().map(|address: IpAddr| address.to_canonical());
         let refused = |what: &str| Usage {
             message: format!("--from {}: {what}", shown(&text)),
             hint: None,

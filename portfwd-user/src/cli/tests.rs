@@ -170,6 +170,30 @@ fn the_other_commands_are_what_they_say() {
 }
 
 #[test]
+fn an_ipv4_address_may_be_written_as_an_ipv6_one_of_packets() {
+    for (written, meant) in [
+        ("::ffff:192.0.2.7", "192.0.2.7"),
+        ("::ffff:c000:207", "192.0.2.7"),
+        ("::ffff:192.0.2.0/120", "192.0.2.0/24"),
+        ("::ffff:0:0/96", "0.0.0.0/0"),
+        ("2001:db8::7", "2001:db8::7"),
+    ] {
+        let by = |client| cli(&["flows", "--client", client]).command;
+        assert_eq!(by(written), by(meant), "{written}");
+    }
+    let meant = cli(&["explain", "192.0.2.1:80/udp", "--from", "192.0.2.7"]).command;
+    for (to, from) in [
+        ("[::ffff:192.0.2.1]:80/udp", "192.0.2.7"),
+        ("192.0.2.1:80/udp", "::ffff:192.0.2.7"),
+        ("[::ffff:192.0.2.1]:80/udp", "::ffff:192.0.2.7"),
+    ] {
+        assert_eq!(cli(&["explain", to, "--from", from]).command, meant, "{to}");
+    }
+    let report = refused(&["explain", "[::ffff:192.0.2.1]:80", "--from", "::1"]);
+    assert!(report.contains("of another family"), "{report}");
+}
+
+#[test]
 fn global_options_stand_before_or_after_the_command() {
     for arguments in [
         &[
