@@ -11,6 +11,7 @@ mod usage;
 use std::ffi::OsString;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{CommandFactory, Parser};
 pub use clap_complete::Shell;
@@ -184,8 +185,8 @@ pub struct Repoint {
 pub enum Drain {
     /// They go on until they end.
     Unlimited,
-    /// They may go on for so many seconds.
-    For(u32),
+    /// They may go on for so long.
+    For(Duration),
     /// They end.
     Cut,
 }

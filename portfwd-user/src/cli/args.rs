@@ -278,7 +278,8 @@ pub(super) struct Repoint {
     #[command(flatten)]
     pub(super) target: Target,
 
-    /// How long connections that are open may go on, such as 90s or 10m [default: as long as they do]
+    /// How long connections that are open may go on, such as 90s or 10m: to the next full second of the clock
+    /// [default: as long as they do]
     #[arg(
         long,
         value_name = "TIME",

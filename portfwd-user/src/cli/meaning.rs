@@ -5,6 +5,7 @@ use std::{
     ffi::OsStr,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
+    time::Duration,
 };
 
 use ipnet::{IpNet, Ipv4Net};
@@ -291,18 +292,20 @@ fn typed_repoint(repoint: args::Repoint) -> Result<Repoint, Error> {
     })
 }
 
-/// Seconds that open connections are given, at most as many as a flow lives without a packet.
-fn drain_time(text: &str) -> Result<u32, Usage> {
+/// What open connections are given, at most as long as a flow lives without a packet.
+fn drain_time(text: &str) -> Result<Duration, Usage> {
     let bad = |what: String| Usage {
         message: format!("--drain {}: {what}", shown(text)),
         hint: Some("give a time such as 90s, 10m or 1h".to_owned()),
     };
     let time = humantime::parse_duration(text).map_err(|error| bad(error.to_string()))?;
-    match u32::try_from(time.as_secs()) {
-        Ok(0) => Err(bad("less than a second is --cut".to_owned())),
-        Ok(seconds) if seconds <= LONGEST_LIFETIME => Ok(seconds),
-        _ => Err(bad(format!("more than {} days", LONGEST_LIFETIME / 86_400))),
+    if time < Duration::from_secs(1) {
+        return Err(bad("less than a second is --cut".to_owned()));
     }
+    if time > Duration::from_secs(LONGEST_LIFETIME.into()) {
+        return Err(bad(format!("more than {} days", LONGEST_LIFETIME / 86_400)));
+    }
+    Ok(time)
 }
 
 /// The checksum of SCTP covers its ports (RFC 9260, section 6.8), and whoever changes one has to compute it

@@ -356,6 +356,11 @@ fn what_makes_no_command_is_one_line_and_a_hint() {
              hint: give a time such as 90s, 10m or 1h\n",
         ),
         (
+            &["repoint", "blue", "green", "--drain", "30days 1ms"],
+            "error: --drain \"30days 1ms\": more than 30 days\n\
+             hint: give a time such as 90s, 10m or 1h\n",
+        ),
+        (
             &["repoint", "blue", "green", "--drain", "1s", "--cut"],
             "error: the argument '--drain <TIME>' cannot be used with '--cut'\n\
              hint: portfwd repoint --help shows what is possible\n",
@@ -668,13 +673,15 @@ fn repoint_takes_two_containers_and_what_becomes_of_connections() {
         (plain.target, plain.drain, plain.dry_run),
         (None, Drain::Unlimited, false)
     );
+    let for_millis = |millis| Drain::For(Duration::from_millis(millis));
     for (arguments, drain) in [
-        (&["--drain", "90s"][..], Drain::For(90)),
-        (&["--drain", "1h 30m"], Drain::For(5_400)),
-        (&["--drain", "30days"], Drain::For(2_592_000)),
+        (&["--drain", "90s"][..], for_millis(90_000)),
+        (&["--drain", "1500ms"], for_millis(1_500)),
+        (&["--drain", "1h 30m"], for_millis(5_400_000)),
+        (&["--drain", "30days"], for_millis(2_592_000_000)),
         (&["--cut"], Drain::Cut),
     ] {
-        assert_eq!(repoint(arguments).drain, drain);
+        assert_eq!(repoint(arguments).drain, drain, "{arguments:?}");
     }
     let placed = repoint(&["--netns", "/run/netns/green"]);
     assert_eq!(

@@ -72,7 +72,7 @@ fn make_plan(
     };
     let drained = match repoint.drain {
         Drain::Unlimited => Some(Forward::FOREVER),
-        Drain::For(seconds) => Some(u64::from(clock::seconds()) + u64::from(seconds)),
+        Drain::For(time) => Some(clock::second_after(time)),
         Drain::Cut => None,
     };
     let plan = plan::repoint(to, known, &found, &moved, drained)?;
