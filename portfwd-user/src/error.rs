@@ -21,6 +21,7 @@ pub use text::{one_line, shown, shown_path};
 use crate::collision::CollisionError;
 use crate::connection::{ConnectionError, fit::ConnectError};
 use crate::label::NameError;
+use crate::lock::LockError;
 use crate::object::LoadError;
 use crate::observe;
 use crate::spec::SpecError;
@@ -196,8 +197,9 @@ impl Error {
             Self::Failed { source, .. } | Self::System(source) if is_refused(source.as_ref()) => {
                 Some("use Linux 6.1 or later, and report it if it is".to_owned())
             }
+            Self::Failed { source, .. } | Self::System(source) => own_hint(source.as_ref()),
             Self::Undo { cause, .. } | Self::Declared { cause, .. } => cause.hint(),
-            Self::Failed { .. } | Self::System(_) | Self::Teardown { .. } => None,
+            Self::Teardown { .. } => None,
         }
     }
 
@@ -231,6 +233,18 @@ pub fn is_permission_denied(error: &(dyn StdError + 'static)) -> bool {
 /// Whether the kernel's verifier refused a program: what it lacks then is a feature.
 fn is_refused(error: &(dyn StdError + 'static)) -> bool {
     matches!(error.downcast_ref(), Some(LoadError::Refused { .. }))
+}
+
+/// Of the error, or of what is below it.
+fn own_hint(error: &(dyn StdError + 'static)) -> Option<String> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(hint) = error.downcast_ref().and_then(LockError::hint) {
+            return Some(hint);
+        }
+        next = error.source();
+    }
+    None
 }
 
 /// Says what was being done when a step failed.

@@ -12,6 +12,7 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::libc;
 
+use crate::error::shown_path;
 use crate::observe::processes;
 
 /// Pauses between attempts: from the shortest, doubled each time, to the longest.
@@ -45,6 +46,27 @@ fn by(holder: Option<&processes::Process>) -> String {
     holder
         .map(|process| format!(" by {process}"))
         .unwrap_or_default()
+}
+
+impl LockError {
+    /// The next step, if there is one to tell.
+    #[must_use]
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Busy {
+                holder: Some(process),
+                ..
+            } => Some(format!(
+                "wait until it has ended, or kill {}: the next command repairs what it leaves",
+                process.pid
+            )),
+            Self::Busy { path, .. } => Some(format!(
+                "fuser -v {} names who, where every process is seen; wait until that has ended",
+                shown_path(path)
+            )),
+            Self::Failed { .. } => None,
+        }
+    }
 }
 
 /// An exclusive lock on a directory. Dropping it releases the lock.

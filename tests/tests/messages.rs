@@ -6,12 +6,15 @@ use std::io::Write as _;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::thread;
 
+use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use portfwd_tests::clients;
 use portfwd_tests::namespace::Namespace;
 use portfwd_tests::needs::{Need, need};
 use portfwd_tests::portfwd::{self, Outcome, expect_error};
+use portfwd_tests::ptrace;
 use portfwd_tests::topology::{HOST, Shape, Topology};
 
 /// Runs a command line in which `{0}` and `{1}` stand for the namespaces of the containers.
@@ -331,6 +334,25 @@ fn a_lock_that_somebody_keeps_is_named_with_its_holder() {
     run(&topology, "up").expect_ok();
     let directory = File::open(topology.pins()).expect("the instance's directory");
     let _lock = Flock::lock(directory, FlockArg::LockExclusive).expect("the lock");
-    let says = format!("(pid {}) and stayed so for ", std::process::id());
-    expect_error(run(&topology, "gc"), 1, &says);
+    let seen = || run(&topology, "gc");
+    // As in a container, whose /proc/locks leaves out what processes elsewhere have locked.
+    let unseen = || {
+        ptrace::refuse(topology.command(&["gc"]), |call| {
+            call.opens("/proc/locks").then_some(Errno::ENOENT)
+        })
+    };
+    let (seen, unseen) = thread::scope(|scope| {
+        let seen = scope.spawn(seen);
+        let unseen = unseen();
+        (seen.join().expect("no panic"), unseen)
+    });
+    let pid = std::process::id();
+    let says = format!("(pid {pid}) and stayed so for ");
+    expect_error(seen.clone(), 1, &says);
+    let hint = format!("hint: wait until it has ended, or kill {pid}: ");
+    expect_error(seen, 1, &hint);
+    let path = topology.pins().display().to_string();
+    let says = format!("{path} is locked and stayed so for ");
+    expect_error(unseen.clone(), 1, &says);
+    expect_error(unseen, 1, &format!("hint: fuser -v {path} "));
 }

@@ -1,8 +1,10 @@
 use std::path::PathBuf;
+use std::time::Duration;
 
 use super::*;
 use crate::connection::fit::Side;
 use crate::observe::networks::Placed;
+use crate::observe::processes::Process;
 
 /// One of each, with its exit code and everything it says.
 fn every_error() -> Vec<(Error, u8, &'static str)> {
@@ -241,6 +243,31 @@ fn every_error() -> Vec<(Error, u8, &'static str)> {
                 .unwrap_err(),
             1,
             "error: cannot open /x: No such file or directory (os error 2)\n",
+        ),
+        (
+            LockError::Busy {
+                path: path(),
+                waited: Duration::from_secs(30),
+                holder: Some(Process {
+                    pid: 812,
+                    name: "portfwd".to_owned(),
+                }),
+            }
+            .into(),
+            1,
+            "error: /sys/fs/bpf/portfwd is locked by process portfwd (pid 812) and stayed so for 30 s\n\
+             hint: wait until it has ended, or kill 812: the next command repairs what it leaves\n",
+        ),
+        (
+            LockError::Busy {
+                path: path(),
+                waited: Duration::from_secs(30),
+                holder: None,
+            }
+            .into(),
+            1,
+            "error: /sys/fs/bpf/portfwd is locked and stayed so for 30 s\n\
+             hint: fuser -v /sys/fs/bpf/portfwd names who, where every process is seen; wait until that has ended\n",
         ),
         (
             Error::Declared {
