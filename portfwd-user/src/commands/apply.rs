@@ -71,7 +71,6 @@ pub(super) fn run(cli: &Cli, asked: &Apply) -> Result<(), Error> {
         Err(cause) => return Err(site.abandon(cause)),
     };
     let whole = make_plans(&host, Some(&writable.datapath), asked, &set)?;
-    print(cli, &whole.changes)?;
     let look_again = || {
         let plans = set.declared.iter().zip(&whole.plans);
         let mut plans = plans.filter(|_| !asked.force);
@@ -87,6 +86,7 @@ pub(super) fn run(cli: &Cli, asked: &Apply) -> Result<(), Error> {
     });
     let steps: Vec<Step<'_>> = steps.collect();
     apply::execute(&mut writable, &host, &steps, &whole.pruned, look_again)?;
+    print(cli, &whole.changes)?;
     for (declared, plan) in set.declared.iter().zip(&whole.plans) {
         attach::warn(&host, &writable, &declared.attach, plan)?;
     }
