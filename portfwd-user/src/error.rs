@@ -26,6 +26,7 @@ use crate::object::LoadError;
 use crate::observe;
 use crate::spec::SpecError;
 use crate::subnet::SubnetError;
+use crate::tables::TableError;
 use crate::target::AddressError;
 
 /// Why a command failed.
@@ -239,7 +240,9 @@ fn is_refused(error: &(dyn StdError + 'static)) -> bool {
 fn own_hint(error: &(dyn StdError + 'static)) -> Option<String> {
     let mut next = Some(error);
     while let Some(error) = next {
-        if let Some(hint) = error.downcast_ref().and_then(LockError::hint) {
+        let lock = error.downcast_ref().and_then(LockError::hint);
+        let table = error.downcast_ref().and_then(TableError::hint);
+        if let Some(hint) = lock.or(table.map(str::to_owned)) {
             return Some(hint);
         }
         next = error.source();

@@ -65,6 +65,31 @@ pub enum TableError {
 }
 
 impl TableError {
+    /// The next step, if there is one to tell.
+    #[must_use]
+    pub fn hint(&self) -> Option<&'static str> {
+        let Self::Full { name, .. } = self else {
+            return None;
+        };
+        match *name {
+            maps::FORWARDS => Some(
+                "a port that is published singly takes an entry for each address family, and what it replaces keeps \
+                 its own until then: give ranges such as 8000-8999:8000-8999, or detach first",
+            ),
+            maps::ADDRESS_PORTS => Some(
+                "each block of 256 ports of a host address takes an entry, or a port that is published singly: give \
+                 ranges such as 192.0.2.1:8000-8999:8000-8999, or no host address, or detach first",
+            ),
+            maps::POLICIES => Some(
+                "each range of --allow and --deny takes an entry for each attach that gives it: give wider ones, or \
+                 detach first",
+            ),
+            maps::SUBNETS => Some(
+                "give one wider subnet in place of several; portfwd masquerade list shows every one",
+            ),
+            _ => None,
+        }
+    }
     /// E2BIG is how a hash says that it is full (`htab_map_update_elem`).
     pub fn full_or(name: &'static str, capacity: u32, source: MapError) -> Self {
         match &source {

@@ -404,3 +404,24 @@ fn a_set_lets_what_drains_go_on() {
     stand.topology.portfwd(&["detach", "web"]).expect_ok();
     assert!(clients::echo(&open, b"still there?").is_err());
 }
+
+/// What comes stands beside what goes until the change is done.
+#[test]
+fn a_change_of_more_single_ports_than_there_is_room_for_is_told_what_takes_less() {
+    const PORTS: u32 = 16_500;
+    let stand = Stand::new();
+    let declare = |container: u32| {
+        let specs = (0..PORTS).map(|number| format!("\"{}:{container}\"", 10_000 + 2 * number));
+        format!(
+            "[[container]]\nname = \"web\"\nnetns = \"{{0}}\"\npublish = [{}]\n",
+            specs.collect::<Vec<_>>().join(",")
+        )
+    };
+    stand.apply(&declare(80), &[]).expect_ok();
+    let says = "table forwards is full: it holds 65535 entries\n\
+                hint: a port that is published singly takes an entry for each address family";
+    expect_error(stand.apply(&declare(81), &[]), 1, says);
+    assert_eq!(stand.label(10_000).as_deref(), Some("web"));
+    stand.topology.portfwd(&["detach", "web"]).expect_ok();
+    stand.apply(&declare(81), &[]).expect_ok();
+}

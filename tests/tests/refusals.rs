@@ -184,7 +184,8 @@ fn tables_that_cannot_be_opened_or_are_full_are_named() {
     let outcome = stand
         .topology
         .portfwd(&["masquerade", "add", "10.88.0.0/24"]);
-    expect_error(outcome, 1, "table subnets is full: it holds 4096 entries");
+    let says = "table subnets is full: it holds 4096 entries\nhint: give one wider subnet ";
+    expect_error(outcome, 1, says);
 }
 
 #[test]

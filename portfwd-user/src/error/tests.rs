@@ -1,6 +1,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use portfwd_common::maps;
+
 use super::*;
 use crate::connection::fit::Side;
 use crate::observe::networks::Placed;
@@ -268,6 +270,18 @@ fn every_error() -> Vec<(Error, u8, &'static str)> {
             1,
             "error: /sys/fs/bpf/portfwd is locked and stayed so for 30 s\n\
              hint: fuser -v /sys/fs/bpf/portfwd names who, where every process is seen; wait until that has ended\n",
+        ),
+        (
+            Err::<(), _>(TableError::Full {
+                name: maps::POLICIES,
+                capacity: 4,
+            })
+            .doing(|| "store who may connect".to_owned())
+            .unwrap_err(),
+            1,
+            "error: cannot store who may connect: table policies is full: it holds 4 entries\n\
+             hint: each range of --allow and --deny takes an entry for each attach that gives it: give wider \
+             ones, or detach first\n",
         ),
         (
             Error::Declared {
