@@ -93,7 +93,8 @@ fn what_explain_asks_is_told() {
     let stand = Refusing::default();
     stand.run(ATTACH).expect_ok();
     let map = |name| stand.topology.pinned(name);
-    let (sources, devices) = (map(maps::LINK_SOURCES), map(maps::DEVICES));
+    let [sources, devices, addresses] =
+        [maps::LINK_SOURCES, maps::DEVICES, maps::HOST_ADDRESSES].map(map);
     let ran = AtomicBool::new(false);
     let reads_why = |call: &Call| {
         ran.fetch_or(call.is_bpf(bpf::PROG_TEST_RUN), Ordering::Relaxed);
@@ -103,6 +104,7 @@ fn what_explain_asks_is_told() {
     let asks_way = |call: &Call| call.sends().is_some_and(is_lookup);
     let asks_sources = |call: &Call| call.is_of_map(bpf::MAP_GET_NEXT_KEY, &sources);
     let asks_device = |call: &Call| call.is_of_map(bpf::MAP_LOOKUP_ELEM, &devices);
+    let asks_addresses = |call: &Call| call.is_of_map(bpf::MAP_LOOKUP_ELEM, &addresses);
     let from = format!("{EXPLAIN} --from 10.88.0.2");
     each(
         &stand,
@@ -128,6 +130,11 @@ fn what_explain_asks_is_told() {
                 "explain 192.0.2.1:9",
                 &asks_device,
                 "read what devices are served: map devices",
+            ),
+            (
+                "explain 192.0.2.1:8080 --from 192.0.2.1",
+                &asks_addresses,
+                "read the addresses that the programs know: map host_addresses",
             ),
         ],
     );

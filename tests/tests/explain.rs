@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr, TcpListener};
 
 use portfwd_tests::clients::{self, Closed, Protocol};
+use portfwd_tests::namespace::Namespace;
 use portfwd_tests::portfwd::expect_error;
 use portfwd_tests::topology::{CLIENT, CLIENT6, FOREIGN, HOST, HOST6, Shape, Topology};
 use serde_json::Value;
@@ -268,4 +269,48 @@ fn a_container_whose_link_is_down_or_gone_is_not_reached() {
         .host
         .ip(&format!("link del {}\n", container.host_link));
     unreached("is gone; portfwd gc removes");
+}
+
+/// Fails if the programs' own table of the host's addresses is not asked (`is_news` in commands/explain.rs).
+#[test]
+fn an_address_that_the_host_has_got_since_is_told_and_how_it_becomes_known() {
+    let topology = Topology::new(Shape::default());
+    let _servers = topology.serve();
+    topology.attach("web", 0, &["8080:80"]);
+    topology.host.ip("addr add 192.0.2.77/24 dev eth0
+         addr add 2001:db8:1::77/64 dev eth0 nodad\n");
+    let new = ["192.0.2.77", "2001:db8:1::77"].map(|new| new.parse::<IpAddr>().expect("one"));
+    let answers = |address, from: &Namespace| {
+        clients::ask(from, Protocol::Tcp, SocketAddr::new(address, 8080)).is_ok()
+    };
+    for (address, client, own) in [(new[0], CLIENT, HOST), (new[1], CLIENT6, HOST6)] {
+        for from in [client, own] {
+            let said = explain(&topology, &to(address, 8080), Some(from));
+            is(&said, "passed", None);
+            notes(
+                &said,
+                &format!(
+                    "the host has {address}, and portfwd has not been told yet; portfwd up does so"
+                ),
+            );
+            let said = said["notes"].to_string();
+            assert!(!said.contains("not sent to an address"), "{said}");
+        }
+        assert!(!answers(address, &topology.client) && !answers(address, &topology.host));
+    }
+    topology.host.ip("addr add 169.254.7.7/16 dev eth0\n");
+    topology.portfwd(&["up"]).expect_ok();
+    let said = explain(&topology, "169.254.7.7:8080", Some(CLIENT));
+    is(&said, "passed", None);
+    assert_eq!(
+        said["notes"],
+        serde_json::json!(["nothing is published on link-local addresses"])
+    );
+    for (address, client, own) in [(new[0], CLIENT, HOST), (new[1], CLIENT6, HOST6)] {
+        for (from, verdict) in [(client, "redirected"), (own, "direct")] {
+            let said = explain(&topology, &to(address, 8080), Some(from));
+            assert_eq!(said["verdict"], verdict, "{said}");
+        }
+        assert!(answers(address, &topology.client) && answers(address, &topology.host));
+    }
 }

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
+use aya::maps::MapError;
 use portfwd_common::{net::Protocol, verdict::Reason};
 
 use super::{
@@ -93,7 +94,7 @@ impl Scene<'_> {
         };
         let forward = self.forward();
         let outcome = match (&sender, self.running) {
-            (Sender::Process, _) => self.of_process(forward),
+            (Sender::Process, _) => self.of_process(forward)?,
             (Sender::Elsewhere { device, is_link }, Some((datapath, _)))
                 if *is_link || self.is_served(datapath, device)? =>
             {
@@ -252,7 +253,7 @@ impl Scene<'_> {
     fn is_served(&self, datapath: &Datapath, device: &Link) -> Result<bool, Error> {
         match datapath.tables.devices.get(&device.index, 0) {
             Ok(_) => Ok(true),
-            Err(aya::maps::MapError::KeyNotFound) => Ok(false),
+            Err(MapError::KeyNotFound) => Ok(false),
             Err(source) => Err(TableError::Map {
                 name: portfwd_common::maps::DEVICES,
                 source: Box::new(source),
@@ -261,10 +262,34 @@ impl Scene<'_> {
         }
     }
 
+    /// Whether the programs know the address for one of the host's, by their own table.
+    fn knows(&self, address: IpAddr) -> Result<bool, Error> {
+        let Some((datapath, _)) = self.running else {
+            return Ok(false);
+        };
+        match datapath.tables.host_addresses.get(&address.into(), 0) {
+            Ok(_) => Ok(true),
+            Err(MapError::KeyNotFound) => Ok(false),
+            Err(source) => Err(TableError::Map {
+                name: portfwd_common::maps::HOST_ADDRESSES,
+                source: Box::new(source),
+            })
+            .doing(|| "read the addresses that the programs know".to_owned()),
+        }
+    }
+
+    /// Whether the host has got the address since the programs were told of its addresses.
+    fn is_news(&self, address: IpAddr) -> Result<bool, Error> {
+        let mut own = self.host.addresses.iter();
+        let is_own = own.any(|own| own.ip == address && own.is_reachable());
+        Ok(is_own && self.running.is_some() && !self.knows(address)?)
+    }
+
     /// What the socket hooks do with the call of a process: no packet is looked at.
-    fn of_process(&self, forward: Option<&Owned>) -> Outcome {
+    fn of_process(&self, forward: Option<&Owned>) -> Result<Outcome, Error> {
+        let passed = Outcome::Passed { reason: None };
         let (Some(forward), Some((_, state))) = (forward, self.running) else {
-            return Outcome::Passed { reason: None };
+            return Ok(passed);
         };
         let to = self.asked.to;
         let loopback = match to.is_ipv4() {
@@ -273,18 +298,18 @@ impl Scene<'_> {
         };
         if !state.policy_of(forward).admits(loopback) {
             let reason = Some(Reason::Denied);
-            return Outcome::Passed { reason };
+            return Ok(Outcome::Passed { reason });
         }
         let unreached =
             forward.record().target.is_unspecified() || self.asked.protocol == Protocol::Sctp;
-        if unreached || !self.host.owns(to.ip()) {
-            return Outcome::Passed { reason: None };
+        if unreached || !(addresses::is_loopback(to.ip()) || self.knows(to.ip())?) {
+            return Ok(passed);
         }
         let port = forward
             .record()
             .target_port_of(portfwd_common::net::NetPort::new(to.port()));
         let target = SocketAddr::new(IpAddr::from(forward.record().target), port.get());
-        Outcome::Direct { target }
+        Ok(Outcome::Direct { target })
     }
 
     /// What is to be known besides.
@@ -297,6 +322,7 @@ impl Scene<'_> {
     ) -> Result<Vec<String>, Error> {
         let mut notes = Vec::new();
         let to = self.asked.to;
+        let is_news = self.is_news(to.ip())?;
         match outcome {
             Outcome::Redirected { .. } => notes.push(
                 "it passes the host's stack by: INPUT and FORWARD rules of its firewall do not see it"
@@ -315,6 +341,14 @@ impl Scene<'_> {
                     "container \"{}\" holds the port, and has no {family} address",
                     owner.unwrap_or_default()
                 ));
+            }
+            Outcome::Passed {
+                reason: Some(Reason::NotForHost),
+            } if is_news => {}
+            Outcome::Passed {
+                reason: Some(Reason::NotForHost),
+            } if addresses::is_link_local(to.ip()) => {
+                notes.push("nothing is published on link-local addresses".to_owned());
             }
             Outcome::Passed { reason } | Outcome::Dropped { reason } => {
                 notes.extend(reason.map(|reason| why(reason, device, from)));
@@ -338,6 +372,11 @@ impl Scene<'_> {
         }
         if !self.host.owns(to.ip()) {
             notes.push(format!("{} is not an address of the host", to.ip()));
+        } else if is_news {
+            notes.push(format!(
+                "the host has {}, and portfwd has not been told yet; portfwd up does so",
+                to.ip()
+            ));
         }
         let around = Around::of(self.netns, &[self.asked.protocol], Look::AtHeld)?;
         let holders = around.holders(self.asked.protocol, to.ip(), to.port())?;

@@ -79,7 +79,7 @@ impl Datapath {
         let own: Vec<Ip> = host
             .addresses
             .iter()
-            .filter(|own| !own.loopback && !own.link_local)
+            .filter(|own| own.is_reachable())
             .map(|own| own.ip.into())
             .collect();
         let addresses = &mut self.tables.host_addresses;

@@ -79,6 +79,14 @@ pub struct HostAddress {
     pub link_local: bool,
 }
 
+impl HostAddress {
+    /// Whether others can reach it.
+    #[must_use]
+    pub fn is_reachable(&self) -> bool {
+        !self.loopback && !self.link_local
+    }
+}
+
 /// What the host answers to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Host {
