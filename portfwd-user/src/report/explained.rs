@@ -44,15 +44,19 @@ pub struct Explanation {
 #[serde(rename_all = "camelCase")]
 pub struct LastDrop {
     /// Why.
-    #[serde(serialize_with = "reason_label")]
+    #[serde(serialize_with = "reason_name")]
     pub reason: Reason,
     /// Time since then, whole seconds in the document.
     #[serde(serialize_with = "seconds")]
     pub age: Duration,
 }
 
-fn reason_label<S: Serializer>(reason: &Reason, to: S) -> Result<S::Ok, S::Error> {
-    to.serialize_str(reason.name())
+fn reason_name<R: Copy + Into<Option<Reason>>, S: Serializer>(
+    reason: &R,
+    to: S,
+) -> Result<S::Ok, S::Error> {
+    let reason: Option<Reason> = (*reason).into();
+    reason.map(Reason::name).serialize(to)
 }
 
 /// A packet that opens a connection.
@@ -101,10 +105,6 @@ pub enum Outcome {
         #[serde(serialize_with = "reason_name")]
         reason: Option<Reason>,
     },
-}
-
-fn reason_name<S: Serializer>(reason: &Option<Reason>, to: S) -> Result<S::Ok, S::Error> {
-    reason.map(Reason::name).serialize(to)
 }
 
 impl Outcome {
