@@ -1,5 +1,6 @@
 //! The `portfwd` binary as a process: what it was given, what it said, how it ended.
 
+use std::collections::BTreeSet;
 use std::env;
 use std::fs::OpenOptions;
 use std::io::Write as _;
@@ -152,7 +153,7 @@ impl Outcome {
 }
 
 /// Asserts the form of an error: nothing on standard output; one line that names the value at fault,
-/// then at most who holds it and what to do.
+/// and says nothing twice, then at most who holds it and what to do.
 ///
 /// # Panics
 /// When the outcome has another form.
@@ -181,6 +182,9 @@ pub fn expect_error(outcome: Outcome, code: i32, named: &str) {
         outcome.command,
         outcome.stderr
     );
+    let mut parts = BTreeSet::new();
+    let again = first.split(": ").find(|part| !parts.insert(*part));
+    assert_eq!(again, None, "{} says it twice: {first}", outcome.command);
     assert_eq!(outcome.stdout, "", "{}", outcome.command);
 }
 

@@ -128,7 +128,7 @@ fn look_at_host(netns: &Netns, host: &addresses::Host) -> Result<Host, Error> {
     let defaults = netlink::converse(netns, async |session: &mut Session| {
         Ok::<_, RoutesError>(routes::defaults(session).await?)
     });
-    let defaults = defaults.doing(|| "list routes".to_owned())?;
+    let defaults = defaults?;
     let devices = netns.run_in(|| {
         let device = |link: &crate::observe::links::Link| Device {
             name: link.name.clone(),

@@ -219,9 +219,7 @@ impl Scene<'_> {
     }
 
     fn device_toward(&self, address: IpAddr) -> Result<Option<Link>, Error> {
-        let way = routes::way_to(self.netns, address);
-        let way = way.doing(|| format!("look up the route to {address}"))?;
-        let Lookup::Unicast(way) = way else {
+        let Lookup::Unicast(way) = routes::way_to(self.netns, address)? else {
             return Ok(None);
         };
         Ok(self.link(way.ifindex).cloned())

@@ -272,7 +272,7 @@ fn records(host: &Host, netns: &Netns) -> Result<Vec<(u32, Device)>, Error> {
     // There may be a million routes: nobody else has to know of them.
     let is_strict = |(_, record): &(u32, Device)| record.source_check == Device::STRICTLY;
     if records.iter().any(is_strict) {
-        let shared = routes::shared(netns).doing(|| "list routes".to_owned())?;
+        let shared = routes::shared(netns)?;
         for (index, record) in &mut records {
             let place = shared.iter().position(|all| all.contains(index));
             // Beyond so many a device counts as one that shares none.

@@ -9,6 +9,7 @@ use crate::observe::container::ContainerError as LinkError;
 use crate::observe::netlink::NetlinkError;
 use crate::observe::netns::NetnsError;
 use crate::observe::networks::NetworksError;
+use crate::observe::routes::RoutesError;
 use crate::observe::sockets::SocketError;
 use crate::tables::TableError;
 
@@ -45,6 +46,15 @@ impl From<AddressError> for Error {
         match error {
             AddressError::Netns(error) => error.into(),
             AddressError::Netlink(error) => error.into(),
+        }
+    }
+}
+
+impl From<RoutesError> for Error {
+    fn from(error: RoutesError) -> Self {
+        match error {
+            RoutesError::Netns(error) => error.into(),
+            RoutesError::Netlink(error) => error.into(),
         }
     }
 }
