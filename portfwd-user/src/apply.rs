@@ -76,10 +76,14 @@ pub fn execute(
         publish(datapath, host, netns, &steps, others, look_again)
     });
     let goes = !others.is_empty() || steps.iter().any(|step| !step.plan.leaving.is_empty());
-    match done {
-        Ok(()) if goes => sweep(writable, netns).map(|_| ()),
-        done => finish(writable, netns, done),
-    }
+    finish(writable, netns, done, |writable| {
+        let tables = &mut writable.datapath.tables;
+        // A sweep does so as well, and may have more luck.
+        match masquerade::assign(tables) {
+            Ok(()) if !goes => sweep::close(tables),
+            _ => sweep(writable, netns).map(|_| ()),
+        }
+    })
 }
 
 /// Removes links that a command has left which died: they are in the way of new ones.
@@ -103,9 +107,15 @@ fn connect(
     Ok(plan.onto(&container::find(netns, inside)?))
 }
 
-fn finish(writable: &mut Writable, netns: &Netns, done: Result<(), Error>) -> Result<(), Error> {
+/// Does what follows what is `done`, or takes back what is not.
+fn finish(
+    writable: &mut Writable,
+    netns: &Netns,
+    done: Result<(), Error>,
+    follow: impl FnOnce(&mut Writable) -> Result<(), Error>,
+) -> Result<(), Error> {
     match done {
-        Ok(()) => sweep::close(&mut writable.datapath.tables),
+        Ok(()) => follow(writable).map_err(Error::after_commit),
         Err(cause) => {
             // The transaction is taken back already; the sweep removes what hangs on no forward.
             match sweep(writable, netns) {
@@ -145,7 +155,9 @@ pub fn masquerade(writable: &mut Writable, netns: &Netns, subnet: Subnet) -> Res
         transaction.commit();
         Ok(())
     })();
-    finish(writable, netns, done)
+    finish(writable, netns, done, |writable| {
+        sweep::close(&mut writable.datapath.tables)
+    })
 }
 
 /// Masquerades a subnet no longer.
@@ -161,7 +173,7 @@ pub fn unmasquerade(writable: &mut Writable, netns: &Netns, subnet: Subnet) -> R
     }
     masquerade::remove(transaction.tables(), subnet).doing(doing)?;
     transaction.commit();
-    sweep(writable, netns)?;
+    sweep(writable, netns).map_err(Error::after_commit)?;
     Ok(())
 }
 
@@ -173,7 +185,11 @@ pub fn withdraw(writable: &mut Writable, netns: &Netns, leaving: &Leaving) -> Re
     let mut transaction = Transaction::begin(&mut writable.datapath.tables);
     let_go(&mut transaction, leaving)?;
     transaction.commit();
-    sweep(writable, netns)
+    let swept = sweep(writable, netns);
+    match leaving.is_empty() {
+        true => swept,
+        false => swept.map_err(Error::after_commit),
+    }
 }
 
 fn let_go(transaction: &mut Transaction<'_>, leaving: &Leaving) -> Result<(), Error> {

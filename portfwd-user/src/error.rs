@@ -90,6 +90,12 @@ pub enum Error {
         /// What could not be taken back.
         failures: Vec<Error>,
     },
+    /// A command has changed what packets see, as it was to, and a step that follows failed.
+    #[error("what was asked for is done, but not all that goes with it: {cause}")]
+    Committed {
+        /// Why that step failed.
+        cause: Box<Error>,
+    },
     /// Something that a file declares is wrong, or cannot be.
     #[error("{file}, line {line}: {cause}")]
     Declared {
@@ -116,6 +122,14 @@ fn things(count: usize) -> String {
 }
 
 impl Error {
+    /// The same, of a step that follows the commit.
+    #[must_use]
+    pub fn after_commit(self) -> Self {
+        Self::Committed {
+            cause: Box::new(self),
+        }
+    }
+
     /// The exit code of the contract: 1 failed, 2 malformed, 3 in use, 4 not there, 5 not able.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
@@ -134,7 +148,9 @@ impl Error {
             {
                 5
             }
-            Self::Undo { cause, .. } | Self::Declared { cause, .. } => cause.exit_code(),
+            Self::Undo { cause, .. } | Self::Declared { cause, .. } | Self::Committed { cause } => {
+                cause.exit_code()
+            }
             Self::Instance(_)
             | Self::Connect(_)
             | Self::Container(_)
@@ -164,7 +180,7 @@ impl Error {
                 details.extend(left_behind(failures));
                 details
             }
-            Self::Declared { cause, .. } => cause.details(),
+            Self::Declared { cause, .. } | Self::Committed { cause } => cause.details(),
             Self::Teardown { failures } => left_behind(failures),
             _ => Vec::new(),
         }
@@ -199,6 +215,10 @@ impl Error {
                 Some("use Linux 6.1 or later, and report it if it is".to_owned())
             }
             Self::Failed { source, .. } | Self::System(source) => own_hint(source.as_ref()),
+            Self::Committed { .. } => Some(
+                "portfwd list shows what is published; portfwd up does the rest, as every command that changes something"
+                    .to_owned(),
+            ),
             Self::Undo { cause, .. } | Self::Declared { cause, .. } => cause.hint(),
             Self::Teardown { .. } => None,
         }

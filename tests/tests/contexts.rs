@@ -154,12 +154,30 @@ fn what_follows_the_publishing_is_told() {
         recorded.fetch_or(records, Ordering::Relaxed);
         recorded.load(Ordering::Relaxed) && call.is_of_map(bpf::MAP_GET_NEXT_KEY, &containers)
     };
-    let outcome = refuse_once(&stand, ATTACH, &reads_again);
-    expect_error(
-        outcome,
-        1,
-        "cannot record the addresses of containers: map attachments: ",
-    );
+    // It is tried again.
+    refuse_once(&stand, ATTACH, &reads_again).expect_ok();
+    let published = stand.topology.published();
+    stand.run("detach web").expect_ok();
+
+    let says = "what was asked for is done, but not all that goes with it: cannot read the containers: map attachments: ";
+    let hint = "hint: portfwd list shows what is published; portfwd up does the rest";
+    recorded.store(false, Ordering::Relaxed);
+    let outcome = refuse(&stand, ATTACH, &reads_again);
+    expect_error(outcome.clone(), 1, says);
+    expect_error(outcome, 1, hint);
+    assert_eq!(stand.topology.published(), published);
+
+    let flows = stand.topology.pinned(maps::YOUNG_V4);
+    let purges = |call: &Call| call.is_of_map(bpf::MAP_GET_NEXT_KEY, &flows);
+    let replace = "attach web --replace --netns {0} -p 9090:80";
+    let says = "what was asked for is done, but not all that goes with it: cannot purge flows: ";
+    for line in [replace, "repoint web db --netns {1}", "detach db"] {
+        stand.run("up").expect_ok();
+        let outcome = refuse(&stand, line, &purges);
+        expect_error(outcome.clone(), 1, says);
+        expect_error(outcome, 1, hint);
+    }
+    assert_eq!(stand.topology.published(), [""; 0]);
 }
 
 #[test]

@@ -79,7 +79,7 @@ pub(super) fn publish(
         })
     })?;
     transaction.commit();
-    masquerade::assign(tables).doing(|| "record the addresses of containers".to_owned())
+    Ok(())
 }
 
 /// A thread that attaches hooks, if there are any.

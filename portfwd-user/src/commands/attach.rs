@@ -86,13 +86,19 @@ pub(super) fn run(cli: &Cli, attach: &Attach) -> Result<(), Error> {
         &Leaving::default(),
         look_again,
     )?;
-    warn(&host, &writable, attach, &plan)?;
+    warn(&host, &writable, attach, &plan);
     drop(writable);
     print(cli, &plan.published)
 }
 
-/// Says what else is to be known of an attach that was done.
-pub(super) fn warn(
+/// Says what else is to be known of an attach that was done. It stays done, whatever cannot be looked at for that.
+pub(super) fn warn(host: &Netns, writable: &Writable, attach: &Attach, plan: &Plan) {
+    if let Err(error) = look_for_warnings(host, writable, attach, plan) {
+        talk::warn(&error.to_string());
+    }
+}
+
+fn look_for_warnings(
     host: &Netns,
     writable: &Writable,
     attach: &Attach,

@@ -284,6 +284,13 @@ fn every_error() -> Vec<(Error, u8, &'static str)> {
              ones, or detach first\n",
         ),
         (
+            Error::from(Missing::Process(1)).after_commit(),
+            4,
+            "error: what was asked for is done, but not all that goes with it: no such process: 1\n\
+             hint: portfwd list shows what is published; portfwd up does the rest, as every command that \
+             changes something\n",
+        ),
+        (
             Error::Declared {
                 file: "host.toml".to_owned(),
                 line: 7,
