@@ -297,6 +297,12 @@ impl Plan {
         }
     }
 
+    /// Whether there is nothing to publish, withdraw or connect.
+    #[must_use]
+    pub fn is_as_it_was(&self) -> bool {
+        self.connection.is_none() && self.forwards.is_empty() && self.leaving.is_empty()
+    }
+
     /// What is published that was not before; asked before [`follow`], which may put it in pieces.
     pub fn newly_published(&self) -> impl Iterator<Item = Published> {
         let new = self.forwards.iter();

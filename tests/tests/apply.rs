@@ -312,7 +312,8 @@ fn a_set_brings_the_datapath_up_and_containers_a_network() {
     let closed = clients::closed(&stand.topology.client, Protocol::Tcp, to);
     assert_eq!(closed, Closed::Refused);
     assert_eq!(stand.label(8080).as_deref(), Some("web"));
-    assert_eq!(stand.apply(&text, &[]).expect_ok().stdout, "");
+    let again = stand.apply(&text, &[]).expect_ok();
+    assert_eq!((again.stdout.as_str(), again.stderr.as_str()), ("", ""));
     stand.apply("", &["--prune"]).expect_ok();
     let links = stand.topology.host.output("ip", &["-o", "link", "show"]);
     assert!(!links.contains("portfwd: container"), "{links}");

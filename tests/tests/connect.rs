@@ -244,6 +244,8 @@ fn a_host_that_forwards_nothing_stays_so_and_it_is_said() {
             "{said} IPv6, so container \"web\" can open no connection"
         ))
         .expect_stderr("sysctl -w net.ipv6.conf.all.forwarding=1");
+    // What is there already is not made, and gives no cause to speak.
+    assert_eq!(stand.attach().stderr, "");
     let forward = stand
         .topology
         .host

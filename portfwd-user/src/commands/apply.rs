@@ -87,7 +87,10 @@ pub(super) fn run(cli: &Cli, asked: &Apply) -> Result<(), Error> {
     let steps: Vec<Step<'_>> = steps.collect();
     apply::execute(&mut writable, &host, &steps, &whole.pruned, look_again)?;
     print(cli, &whole.changes)?;
-    for (declared, plan) in set.declared.iter().zip(&whole.plans) {
+    // The same set again may be applied every minute.
+    let is_masqueraded = |plan: &Plan| whole.changes.masqueraded.contains(&plan.label);
+    let all = set.declared.iter().zip(&whole.plans);
+    for (declared, plan) in all.filter(|(_, plan)| !plan.is_as_it_was() || is_masqueraded(plan)) {
         attach::warn(&host, &writable, &declared.attach, plan);
     }
     Ok(())

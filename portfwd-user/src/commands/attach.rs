@@ -106,7 +106,7 @@ fn look_for_warnings(
 ) -> Result<(), Error> {
     warn_of_foreign_addresses(writable, &attach.specs);
     ports::warn(host, plan)?;
-    if let Some(connection) = &attach.connection {
+    if let Some(connection) = &plan.connection {
         connect::warn(host, connection, plan)?;
     }
     if attach.masquerade {
