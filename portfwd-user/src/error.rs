@@ -20,6 +20,7 @@ pub use text::{one_line, shown, shown_path};
 
 use crate::collision::CollisionError;
 use crate::connection::{ConnectionError, fit::ConnectError};
+use crate::declaration::DeclarationError;
 use crate::label::NameError;
 use crate::lock::LockError;
 use crate::object::LoadError;
@@ -262,7 +263,8 @@ fn own_hint(error: &(dyn StdError + 'static)) -> Option<String> {
     while let Some(error) = next {
         let lock = error.downcast_ref().and_then(LockError::hint);
         let table = error.downcast_ref().and_then(TableError::hint);
-        if let Some(hint) = lock.or(table.map(str::to_owned)) {
+        let declaration = error.downcast_ref().map(DeclarationError::hint);
+        if let Some(hint) = lock.or(table.or(declaration).map(str::to_owned)) {
             return Some(hint);
         }
         next = error.source();

@@ -12,6 +12,7 @@ pub mod commands;
 pub mod connection;
 pub mod coverage;
 pub mod datapath;
+pub mod declaration;
 pub mod doctor;
 pub mod drain;
 pub mod error;

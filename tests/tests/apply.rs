@@ -1,11 +1,18 @@
 //! A declared set that becomes what is published.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::Write as _;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
 
+use nix::libc;
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
 use portfwd_tests::clients::{self, Closed, Protocol};
-use portfwd_tests::portfwd::{Outcome, expect_error};
+use portfwd_tests::portfwd::{self, Outcome, expect_error};
+use portfwd_tests::ptrace;
 use portfwd_tests::servers::Server;
 use portfwd_tests::topology::{HOST, HOST6, Shape, Topology};
 
@@ -425,4 +432,92 @@ fn a_change_of_more_single_ports_than_there_is_room_for_is_told_what_takes_less(
     assert_eq!(stand.label(10_000).as_deref(), Some("web"));
     stand.topology.portfwd(&["detach", "web"]).expect_ok();
     stand.apply(&declare(81), &[]).expect_ok();
+}
+
+/// What is no file, or none of this kind, is told by its name, and takes neither long nor much memory.
+#[test]
+fn what_is_no_declaration_is_named_and_read_no_further_than_one_may_be_long() {
+    let stand = Stand::new();
+    let directory = stand.file.parent().expect("it lies in one");
+    let apply = |file: &Path| {
+        let file = file.display().to_string();
+        let command = stand.topology.command(&["apply", "-f", &file]);
+        let mut limited = Command::new("prlimit");
+        limited
+            .arg(format!("--as={}", 512 << 20))
+            .arg(command.get_program())
+            .args(command.get_args());
+        portfwd::finish(limited)
+    };
+    let named = |file: &Path, code, says: &str| {
+        let outcome = apply(file);
+        expect_error(outcome.clone(), code, &file.display().to_string());
+        expect_error(outcome, code, says);
+    };
+    named(directory, 1, "Is a directory");
+    let huge = directory.join("huge.toml");
+    let made = File::create(&huge).and_then(|file| file.set_len(1 << 30));
+    made.expect("a file of nothing");
+    let limit = "it is longer than 4 MiB\nhint: ";
+    named(&huge, 1, limit);
+    named(Path::new("/dev/zero"), 1, limit);
+    named(Path::new("/dev/urandom"), 1, limit);
+    fs::write(&stand.file, b"# fine\n# not \xff\n").expect("write the file");
+    named(&stand.file, 2, ", line 2: it is not UTF-8");
+    fs::write(&stand.file, b"#\0\n").expect("write the file");
+    named(&stand.file, 2, ", line 1: ");
+
+    let pipe = directory.join("pipe");
+    mkfifo(&pipe, Mode::S_IRWXU).expect("a FIFO");
+    named(&pipe, 1, "nobody writes to it");
+    let text = format!(
+        "[[container]]\nname = \"web\"\nnetns = \"{}\"\npublish = [\"8080:80\"]\n",
+        stand.topology.containers[0].netns()
+    );
+    let written = thread::scope(|scope| {
+        let writer = scope.spawn(|| fs::write(&pipe, &text));
+        let outcome = apply(&pipe);
+        writer.join().expect("no panic").expect("a reader");
+        outcome
+    });
+    written.expect_ok();
+    assert_eq!(stand.label(8080).as_deref(), Some("web"));
+
+    // Somebody has it open, and takes longer than it is waited for anybody.
+    let writer = File::options().read(true).write(true).open(&pipe);
+    let mut writer = writer.expect("open the FIFO");
+    let text = text.replace("8080", "9090");
+    writer.write_all(text.as_bytes()).expect("room in it");
+    let mut writer = Some(writer);
+    let file = pipe.display().to_string();
+    let command = stand.topology.command(&["apply", "-f", &file]);
+    let outcome = ptrace::fake(command, |call| {
+        if call.number == libc::SYS_fcntl && call.arguments[1] == libc::F_SETFL as u64 {
+            writer = None;
+        }
+        (call.number == libc::SYS_ppoll).then_some(0)
+    });
+    outcome.expect_ok();
+    assert!(writer.is_none());
+    assert_eq!(stand.label(9090).as_deref(), Some("web"));
+}
+
+#[test]
+fn an_empty_file_changes_nothing_and_that_is_said() {
+    let stand = Stand::new();
+    stand.topology.attach("web", 0, &["8080:80"]);
+    let before = stand.topology.published();
+    for text in ["", "\n", "# nothing\n", "container = []\n"] {
+        let outcome = stand.apply(text, &[]).expect_ok();
+        assert_eq!(outcome.stdout, "");
+        let says = format!(
+            "warning: {} declares no container: nothing is published, nor withdrawn without --prune\n",
+            stand.file.display()
+        );
+        assert_eq!(outcome.stderr, says);
+        assert_eq!(stand.topology.published(), before);
+    }
+    let outcome = stand.apply("", &["--prune"]).expect_ok();
+    assert_eq!(outcome.stderr, "");
+    assert_eq!(stand.topology.published(), [""; 0]);
 }

@@ -43,7 +43,8 @@ FILE is TOML, a table for each container with what attach would be told:
   publish = [\"8080:80\", \"127.0.0.1:9000:90\"]
   # allow, deny, connect: lists; deny-silently, loopback, masquerade: true
 
-A container that FILE names publishes what it says and nothing else; others stay as they are.";
+A container that FILE names publishes what it says and nothing else; others stay as they are. An empty FILE names \
+none: with --prune everything goes.";
 
 const SUBNET_HELP: &str = "\
 What comes from the subnet and leaves the host by a device on which it has an address gets that address, \

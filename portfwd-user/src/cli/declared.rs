@@ -59,7 +59,8 @@ pub fn declared(
     host: Option<IpAddr>,
     force: bool,
 ) -> Result<Vec<Declared>, Error> {
-    let line_of = |at: usize| 1 + text.bytes().take(at).filter(|byte| *byte == b'\n').count();
+    let ends: Vec<usize> = text.match_indices('\n').map(|(end, _)| end).collect();
+    let line_of = |at: usize| 1 + ends.partition_point(|end| *end < at);
     let on = |line: usize, cause: Error| Error::Declared {
         file: file.to_owned(),
         line,

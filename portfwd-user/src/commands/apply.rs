@@ -1,12 +1,6 @@
 //! `portfwd apply`: a declared set becomes what is published, at one instant.
 
-use std::{
-    collections::BTreeSet,
-    fs,
-    io::{self, Write as _},
-    net::IpAddr,
-    path::Path,
-};
+use std::{collections::BTreeSet, io::Write as _, net::IpAddr};
 
 use portfwd_common::net::Protocol;
 
@@ -16,14 +10,15 @@ use crate::{
     cli::{Apply, Cli, Declared, declared},
     collision::Held,
     datapath::{self, Datapath, Options, Site},
-    error::{Doing, Error, Usage, shown_path},
+    declaration,
+    error::{Doing, Error, Usage},
     masquerade,
     observe::{netns::Netns, sockets::Look},
     plan::{self, Leaving, Plan},
     report::{self, Changes},
     spec::{HostPorts, PortRange},
     state::{self, Owned, State},
-    transaction,
+    talk, transaction,
 };
 
 /// What a file declares, and where its containers are.
@@ -55,6 +50,12 @@ pub(super) fn run(cli: &Cli, asked: &Apply) -> Result<(), Error> {
     // Everything that can be wrong with the file is found before anything is made.
     let host = datapath::host(cli)?;
     let set = read(&host, asked)?;
+    if set.declared.is_empty() && !asked.prune {
+        talk::warn(&format!(
+            "{} declares no container: nothing is published, nor withdrawn without --prune",
+            set.file
+        ));
+    }
     let site = Site::of(cli, false)?;
     if asked.dry_run {
         let running = site.as_ref().map_or(Ok(None), Site::open)?;
@@ -97,7 +98,7 @@ pub(super) fn run(cli: &Cli, asked: &Apply) -> Result<(), Error> {
 }
 
 fn read(host: &Netns, asked: &Apply) -> Result<DeclaredSet, Error> {
-    let (file, text) = text(&asked.file)?;
+    let (file, text) = declaration::read(&asked.file)?;
     let declared = declared(&file, &text, asked.host, asked.force)?;
     let mut set = DeclaredSet {
         file,
@@ -110,18 +111,6 @@ fn read(host: &Netns, asked: &Apply) -> Result<DeclaredSet, Error> {
             .push(observed.map_err(|cause| set.at(declared, cause))?);
     }
     Ok(set)
-}
-
-/// The name of the file, and what is in it.
-fn text(file: &Path) -> Result<(String, String), Error> {
-    if file == Path::new("-") {
-        let text = io::read_to_string(io::stdin().lock());
-        let text = text.doing(|| "read standard input".to_owned())?;
-        return Ok(("standard input".to_owned(), text));
-    }
-    let name = shown_path(file);
-    let text = fs::read_to_string(file).doing(|| format!("read {name}"))?;
-    Ok((file.display().to_string(), text))
 }
 
 fn make_plans(
