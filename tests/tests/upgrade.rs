@@ -91,8 +91,17 @@ impl Stand {
     fn attached(&self) -> BTreeSet<Object> {
         let mut found = kernel::pinned_objects(&self.topology.layout().join("links"));
         found.retain(|object| matches!(object, Object::Program(_)));
-        for hook in ["ingress", "egress"] {
-            for device in self.devices() {
+        // A filter has no link: its device tells of it.
+        if self.tc == Tc::Filters || !kernel::has_tcx() {
+            found.extend(self.filters());
+        }
+        found
+    }
+
+    fn filters(&self) -> BTreeSet<Object> {
+        let mut found = BTreeSet::new();
+        for device in self.devices() {
+            for hook in ["ingress", "egress"] {
                 let list = ["-j", "filter", "show", "dev", &device, hook];
                 let filters = self.topology.host.output("tc", &list);
                 let filters: serde_json::Value = serde_json::from_str(&filters).expect("JSON");
