@@ -347,8 +347,6 @@ pub struct Journal {
     pub host_netns: u64,
     /// Device and inode of that namespace's file.
     pub host_netns_file: [u64; 2],
-    /// Highest level that the programs log, 0 for none.
-    pub log_level: u64,
     /// How long flows live.
     pub lifetimes: Lifetimes,
     /// Not 0 if each flow counts its bytes. All packets of a flow write to its entry then, those of both directions.
@@ -395,7 +393,7 @@ const _: () = {
     assert!(size_of::<AddressPort>() == 24);
     assert!(size_of::<Forward>() == 128);
     assert!(core::mem::offset_of!(Forward, host) == 64);
-    assert!(size_of::<Journal>() == 88);
+    assert!(size_of::<Journal>() == 80);
     assert!(size_of::<Counters>() == 56);
 };
 

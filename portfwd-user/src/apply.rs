@@ -66,8 +66,9 @@ pub fn execute(
             _ => Ok(step.plan.clone()),
         });
     let connected: Result<Vec<Plan>, Error> = cleared.and_then(|()| connected.collect());
-    let Writable { datapath, host, .. } = writable;
     let done = connected.and_then(|plans| {
+        writable.run_own_for(plans.iter().filter_map(|plan| plan.inside.as_ref()), netns)?;
+        let Writable { datapath, host, .. } = &mut *writable;
         let steps = plans
             .iter()
             .zip(&steps)

@@ -59,16 +59,20 @@ pub fn run(cli: &Cli) -> Result<(), Error> {
 
 fn bring_up(cli: &Cli, options: &Options) -> Result<(), Error> {
     let site = create(cli)?;
+    let early = match site.open()? {
+        Some(datapath) => datapath.load_own(options.log_level)?,
+        None => None,
+    };
     let (mut writable, fresh) = match site.up(options) {
         Ok(up) => up,
         Err(cause) => return Err(site.abandon(cause)),
     };
     if !fresh {
-        if writable.change_programs(options.log_level, &site.host)? {
-            talk::say("the programs of another build are replaced by those of this one");
-        }
         let host = writable.host.clone();
         writable.datapath.serve(&host, &site.host, options)?;
+        if writable.run_own(early, options.log_level, &site.host)? {
+            talk::say("the programs of another build are replaced by those of this one");
+        }
         writable.datapath.tune(options);
         talk::say(&format!("instance \"{}\" was up already", site.name()));
     }

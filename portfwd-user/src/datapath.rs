@@ -162,13 +162,14 @@ impl Site {
             sweep::sweep(&mut tables, &layout, &self.host)?;
         }
         let host = observe(&self.host)?;
-        let mut datapath = Datapath { tables, layout };
-        datapath.follow(&host, &self.host)?;
-        Ok(Ok(Writable {
-            datapath,
+        let mut writable = Writable {
+            datapath: Datapath { tables, layout },
             host,
             locked,
-        }))
+        };
+        writable.run_own_for(&writable.host.devices, &self.host)?;
+        writable.datapath.follow(&writable.host, &self.host)?;
+        Ok(Ok(writable))
     }
 
     fn build(&self, locked: Locked, options: &Options) -> Result<Writable, Error> {
@@ -221,14 +222,12 @@ impl Site {
         };
         let mut ebpf = object::load(load).doing(doing)?;
         object::pin_maps(&ebpf, &built.maps()).doing(doing)?;
-        object::pin_programs(&mut ebpf, &built.object()).doing(doing)?;
-        built.object().note_hash(&object::hash())?;
+        programs::pin(&mut ebpf, &built.object(), level)?;
         let mut tables = Tables::of(&ebpf).doing(doing)?;
         let mut journal = tables.journal.get(0);
         let file = self.host.id();
         journal.host_netns = cookie;
         journal.host_netns_file = [file.device, file.inode];
-        journal.log_level = level as u64;
         journal.lifetimes = Lifetimes::DEFAULT;
         tables.journal.set(0, journal);
         warn_of_reach(&hooks::sockets::attach(&mut ebpf, built)?);

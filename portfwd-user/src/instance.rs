@@ -108,22 +108,36 @@ impl ObjectPins {
         self.root.exists()
     }
 
-    /// Notes the SHA-256 of the object, in hexadecimal. A bpffs holds no plain files: it is the name of a directory.
+    /// Notes the SHA-256 of the object, in hexadecimal, and what its programs log. A bpffs holds no plain files: these are
+    /// names of directories.
     ///
     /// # Errors
-    /// When the directory cannot be made.
-    pub fn note_hash(&self, hash: &str) -> Result<(), Error> {
-        make_all(&[self.root.join(format!("{HASH_PREFIX}{hash}"))])
+    /// When the directories cannot be made.
+    pub fn note(&self, hash: &str, level: &str) -> Result<(), Error> {
+        let notes = [(HASH_PREFIX, hash), (LEVEL_PREFIX, level)];
+        make_all(&notes.map(|(prefix, value)| self.root.join(format!("{prefix}{value}"))))
     }
 
-    /// What was noted last.
+    /// The hash that was noted.
     ///
     /// # Errors
     /// When the directory cannot be read.
     pub fn hash(&self) -> Result<Option<String>, Error> {
+        self.noted(HASH_PREFIX)
+    }
+
+    /// What the programs log, as it was noted.
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub fn level(&self) -> Result<Option<String>, Error> {
+        self.noted(LEVEL_PREFIX)
+    }
+
+    fn noted(&self, prefix: &str) -> Result<Option<String>, Error> {
         let names = bpffs::names(&self.root)?;
-        let hash = |name: &String| name.strip_prefix(HASH_PREFIX).map(str::to_owned);
-        Ok(names.iter().find_map(hash))
+        let value = |name: &String| name.strip_prefix(prefix).map(str::to_owned);
+        Ok(names.iter().find_map(value))
     }
 
     fn make(&self) -> Result<(), Error> {
@@ -131,8 +145,9 @@ impl ObjectPins {
     }
 }
 
-/// What the name of a directory begins with that says which object it was.
+/// What the names of the directories begin with that say which object it was, and what its programs log.
 const HASH_PREFIX: &str = "sha256-";
+const LEVEL_PREFIX: &str = "log-";
 
 /// The place of an instance, whether there is one or not.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -11,6 +11,7 @@ use nix::libc;
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 use portfwd_tests::clients::{self, Closed, Protocol};
+use portfwd_tests::needs::{Need, need};
 use portfwd_tests::portfwd::{self, Outcome, expect_error};
 use portfwd_tests::ptrace;
 use portfwd_tests::servers::Server;
@@ -290,6 +291,8 @@ fn a_set_of_which_something_cannot_be_changes_nothing() {
 /// As at boot: nothing is up, one container is to be connected, one serves on its loopback address.
 #[test]
 fn a_set_brings_the_datapath_up_and_containers_a_network() {
+    // A service on the container's loopback address takes it.
+    need(Need::Tcx);
     let stand = Stand::new();
     let bare = portfwd_tests::namespace::Namespace::new("bare");
     let _server = Server::start(&bare, &[Ipv4Addr::UNSPECIFIED.into()], 80, "bare");

@@ -11,11 +11,13 @@ use portfwd_tests::clients::{self, Churn};
 use portfwd_tests::deadline::until;
 use portfwd_tests::kernel::{self, Object};
 use portfwd_tests::kills::some_of;
+use portfwd_tests::namespace::Namespace;
 use portfwd_tests::portfwd::{self, Outcome, expect_error};
 use portfwd_tests::ptrace::{self, Call, End, bpf};
 use portfwd_tests::refusing::Refused;
 use portfwd_tests::servers::Server;
 use portfwd_tests::topology::{HOST, HOST6, Shape, Topology};
+use portfwd_tests::tunnel::{Kind, Tunnel};
 
 const LOCAL: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
@@ -358,4 +360,79 @@ fn the_log_is_switched_on_and_off_under_traffic() {
     }
     expect_error(stand.run(&["log"]), 1, "logs nothing");
     stand.topology.take_down();
+}
+
+#[test]
+fn a_change_of_the_log_that_is_killed_is_known() {
+    let stand = Stand::new(Shape::default(), Tc::Any, &[]);
+    stand.run(&["up"]).expect_ok();
+    let level = || {
+        let status = stand.run(&["--json", "status"]).expect_ok().json();
+        status["datapath"]["logLevel"].as_str().map(str::to_owned)
+    };
+    assert_eq!(level().as_deref(), Some("off"));
+    let mut exchanged = false;
+    let after_exchange = |call: &Call| {
+        let is_after = exchanged;
+        exchanged |= call.number == nix::libc::SYS_renameat2;
+        is_after
+    };
+    let up = stand.topology.command(&["up", "--log-level", "info"]);
+    let end = ptrace::kill_at(up, after_exchange);
+    assert!(matches!(end, End::Killed), "{end:?}");
+    assert_eq!(level().as_deref(), Some("info"));
+    let before = stand.attached();
+    stand.run(&["up", "--log-level", "off"]).expect_ok();
+    assert_eq!(level().as_deref(), Some("off"));
+    assert!(stand.attached().is_disjoint(&before));
+    stand.topology.take_down();
+}
+
+/// Programs of two builds would call each other by one table of stages otherwise.
+#[test]
+fn a_device_that_needs_more_programs_gets_all_of_one_build() {
+    let stand = Stand::new(Shape::default(), Tc::Any, &[]);
+    let open = Open::to(&stand.topology);
+    let remote = Namespace::new("remote");
+    let host = &stand.topology.host;
+    let _wire = Tunnel::new(Kind::Tun, (host, "tun0"), (&remote, "tun0"));
+    host.output("ip", &["addr", "add", "198.18.0.1/24", "dev", "tun0"]);
+    host.output("ip", &["link", "set", "tun0", "up"]);
+    stand.topology.attach("db", 1, &["9090:80"]);
+    assert_eq!(stand.object(), carried());
+    stand.assert_one_object_runs();
+    open.goes_on();
+}
+
+#[test]
+fn what_is_asked_for_in_vain_changes_no_program() {
+    let stand = Stand::new(Shape::default(), Tc::Any, &[]);
+    let former = (stand.object(), stand.attached());
+    for up in [
+        &["up", "--device", "none9"][..],
+        &["up", "--log-level", "info", "--device", "none9"],
+    ] {
+        expect_error(stand.run(up), 4, "no such device: \"none9\"");
+        assert_eq!((stand.object(), stand.attached()), former);
+    }
+}
+
+/// The kernel takes its time to verify them.
+#[test]
+fn nobody_waits_while_programs_are_loaded() {
+    let stand = Stand::new(Shape::default(), Tc::Any, &[]);
+    let (mut calls, mut loaded, mut locked) = (0, 0, 0);
+    let count = |call: &Call| {
+        calls += 1;
+        if call.is_bpf(bpf::PROG_LOAD) {
+            loaded = calls;
+        }
+        if call.number == nix::libc::SYS_flock && locked == 0 {
+            locked = calls;
+        }
+        None
+    };
+    ptrace::refuse(stand.topology.command(&["up"]), count).expect_ok();
+    assert!(0 < loaded && loaded < locked, "{loaded} {locked}");
+    assert_eq!(stand.object(), carried());
 }

@@ -13,7 +13,7 @@ use portfwd_common::programs;
 use tokio::io::{Interest, unix::AsyncFd};
 
 use crate::{
-    cli::Cli,
+    cli::{Cli, LogLevel},
     datapath::Site,
     error::{Doing, Error, InstanceError},
     talk,
@@ -46,7 +46,7 @@ pub(super) fn run(cli: &Cli) -> Result<(), Error> {
     let down = || InstanceError::Down(cli.instance.clone());
     let site = Site::of(cli, false)?.ok_or_else(down)?;
     let datapath = site.open()?.ok_or_else(down)?;
-    if datapath.tables.journal.get(0).log_level == 0 {
+    if datapath.log_level()? == LogLevel::Off {
         return Err(InstanceError::Silent(cli.instance.clone()).into());
     }
     let doing = || "read the log".to_owned();

@@ -164,6 +164,7 @@ fn describe(
     Ok(report::Datapath {
         layout: LAYOUT,
         object_sha256: datapath.layout.object().hash()?,
+        log_level: datapath.log_level()?,
         host_namespace: namespace_name(site.host.id().inode),
         devices: devices(site, datapath)?,
         containers: state.containers.len() as u64,

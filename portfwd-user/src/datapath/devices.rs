@@ -44,7 +44,7 @@ impl Datapath {
         self.follow_masquerade(host, netns)
     }
 
-    /// Loads what these devices need beside the programs that every instance has.
+    /// Loads what these devices need beside the programs that every instance has, which are of this build.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -53,11 +53,9 @@ impl Datapath {
         let Some(device) = devices.iter().copied().find(carries_packets) else {
             return Ok(());
         };
-        let journal = self.tables.journal.get(0);
         let options = object::Options {
-            host_netns: journal.host_netns,
-            // It came from a number of eight bits.
-            log_level: journal.log_level as u8,
+            host_netns: self.tables.journal.get(0).host_netns,
+            log_level: self.log_level()? as u8,
         };
         object::add_l3(options, &self.layout.maps(), &self.layout.object())
             .doing(|| format!("load the eBPF programs for {}", device.name))

@@ -6,6 +6,7 @@ use portfwd_common::{flow::Lifetimes, verdict::Reason};
 use serde::ser::SerializeStruct;
 use serde::{Serialize, Serializer};
 
+use crate::cli::LogLevel;
 use crate::label::InstanceName;
 
 /// What `status` shows.
@@ -26,6 +27,8 @@ pub struct Datapath {
     pub layout: u32,
     /// SHA-256 of the eBPF object, in hexadecimal.
     pub object_sha256: Option<String>,
+    /// What the programs log.
+    pub log_level: LogLevel,
     /// The namespace that plays the host, as `net:[INODE]`.
     pub host_namespace: String,
     /// The devices that are served.
@@ -110,6 +113,7 @@ pub fn write_status(out: &mut impl Write, status: &Status) -> io::Result<()> {
     writeln!(out, "lifetimes   {}", named.join(", "))?;
     let counted = if datapath.flow_bytes { "on" } else { "off" };
     writeln!(out, "flow bytes  {counted}")?;
+    writeln!(out, "log         {}", datapath.log_level.name())?;
     for device in &datapath.devices {
         writeln!(
             out,

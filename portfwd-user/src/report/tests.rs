@@ -5,6 +5,7 @@ use portfwd_common::verdict::Reason;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::cli::LogLevel;
 use crate::label::Label;
 use crate::spec::PortQuery;
 
@@ -274,6 +275,7 @@ fn status() -> Status {
             flow_bytes: true,
             layout: 1,
             object_sha256: Some("c0ffee".to_owned()),
+            log_level: LogLevel::Info,
             host_namespace: "net:[4026531840]".to_owned(),
             devices: vec![DeviceRow {
                 name: "eth0".to_owned(),
@@ -309,6 +311,7 @@ flows       3
 masqueraded 4
 lifetimes   established 7440 s, transitory 240 s, answered 300 s, unanswered 120 s
 flow bytes  on
+log         info
 device      eth0: tcx ingress, tcx egress
 dropped     foreign-source: 4
 passed      fragment: 5
@@ -319,6 +322,7 @@ passed      fragment: 5
         json!({"instance": "default", "datapath": {
             "layout": 1,
             "objectSha256": "c0ffee",
+            "logLevel": "info",
             "hostNamespace": "net:[4026531840]",
             "devices": [{"name": "eth0", "index": 2, "hooks": ["tcx ingress", "tcx egress"]}],
             "containers": 1,
