@@ -21,7 +21,7 @@ use portfwd_common::net::Protocol;
 
 pub use choose::{CHOSEN, choose, first_free};
 pub use error::{Collision, CollisionError, Holder};
-pub use place::Place;
+pub use place::{Place, WholeChain};
 pub use port_set::{PortSet, ReservedError};
 pub use rule::{Addresses, Family, Rule};
 

@@ -1,6 +1,7 @@
 //! What is there to work with, and what that costs: each check judges facts and looks at nothing itself.
 
 mod facts;
+mod firewall;
 mod host;
 mod instance;
 mod kernel;
@@ -10,7 +11,8 @@ mod tests;
 use serde::Serialize;
 
 pub use facts::{
-    Device, Facts, Host, Instance, Kernel, Program, Seen, SocketHooks, State, Stray, Tc, Unseen, V6,
+    Device, Facts, Host, Instance, Kernel, PastStack, Program, Seen, SocketHooks, State, Stray, Tc,
+    Unseen, V6,
 };
 
 /// What a check comes to.
@@ -102,6 +104,7 @@ pub fn examine(facts: &Facts) -> Vec<Check> {
     let mut checks = kernel::examine(facts);
     checks.extend(host::examine(facts));
     checks.extend(instance::examine(facts));
+    checks.push(firewall::examine(facts));
     checks
 }
 

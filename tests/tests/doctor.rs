@@ -181,7 +181,7 @@ fn without_privileges_it_says_what_it_cannot_see() {
         "fail",
         &["CAP_BPF", "CAP_NET_ADMIN"],
     );
-    for name in ["bpf", "programs", "instance"] {
+    for name in ["bpf", "programs", "instance", "firewall"] {
         expect(&found, name, "unseen", &["CAP_BPF"]);
     }
     // The namespace that plays the host is another one than the caller's.

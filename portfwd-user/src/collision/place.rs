@@ -7,7 +7,7 @@ use std::fmt;
 pub enum Place {
     /// In nf_tables: of `nft`, or of `iptables` where that is `iptables-nft`.
     Nftables {
-        /// Family of the table: `ip`, `ip6` or `inet`.
+        /// Family of the table: `ip`, `ip6`, `inet` or `netdev`.
         family: &'static str,
         /// The table.
         table: String,
@@ -26,8 +26,24 @@ pub enum Place {
 }
 
 impl fmt::Display for Place {
-    /// The kernel takes any bytes for a name; those that could be misread are escaped.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.write("rule", f)
+    }
+}
+
+/// The chain itself, rather than a rule in it.
+#[derive(Clone, Copy, Debug)]
+pub struct WholeChain<'a>(pub &'a Place);
+
+impl fmt::Display for WholeChain<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.write("chain", f)
+    }
+}
+
+impl Place {
+    /// The kernel takes any bytes for a name; those that could be misread are escaped.
+    fn write(&self, what: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Nftables {
                 family,
@@ -35,7 +51,7 @@ impl fmt::Display for Place {
                 chain,
             } => {
                 let (table, chain) = (table.escape_debug(), chain.escape_debug());
-                write!(f, "nftables rule: table {family} {table}, chain {chain}")
+                write!(f, "nftables {what}: table {family} {table}, chain {chain}")
             }
             Self::Legacy {
                 program,
@@ -43,7 +59,7 @@ impl fmt::Display for Place {
                 chain,
             } => {
                 let chain = chain.escape_debug();
-                write!(f, "{program} rule: table {table}, chain {chain} (legacy)")
+                write!(f, "{program} {what}: table {table}, chain {chain} (legacy)")
             }
         }
     }

@@ -9,14 +9,16 @@ use crate::{
     collision::Held,
     datapath::{Datapath, Site},
     doctor::{
-        self, Device, Facts, Finding, Host, Instance, Kernel, Program, Seen, SocketHooks, State,
-        Stray, Tc, Unseen, V6,
+        self, Device, Facts, Finding, Host, Instance, Kernel, PastStack, Program, Seen,
+        SocketHooks, State, Stray, Tc, Unseen, V6,
     },
     error::{Doing, Error, Lacking, is_permission_denied, one_line},
     hooks::{self, Hook},
     masquerade, object,
     observe::{
-        addresses, cgroup, kernel,
+        addresses, cgroup,
+        foreign::firewall,
+        kernel,
         netlink::{self, Session},
         netns::Netns,
         privilege::{Capability, Privileges},
@@ -55,7 +57,7 @@ fn look(cli: &Cli, netns: &Netns) -> Result<Facts, Error> {
         missing: privileges.missing(&Capability::ALL),
         kernel: look_at_kernel(&instance),
         cgroup: cgroup::find().map_err(unseen),
-        host: host.and_then(|host| look_at_host(netns, &host).map_err(unseen)),
+        host: host.and_then(|host| look_at_host(netns, &host, &instance).map_err(unseen)),
         instance,
     })
 }
@@ -124,7 +126,11 @@ fn tc() -> Seen<Tc> {
     }
 }
 
-fn look_at_host(netns: &Netns, host: &addresses::Host) -> Result<Host, Error> {
+fn look_at_host(
+    netns: &Netns,
+    host: &addresses::Host,
+    instance: &Seen<State>,
+) -> Result<Host, Error> {
     let defaults = netlink::converse(netns, async |session: &mut Session| {
         Ok::<_, RoutesError>(routes::defaults(session).await?)
     });
@@ -147,8 +153,17 @@ fn look_at_host(netns: &Netns, host: &addresses::Host) -> Result<Host, Error> {
             forwards: v6.forwards,
         },
     };
-    let room = masquerade::Room::of(netns).map_err(unseen);
-    Ok(Host { devices, v6, room })
+    Ok(Host {
+        devices,
+        v6,
+        room: masquerade::Room::of(netns).map_err(unseen),
+        firewall: match instance {
+            Ok(State::Up(instance)) if !instance.past_stack.is_empty() => {
+                firewall::firewall(netns).map_err(unseen)
+            }
+            _ => Ok(Vec::new()),
+        },
+    })
 }
 
 fn instance(cli: &Cli, host: Result<&addresses::Host, &Unseen>) -> Seen<State> {
@@ -209,10 +224,27 @@ fn describe(
                 .is_some_and(|published| published.host_ip.is_ipv6())
         }),
         stack: [stack(false), stack(true)],
+        past_stack: past_stack(&state),
         masquerades: [masquerades(false), masquerades(true)],
         sctp,
         strays: strays(site, host, &state.held).map_err(unseen),
     })
+}
+
+/// Processes of the host, which alone use a loopback address, are connected to the container itself.
+fn past_stack(state: &state::State) -> Vec<PastStack> {
+    let is_past = |forward: &&Owned| {
+        forward.record().delivery == Delivery::Redirect as u8
+            && forward.published().is_some()
+            && !addresses::is_loopback(forward.held.host)
+    };
+    let past = state.forwards.iter().filter(is_past);
+    past.map(|forward| PastStack {
+        port: shown_port(&forward.held),
+        is_v4: forward.held.host.is_ipv4(),
+        is_open: state.policy_of(forward).is_open(),
+    })
+    .collect()
 }
 
 fn shown_port(held: &Held) -> String {

@@ -1,10 +1,14 @@
 //! `portfwd explain`: what becomes of a packet, by running the programs over it.
 
+mod firewall;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use aya::maps::MapError;
 use portfwd_common::{net::Protocol, verdict::Reason};
+
+use firewall::Way;
 
 use super::{
     attach::ports::Around,
@@ -322,11 +326,13 @@ impl Scene<'_> {
         let to = self.asked.to;
         let is_news = self.is_news(to.ip())?;
         match outcome {
-            Outcome::Redirected { .. } => notes.push(
-                "it passes the host's stack by: INPUT and FORWARD rules of its firewall do not see it"
-                    .to_owned(),
-            ),
-            Outcome::Translated { .. } => notes.extend(self.notes_of_stack(to.ip(), device)?),
+            Outcome::Redirected { target } => {
+                notes.push(firewall::passed_by(self.netns, &self.way(*target, device)));
+            }
+            Outcome::Translated { target } => {
+                notes.extend(firewall::met(self.netns, &self.way(*target, device)));
+                notes.extend(self.unforwarded(to.ip(), device)?);
+            }
             Outcome::Direct { .. } => notes.push(
                 "the process is connected to the container itself: OUTPUT rules see that address, and no packet \
                  is translated; a socket that is bound to a loopback address is refused"
@@ -386,11 +392,17 @@ impl Scene<'_> {
         Ok(notes)
     }
 
-    fn notes_of_stack(&self, to: IpAddr, device: Option<&Link>) -> Result<Vec<String>, Error> {
-        let mut notes = vec![
-            "it goes on through the host's stack: FORWARD rules see it, with the container's address"
-                .to_owned(),
-        ];
+    fn way<'a>(&self, target: SocketAddr, device: Option<&'a Link>) -> Way<'a> {
+        Way {
+            protocol: self.asked.protocol,
+            to: self.asked.to,
+            target,
+            device: device.map(|device| device.name.as_str()),
+        }
+    }
+
+    /// Why the host's stack does not send it on.
+    fn unforwarded(&self, to: IpAddr, device: Option<&Link>) -> Result<Option<String>, Error> {
         let name = device.map_or("all", |device| device.name.as_str());
         let (forwards, setting) = match to {
             IpAddr::V4(_) => (
@@ -402,12 +414,8 @@ impl Scene<'_> {
                 "net.ipv6.conf.all.forwarding",
             ),
         };
-        if !forwards {
-            notes.push(format!(
-                "the host does not forward it; sysctl -w {setting}=1"
-            ));
-        }
-        Ok(notes)
+        let why = || format!("the host does not forward it; sysctl -w {setting}=1");
+        Ok((!forwards).then(why))
     }
 }
 

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use crate::masquerade::Room;
 use crate::observe::cgroup::Cgroup;
+use crate::observe::foreign::firewall::FirewallChain;
 
 /// Why something could not be looked at.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -73,6 +74,8 @@ pub struct Host {
     pub v6: V6,
     /// What its settings leave to masqueraded flows.
     pub room: Seen<Room>,
+    /// Chains that may deny packets; nobody asks while nothing is published past them.
+    pub firewall: Seen<Vec<FirewallChain>>,
 }
 
 /// A device of the host.
@@ -135,12 +138,25 @@ pub struct Instance {
     pub publishes_v6: bool,
     /// Whether anything is published through the stack, IPv4 and IPv6.
     pub stack: [bool; 2],
+    /// What is published past the stack to others than the host.
+    pub past_stack: Vec<PastStack>,
     /// Whether anything is masqueraded, IPv4 and IPv6.
     pub masquerades: [bool; 2],
     /// Published SCTP ports.
     pub sctp: Vec<String>,
     /// Sockets of the host that were set up before.
     pub strays: Seen<Vec<Stray>>,
+}
+
+/// A port, or a range of them, whose packets pass the host's stack by.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PastStack {
+    /// It and its container, in words.
+    pub port: String,
+    /// Whether it is published in IPv4, rather than in IPv6.
+    pub is_v4: bool,
+    /// Whether everybody may open connections.
+    pub is_open: bool,
 }
 
 /// Where the socket programs of an instance are.

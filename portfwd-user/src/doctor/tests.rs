@@ -1,8 +1,10 @@
 use std::path::PathBuf;
 
 use super::*;
+use crate::collision::{Family, Place};
 use crate::masquerade::Room;
 use crate::observe::cgroup::Cgroup;
+use crate::observe::foreign::{Hook, firewall::FirewallChain};
 
 fn unseen<T>() -> Seen<T> {
     Err(Unseen("it takes CAP_BPF".to_owned()))
@@ -27,6 +29,7 @@ fn instance() -> Instance {
         sockets: SocketHooks::Root,
         publishes_v6: false,
         stack: [false; 2],
+        past_stack: Vec::new(),
         masquerades: [false; 2],
         sctp: Vec::new(),
         strays: Ok(Vec::new()),
@@ -55,6 +58,7 @@ fn facts() -> Facts {
                 ports: 30_000,
                 by_range: false,
             }),
+            firewall: Ok(Vec::new()),
         }),
         instance: Ok(State::Up(instance())),
     }
@@ -356,6 +360,100 @@ fn what_the_instance_does_not_serve_is_named() {
     );
     let words = ["process dns (pid 12) to 127.0.0.1:53", "again"];
     assert_says(&strays, Finding::Warn, &words);
+}
+
+fn chain(family: Family, hook: Hook) -> FirewallChain {
+    FirewallChain {
+        place: Place::Nftables {
+            family: "inet",
+            table: "filter".to_owned(),
+            chain: format!("{hook:?}").to_lowercase(),
+        },
+        hook,
+        family,
+        drops: hook == Hook::Input,
+        rules: Vec::new(),
+        devices: Vec::new(),
+    }
+}
+
+/// The check where these chains and ports are: a port's number, whether it is of IPv4, and whether it is open.
+fn firewall(chains: Vec<FirewallChain>, ports: &[(u16, bool, bool)]) -> Check {
+    let port = |&(number, is_v4, is_open): &(u16, bool, bool)| PastStack {
+        port: format!("port {number} of container \"web\""),
+        is_v4,
+        is_open,
+    };
+    let published: Vec<PastStack> = ports.iter().map(port).collect();
+    check("firewall", |facts| {
+        with_host(|host| host.firewall = Ok(chains))(facts);
+        with_instance(|instance| instance.past_stack = published)(facts);
+    })
+}
+
+#[test]
+fn ports_that_are_open_to_all_are_named_with_the_chains_that_they_pass_by() {
+    let chains = || {
+        vec![
+            chain(Family::Both, Hook::Input),
+            chain(Family::V4, Hook::Forward),
+        ]
+    };
+    let open = firewall(
+        chains(),
+        &[(80, true, true), (80, false, true), (81, true, false)],
+    );
+    let words = [
+        "nftables chain: table inet filter, chain input (policy drop)",
+        "chain forward (rules that deny)",
+        "keep out gets in here: port 80 of container \"web\";",
+        "--allow",
+        "127.0.0.1",
+    ];
+    assert_says(&open, Finding::Warn, &words);
+    let limited = firewall(chains(), &[(80, true, false)]);
+    let words = [
+        "chain input",
+        "chain forward",
+        "all that do have --allow or --deny",
+    ];
+    assert_says(&limited, Finding::Ok, &words);
+    let none = firewall(chains(), &[]);
+    assert_says(&none, Finding::Ok, &["no port"]);
+}
+
+#[test]
+fn chains_of_another_family_are_passed_by_by_nobody() {
+    let chains = || vec![chain(Family::V6, Hook::Input)];
+    let v4 = firewall(chains(), &[(80, true, true)]);
+    assert_says(&v4, Finding::Ok, &["denies nothing"]);
+    let both = firewall(chains(), &[(80, true, true), (81, false, true)]);
+    assert_says(&both, Finding::Warn, &["gets in here: port 81"]);
+    let limited = firewall(chains(), &[(80, true, true), (81, false, false)]);
+    assert_says(
+        &limited,
+        Finding::Ok,
+        &["all that do have --allow or --deny"],
+    );
+}
+
+#[test]
+fn a_firewall_that_cannot_be_seen_matters_where_ports_pass_it_by() {
+    let hidden = |ports: &[PastStack]| {
+        check("firewall", |facts| {
+            with_host(|host| host.firewall = unseen())(facts);
+            with_instance(|instance| instance.past_stack = ports.to_vec())(facts);
+        })
+    };
+    let port = PastStack {
+        port: "port 80".to_owned(),
+        is_v4: true,
+        is_open: true,
+    };
+    assert_eq!(hidden(&[port]).finding, Finding::Unseen);
+    assert_eq!(hidden(&[]).finding, Finding::Ok);
+    let no_instance = check("firewall", |facts| facts.instance = unseen());
+    assert_says(&no_instance, Finding::Unseen, &["CAP_BPF"]);
 }
 
 #[test]

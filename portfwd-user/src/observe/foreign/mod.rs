@@ -1,16 +1,18 @@
 //! Rules of other tools that give packets to the host another destination: Docker's, those of CNI plugins, of
 //! netavark or firewalld, and what people write themselves. A port that such a rule takes is not free, although no
-//! socket is bound to it.
+//! socket is bound to it. And rules that deny packets, which published ports may pass by: [`firewall`].
 //!
 //! What is read is the kernel's own form of the rules, of nf_tables and of the older ip_tables: no program
 //! is run. Of a rule's conditions the family, the protocol, the destination address and the destination port
 //! are understood. All others (interface, mark, source, state of the connection, ipset) are taken as met,
 //! and rules that let packets pass beforehand are left out: what is found is what may be taken.
 
+pub mod firewall;
 mod intervals;
 mod legacy;
 mod nftables;
 mod region;
+mod sought;
 mod walk;
 mod wire;
 mod xtables;
@@ -20,6 +22,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use portfwd_common::net::Protocol;
 
+pub use sought::Hook;
 pub use wire::Malformed;
 
 use super::netns::{Netns, NetnsError};
@@ -57,7 +60,7 @@ pub enum ForeignError {
     #[error("cannot read {what}: changed during each of {ATTEMPTS} readings")]
     Changing {
         /// What was read.
-        what: &'static str,
+        what: String,
     },
 }
 
@@ -82,7 +85,7 @@ pub fn rules_here() -> Result<Vec<Rule>, ForeignError> {
 
 /// What `attempt` reads, once it reads without a change meanwhile (which is None).
 fn unchanged<T>(
-    what: &'static str,
+    what: &str,
     mut attempt: impl FnMut() -> Result<Option<T>, ForeignError>,
 ) -> Result<T, ForeignError> {
     for _ in 0..ATTEMPTS {
@@ -90,16 +93,14 @@ fn unchanged<T>(
             return Ok(read);
         }
     }
-    Err(ForeignError::Changing { what })
+    Err(ForeignError::Changing {
+        what: what.to_owned(),
+    })
 }
 
 /// The rules that take the packets of a region; none if nobody could publish what it takes.
 fn rules_of(region: &Region, place: &Place) -> Vec<Rule> {
-    let family = match region.families {
-        Families { v4: true, v6: true } => Family::Both,
-        Families { v6: false, .. } => Family::V4,
-        Families { v6: true, .. } => Family::V6,
-    };
+    let family = family(region.families);
     let ports = ports(&region.ports);
     if ports.is_empty() {
         return Vec::new();
@@ -118,6 +119,14 @@ fn rules_of(region: &Region, place: &Place) -> Vec<Rule> {
     }
     let some = all.into_iter().filter(takes);
     some.map(|protocol| rule(Some(protocol))).collect()
+}
+
+fn family(families: Families) -> Family {
+    match families {
+        Families { v4: true, v6: true } => Family::Both,
+        Families { v6: false, .. } => Family::V4,
+        Families { v6: true, .. } => Family::V6,
+    }
 }
 
 fn ports(ports: &Intervals) -> Vec<PortRange> {

@@ -17,7 +17,7 @@ const MOST_COMPARED: usize = 64;
 /// What a rule does with packets that meet its conditions.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum Action {
-    /// Gives them another destination.
+    /// What is looked for.
     Take,
     /// Sends them through a chain (jump or goto).
     Enter(String),
@@ -49,8 +49,8 @@ type Found = BTreeMap<RuleId, BTreeSet<Region>>;
 ///
 /// # Errors
 /// Those of `steps_of`.
-pub(super) fn taken<E>(
-    roots: &[String],
+pub(super) fn taken<'a, E>(
+    roots: impl IntoIterator<Item = &'a str>,
     steps_of: impl FnMut(&str) -> Result<Vec<Step>, E>,
 ) -> Result<Vec<Taken>, E> {
     let mut walk = Walk {
@@ -209,9 +209,11 @@ mod tests {
     fn walk(chains: &[(&str, Vec<Step>)], roots: &[&str]) -> Vec<Taken> {
         let chains: HashMap<&str, &Vec<Step>> =
             chains.iter().map(|(name, steps)| (*name, steps)).collect();
-        let roots: Vec<String> = roots.iter().map(|root| (*root).to_owned()).collect();
         let steps = |name: &str| Ok::<_, Infallible>(chains.get(name).copied().cloned());
-        taken(&roots, |name| steps(name).map(Option::unwrap_or_default)).unwrap()
+        taken(roots.iter().copied(), |name| {
+            steps(name).map(Option::unwrap_or_default)
+        })
+        .unwrap()
     }
 
     #[test]

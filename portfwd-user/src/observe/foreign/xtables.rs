@@ -32,11 +32,6 @@ pub(super) fn condition(
     }
 }
 
-/// Whether a target gives packets another destination.
-pub(super) fn takes(target: &str) -> bool {
-    matches!(target, "DNAT" | "REDIRECT" | "NETMAP")
-}
-
 /// `struct xt_tcp`: two source ports, two destination ports, option, flag_mask, flag_cmp, invflags.
 fn tcp(info: &[u8]) -> Result<Condition, Malformed> {
     let [inverted] = array(info, 11, "xt_tcp")?;

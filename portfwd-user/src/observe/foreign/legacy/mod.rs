@@ -10,11 +10,13 @@ use nix::errno::Errno;
 use nix::libc;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
+use super::firewall::FirewallChain;
 use super::region::Families;
+use super::sought::Sought;
 use super::walk::taken;
 use super::{ForeignError, rules_of, unchanged};
 use crate::collision::{Place, Rule};
-use table::{ENTRIES_HEADER, INFO_LENGTH, Info, NAME_LENGTH, TABLE, Table};
+use table::{ENTRIES_HEADER, INFO_LENGTH, Info, NAME_LENGTH, Table};
 
 /// What IPv4 and IPv6 have apart.
 #[derive(Clone, Copy, Debug)]
@@ -25,8 +27,6 @@ struct Variant {
     program: &'static str,
     /// File of the tables that exist, below `/proc/net`.
     names: &'static str,
-    /// What is read, for messages.
-    what: &'static str,
 }
 
 const VARIANTS: [Variant; 2] = [
@@ -36,7 +36,6 @@ const VARIANTS: [Variant; 2] = [
         level: libc::SOL_IP,
         program: "iptables",
         names: "ip_tables_names",
-        what: "the nat table of iptables-legacy",
     },
     Variant {
         families: Families::V6,
@@ -44,7 +43,6 @@ const VARIANTS: [Variant; 2] = [
         level: libc::SOL_IPV6,
         program: "ip6tables",
         names: "ip6_tables_names",
-        what: "the nat table of ip6tables-legacy",
     },
 ];
 
@@ -58,57 +56,129 @@ const LONGEST_TABLE: usize = 1 << 30;
 
 /// The rules of both families in the calling thread's namespace.
 pub(super) fn rules_here() -> Result<Vec<Rule>, ForeignError> {
+    here(Sought::Destinations, Source::rules)
+}
+
+/// The chains that may deny packets, of both families.
+pub(super) fn firewall_here() -> Result<Vec<FirewallChain>, ForeignError> {
+    here(Sought::Denials, Source::firewall)
+}
+
+/// What is found in a table.
+type InTable<T> = fn(Source, Table) -> Result<Vec<T>, ForeignError>;
+
+fn here<T>(sought: Sought, in_table: InTable<T>) -> Result<Vec<T>, ForeignError> {
     let mut all = Vec::new();
     for variant in VARIANTS {
-        if variant.has_table()? {
-            all.extend(unchanged(variant.what, || variant.rules())?);
+        let names = variant.names()?;
+        let exists = |table: &&&str| names.lines().any(|name| name == **table);
+        for table in tables(sought).iter().filter(exists) {
+            let source = Source { variant, table };
+            let read = || {
+                let table = source.read(sought)?;
+                table.map(|table| in_table(source, table)).transpose()
+            };
+            all.extend(unchanged(&source.what(), read)?);
         }
     }
     Ok(all)
 }
 
+/// The tables with such rules.
+const fn tables(sought: Sought) -> &'static [&'static str] {
+    match sought {
+        Sought::Destinations => &["nat"],
+        Sought::Denials => &["raw", "mangle", "filter", "security"],
+    }
+}
+
 impl Variant {
-    /// Whether the table exists. Asking for it by getsockopt(2) would make it (`xt_request_find_table_lock`).
-    fn has_table(self) -> Result<bool, ForeignError> {
+    /// The tables that exist. Asking for one by getsockopt(2) would make it (`xt_request_find_table_lock`).
+    fn names(self) -> Result<String, ForeignError> {
         // `/proc/net` is the process's namespace, which need not be the thread's.
         match fs::read_to_string(format!("/proc/thread-self/net/{}", self.names)) {
-            Ok(names) => Ok(names.lines().any(|name| name == TABLE)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(source) => Err(self.failed(source)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
+            read => read.map_err(|source| ForeignError::Failed {
+                request: format!("read the tables of {}-legacy", self.program),
+                source,
+            }),
+        }
+    }
+}
+
+/// A table of one family.
+#[derive(Clone, Copy, Debug)]
+struct Source {
+    variant: Variant,
+    table: &'static str,
+}
+
+impl Source {
+    /// What is read, for messages.
+    fn what(self) -> String {
+        format!(
+            "the {} table of {}-legacy",
+            self.table, self.variant.program
+        )
+    }
+
+    fn place(self, chain: String) -> Place {
+        Place::Legacy {
+            program: self.variant.program,
+            table: self.table,
+            chain,
         }
     }
 
-    /// None if the table changed while it was read.
-    fn rules(self) -> Result<Option<Vec<Rule>>, ForeignError> {
-        let socket = self.socket()?;
-        let mut info = [0; INFO_LENGTH];
-        name_table(&mut info);
-        let length = self.ask(&socket, GET_INFO, &mut info)?;
-        let info = Info::parse(&info[..length.min(INFO_LENGTH)])
-            .map_err(|malformed| malformed.of(self.what))?;
-        let Some(entries) = self.entries(&socket, &info)? else {
-            return Ok(None);
-        };
-        let mut table = Table::parse(self.families, &info, &entries)
-            .map_err(|malformed| malformed.of(self.what))?;
-        let taken = taken(&table.roots, |chain| {
+    fn rules(self, mut table: Table) -> Result<Vec<Rule>, ForeignError> {
+        let roots = table.roots.iter().map(|root| root.chain.as_str());
+        let taken = taken(roots, |chain| {
             Ok::<_, ForeignError>(table.chains.remove(chain).unwrap_or_default())
         })?;
         let rules = taken.into_iter().flat_map(|taken| {
-            let place = Place::Legacy {
-                program: self.program,
-                table: TABLE,
-                chain: taken.chain,
-            };
+            let place = self.place(taken.chain);
             let regions = taken.regions.into_iter();
             regions.flat_map(move |region| rules_of(&region, &place))
         });
-        Ok(Some(rules.collect()))
+        Ok(rules.collect())
+    }
+
+    fn firewall(self, table: Table) -> Result<Vec<FirewallChain>, ForeignError> {
+        let mut all = Vec::new();
+        for root in &table.roots {
+            let taken = taken([root.chain.as_str()], |chain| {
+                Ok::<_, ForeignError>(table.chains.get(chain).cloned().unwrap_or_default())
+            })?;
+            let place = self.place(root.chain.clone());
+            all.extend(FirewallChain::of(
+                root,
+                place,
+                self.variant.families,
+                &taken,
+            ));
+        }
+        Ok(all)
+    }
+
+    /// None if the table changed while it was read.
+    fn read(self, sought: Sought) -> Result<Option<Table>, ForeignError> {
+        let socket = self.socket()?;
+        let mut info = [0; INFO_LENGTH];
+        name_table(self.table, &mut info);
+        let length = self.ask(&socket, GET_INFO, &mut info)?;
+        let info = Info::parse(sought, &info[..length.min(INFO_LENGTH)])
+            .map_err(|malformed| malformed.of(self.what()))?;
+        let Some(entries) = self.entries(&socket, &info)? else {
+            return Ok(None);
+        };
+        let table = Table::parse(sought, self.variant.families, &info, &entries);
+        let table = table.map_err(|malformed| malformed.of(self.what()))?;
+        Ok(Some(table))
     }
 
     fn socket(self) -> Result<OwnedFd, ForeignError> {
         socket(
-            self.domain,
+            self.variant.domain,
             SockType::Datagram,
             SockFlag::SOCK_CLOEXEC,
             None,
@@ -125,7 +195,7 @@ impl Variant {
             return Err(self.failed(source));
         }
         let mut buffer = vec![0; ENTRIES_HEADER + size];
-        name_table(&mut buffer);
+        name_table(self.table, &mut buffer);
         buffer[NAME_LENGTH..NAME_LENGTH + 4].copy_from_slice(&info.size.to_ne_bytes());
         match self.ask(socket, GET_ENTRIES, &mut buffer) {
             Ok(length) => {
@@ -154,7 +224,7 @@ impl Variant {
         let result = unsafe {
             libc::getsockopt(
                 socket.as_raw_fd(),
-                self.level,
+                self.variant.level,
                 option,
                 buffer.as_mut_ptr().cast(),
                 &raw mut length,
@@ -166,12 +236,12 @@ impl Variant {
 
     fn failed(self, source: io::Error) -> ForeignError {
         ForeignError::Failed {
-            request: format!("read {}", self.what),
+            request: format!("read {}", self.what()),
             source,
         }
     }
 }
 
-fn name_table(buffer: &mut [u8]) {
-    buffer[..TABLE.len()].copy_from_slice(TABLE.as_bytes());
+fn name_table(table: &str, buffer: &mut [u8]) {
+    buffer[..table.len()].copy_from_slice(table.as_bytes());
 }

@@ -7,12 +7,11 @@ use std::collections::HashMap;
 
 use super::super::intervals::Intervals;
 use super::super::region::{Condition, Families, Field, Region};
+use super::super::sought::{Hook, Root, Sought};
 use super::super::walk::{Action, Step};
 use super::super::wire::{Malformed, array, big_endian, bytes, host_u16, host_u32, name};
 use super::super::xtables;
 
-/// The table with the rules that change destinations.
-pub(super) const TABLE: &str = "nat";
 /// XT_TABLE_MAXNAMELEN.
 pub(super) const NAME_LENGTH: usize = 32;
 /// `struct ipt_getinfo`: name, valid_hooks, five hook_entry, five underflow, num_entries, size.
@@ -20,11 +19,12 @@ pub(super) const INFO_LENGTH: usize = 84;
 /// Where the entries begin in `struct ipt_get_entries`, aligned as their counters are.
 pub(super) const ENTRIES_HEADER: usize = 40;
 
-/// NF_INET_PRE_ROUTING and NF_INET_LOCAL_OUT of `include/uapi/linux/netfilter.h`, with the names that the
-/// chains there have.
-const HOOKS: [(usize, &str); 2] = [(0, "PREROUTING"), (3, "OUTPUT")];
+/// Names of the chains at the hooks of `enum nf_inet_hooks` of `include/uapi/linux/netfilter.h`.
+const HOOKS: [&str; ALL_HOOKS] = ["PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"];
 /// NF_INET_NUMHOOKS.
 const ALL_HOOKS: usize = 5;
+/// NF_DROP and NF_QUEUE as a standard target has them: `-verdict - 1` (`ipt_do_table`).
+const DENIALS: [i32; 2] = [-1, -4];
 /// Name of the target with which a chain begins (XT_ERROR_TARGET): the chain's name follows.
 const CHAIN_HEAD: &str = "ERROR";
 /// `struct xt_entry_match` and `xt_entry_target` before their data: size, name of 29 bytes, revision.
@@ -75,27 +75,45 @@ const V6: Layout = Layout {
 /// What the kernel says of a table before it gives the entries.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Info {
-    /// Offsets of the built-in chains of prerouting and output, where there is one.
-    entries: Vec<(u32, &'static str)>,
+    /// Offsets of the built-in chains that packets enter by, and of their policies, which are their last rules.
+    entries: Vec<BuiltIn>,
     /// Every offset at which a built-in chain begins.
     heads: Vec<u32>,
     /// Length of the entries.
     pub(super) size: u32,
 }
 
+/// A built-in chain.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct BuiltIn {
+    name: &'static str,
+    hook: Hook,
+    first: u32,
+    policy: u32,
+}
+
 impl Info {
     /// From `struct ipt_getinfo`.
-    pub(super) fn parse(info: &[u8]) -> Result<Self, Malformed> {
+    pub(super) fn parse(sought: Sought, info: &[u8]) -> Result<Self, Malformed> {
         let word = |place: usize| host_u32(info, NAME_LENGTH + 4 * place, "ipt_getinfo");
         let valid = word(0)?;
         let size = word(2 * ALL_HOOKS + 2)?;
         let mut entries = Vec::new();
         let mut heads = Vec::new();
-        for hook in (0..ALL_HOOKS).filter(|hook| valid & (1 << hook) != 0) {
-            let offset = word(1 + hook)?;
-            heads.push(offset);
-            let known = HOOKS.iter().find(|(number, _)| *number == hook);
-            entries.extend(known.map(|(_, name)| (offset, *name)));
+        for (number, name) in HOOKS.into_iter().enumerate() {
+            if valid & (1 << number) == 0 {
+                continue;
+            }
+            let first = word(1 + number)?;
+            let policy = word(1 + ALL_HOOKS + number)?;
+            heads.push(first);
+            let hook = Hook::of_inet(number as u32).filter(|hook| sought.is_met_at(*hook));
+            entries.extend(hook.map(|hook| BuiltIn {
+                name,
+                hook,
+                first,
+                policy,
+            }));
         }
         Ok(Self {
             entries,
@@ -110,23 +128,33 @@ impl Info {
 pub(super) struct Table {
     pub(super) chains: HashMap<String, Vec<Step>>,
     /// The chains that packets enter by.
-    pub(super) roots: Vec<String>,
+    pub(super) roots: Vec<Root>,
 }
 
 impl Table {
     /// From the entries.
-    pub(super) fn parse(families: Families, info: &Info, blob: &[u8]) -> Result<Self, Malformed> {
+    pub(super) fn parse(
+        sought: Sought,
+        families: Families,
+        info: &Info,
+        blob: &[u8],
+    ) -> Result<Self, Malformed> {
         let layout = if families.v4 { &V4 } else { &V6 };
         let entries = entries(layout, blob)?;
         let names = names(info, &entries);
         let mut table = Self {
             chains: HashMap::new(),
-            roots: info
-                .entries
-                .iter()
-                .map(|(_, name)| (*name).to_owned())
-                .collect(),
+            roots: Vec::new(),
         };
+        for built_in in &info.entries {
+            let policy = entries.iter().find(|entry| entry.offset == built_in.policy);
+            table.roots.push(Root {
+                chain: built_in.name.to_owned(),
+                hook: built_in.hook,
+                drops: policy.map_or(Ok(false), Entry::is_denial)?,
+                devices: Vec::new(),
+            });
+        }
         let mut chain: Option<&String> = None;
         for entry in &entries {
             if entry.target == CHAIN_HEAD {
@@ -138,7 +166,7 @@ impl Table {
                 chain = names.get(&entry.offset);
             }
             if let Some(chain) = chain
-                && let Some(step) = entry.step(layout, families, &names)?
+                && let Some(step) = entry.step(sought, layout, families, &names)?
             {
                 table.chains.entry(chain.clone()).or_default().push(step);
             }
@@ -151,7 +179,7 @@ impl Table {
 fn names(info: &Info, entries: &[Entry<'_>]) -> HashMap<u32, String> {
     let built_in = info.entries.iter();
     let mut names: HashMap<u32, String> = built_in
-        .map(|(offset, name)| (*offset, (*name).to_owned()))
+        .map(|chain| (chain.first, chain.name.to_owned()))
         .collect();
     let users = entries.iter().filter(|entry| entry.target == CHAIN_HEAD);
     names.extend(users.map(|head| (head.next, name(head.target_data).into_owned())));
@@ -207,11 +235,12 @@ impl<'a> Entry<'a> {
     /// None if it takes no packets and sends none into a chain.
     fn step(
         &self,
+        sought: Sought,
         layout: &Layout,
         families: Families,
         names: &HashMap<u32, String>,
     ) -> Result<Option<Step>, Malformed> {
-        let Some(action) = self.action(names)? else {
+        let Some(action) = self.action(sought, names)? else {
             return Ok(None);
         };
         let mut region = Some(Region::all(families));
@@ -227,13 +256,29 @@ impl<'a> Entry<'a> {
     /// A standard target, which has no name, has a verdict: the offset of a chain's first rule, or something
     /// negative to accept, drop or return. The offset of the entry that follows means that there is no
     /// target.
-    fn action(&self, names: &HashMap<u32, String>) -> Result<Option<Action>, Malformed> {
+    fn action(
+        &self,
+        sought: Sought,
+        names: &HashMap<u32, String>,
+    ) -> Result<Option<Action>, Malformed> {
         if !self.target.is_empty() {
-            return Ok(xtables::takes(&self.target).then_some(Action::Take));
+            return Ok(sought.is_target(&self.target).then_some(Action::Take));
+        }
+        if self.is_denial()? {
+            return Ok((sought == Sought::Denials).then_some(Action::Take));
         }
         let verdict = host_u32(self.target_data, 0, "a verdict")?;
         let chain = names.get(&verdict).filter(|_| verdict != self.next);
         Ok(chain.map(|chain| Action::Enter(chain.clone())))
+    }
+
+    /// Whether its target is standard, and denies.
+    fn is_denial(&self) -> Result<bool, Malformed> {
+        if !self.target.is_empty() {
+            return Ok(false);
+        }
+        let verdict = host_u32(self.target_data, 0, "a verdict")?;
+        Ok(DENIALS.contains(&verdict.cast_signed()))
     }
 
     fn conditions(&self, layout: &Layout) -> Result<Vec<Condition>, Malformed> {
@@ -342,8 +387,18 @@ mod tests {
 
     /// PREROUTING with the entries up to `size`, and nothing else.
     fn info(size: usize) -> Info {
+        info_with(size, 0)
+    }
+
+    /// The same with the policy at an offset.
+    fn info_with(size: usize, policy: u32) -> Info {
         Info {
-            entries: vec![(0, "PREROUTING")],
+            entries: vec![BuiltIn {
+                name: "PREROUTING",
+                hook: Hook::Prerouting,
+                first: 0,
+                policy,
+            }],
             heads: vec![0],
             size: size as u32,
         }
@@ -370,8 +425,9 @@ mod tests {
     #[test]
     fn a_jump_leads_to_the_chain_that_has_its_first_rule_there() {
         let blob = blob();
-        let table = Table::parse(Families::V4, &info(blob.len()), &blob).unwrap();
-        assert_eq!(table.roots, ["PREROUTING"]);
+        let table =
+            Table::parse(Sought::Destinations, Families::V4, &info(blob.len()), &blob).unwrap();
+        assert_eq!(table.roots[0].chain, "PREROUTING");
         let [step] = table.chains["PREROUTING"].as_slice() else {
             panic!("{table:?}");
         };
@@ -385,15 +441,41 @@ mod tests {
     }
 
     #[test]
+    fn what_denies_is_a_verdict_or_a_target_and_the_last_of_them_the_policy() {
+        let standard = |verdict: i32| entry("", &verdict.to_ne_bytes(), &[]);
+        let denials = |rule: Vec<u8>, policy: i32| {
+            let at = rule.len() as u32;
+            let blob = [rule, standard(policy)].concat();
+            let info = info_with(blob.len(), at);
+            let table = Table::parse(Sought::Denials, Families::V4, &info, &blob).unwrap();
+            let steps = table.chains.get("PREROUTING").map_or(0, Vec::len);
+            (steps, table.roots[0].drops)
+        };
+        // NF_ACCEPT, NF_DROP and NF_QUEUE are -2, -1 and -4; XT_RETURN is -5.
+        assert_eq!(denials(standard(-2), -2), (0, false));
+        assert_eq!(denials(standard(-5), -2), (0, false));
+        assert_eq!(denials(entry("LOG", &[0; 32], &[]), -2), (0, false));
+        assert_eq!(denials(standard(-2), -1), (1, true));
+        assert_eq!(denials(standard(-1), -2), (1, false));
+        assert_eq!(denials(standard(-4), -2), (1, false));
+        assert_eq!(denials(entry("REJECT", &[0; 4], &[]), -2), (1, false));
+    }
+
+    #[test]
     fn a_table_that_is_cut_short_is_refused() {
         let blob = blob();
         for length in 1..blob.len() {
             let whole = entries(&V4, &blob).unwrap();
             let at_an_entry = whole.iter().any(|entry| entry.offset as usize == length);
-            let parsed = Table::parse(Families::V4, &info(length), &blob[..length]);
+            let parsed = Table::parse(
+                Sought::Destinations,
+                Families::V4,
+                &info(length),
+                &blob[..length],
+            );
             assert_eq!(parsed.is_ok(), at_an_entry, "{length}");
         }
-        assert!(Info::parse(&[0; INFO_LENGTH - 1]).is_err());
+        assert!(Info::parse(Sought::Denials, &[0; INFO_LENGTH - 1]).is_err());
     }
 
     #[test]
@@ -403,7 +485,12 @@ mod tests {
         let mut blob = odd;
         let verdict = blob.len() - 4;
         blob[verdict..].copy_from_slice(&0i32.to_ne_bytes());
-        let parsed = Table::parse(Families::V4, &info(jump as usize), &blob);
+        let parsed = Table::parse(
+            Sought::Destinations,
+            Families::V4,
+            &info(jump as usize),
+            &blob,
+        );
         let length = Malformed::Number("length of a match or target", 0);
         assert_eq!(parsed.unwrap_err(), length);
     }
@@ -411,9 +498,12 @@ mod tests {
     proptest! {
         #[test]
         fn random_bytes_are_read_or_refused(bytes in prop::collection::vec(0..=u8::MAX, 0..400)) {
-            let _ = Info::parse(&bytes);
-            for families in [Families::V4, Families::V6] {
-                let _ = Table::parse(families, &info(bytes.len()), &bytes);
+            for (sought, families) in [
+                (Sought::Destinations, Families::V4),
+                (Sought::Denials, Families::V6),
+            ] {
+                let _ = Info::parse(sought, &bytes);
+                let _ = Table::parse(sought, families, &info(bytes.len()), &bytes);
             }
         }
 
@@ -426,7 +516,9 @@ mod tests {
                 let length = blob.len();
                 blob[place % length] = byte;
             }
-            let _ = Table::parse(Families::V4, &info(blob.len()), &blob);
+            for sought in [Sought::Destinations, Sought::Denials] {
+                let _ = Table::parse(sought, Families::V4, &info(blob.len()), &blob);
+            }
         }
     }
 }

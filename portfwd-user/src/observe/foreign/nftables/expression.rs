@@ -6,6 +6,7 @@ use std::ops::ControlFlow;
 
 use super::super::intervals::Intervals;
 use super::super::region::{Condition, Families, Field, Region};
+use super::super::sought::Sought;
 use super::super::walk::{Action, Step};
 use super::super::wire::{Malformed, name};
 use super::super::xtables;
@@ -13,12 +14,10 @@ use super::attribute::{needed, number, pick};
 use super::register::{Content, Part, Registers};
 use super::rule::expressions;
 use super::set::Element;
+use super::verdict::Verdict;
 
 /// NFT_REG_VERDICT of `enum nft_registers`.
 pub(super) const NFT_REG_VERDICT: u32 = 0;
-/// `enum nft_verdicts`.
-const NFT_JUMP: i32 = -3;
-const NFT_GOTO: i32 = -4;
 /// `enum nft_meta_keys`.
 const NFT_META_PROTOCOL: u32 = 1;
 const NFT_META_NFPROTO: u32 = 15;
@@ -58,8 +57,9 @@ impl From<Malformed> for Stop {
     }
 }
 
-/// What a rule with these expressions does to packets of `families`.
+/// What a rule with these expressions does to packets of `families`, as far as it is `sought`.
 pub(super) fn steps(
+    sought: Sought,
     list: &[u8],
     families: Families,
     sets: &HashMap<String, Vec<Element>>,
@@ -67,6 +67,7 @@ pub(super) fn steps(
     let mut rule = Evaluation {
         registers: Registers::default(),
         regions: vec![Region::all(families)],
+        sought,
         sets,
     };
     for expression in expressions(list) {
@@ -78,17 +79,6 @@ pub(super) fn steps(
     Ok(Vec::new())
 }
 
-/// The chain that NFTA_DATA_VERDICT leads to.
-pub(super) fn entered(verdict: &[u8]) -> Result<Option<String>, Malformed> {
-    const NFTA_VERDICT_CODE: u16 = 1;
-    const NFTA_VERDICT_CHAIN: u16 = 2;
-    let [code, chain] = pick(verdict, [NFTA_VERDICT_CODE, NFTA_VERDICT_CHAIN])?;
-    let code = needed(code, "a verdict")?.cast_signed();
-    Ok(chain
-        .filter(|_| matches!(code, NFT_JUMP | NFT_GOTO))
-        .map(|chain| name(chain).into_owned()))
-}
-
 /// Goes on, or says what the rule does.
 pub(super) type Outcome = Result<ControlFlow<Vec<Step>>, Stop>;
 
@@ -97,6 +87,7 @@ pub(super) struct Evaluation<'a> {
     pub(super) registers: Registers,
     /// The packets that meet its conditions so far.
     pub(super) regions: Vec<Region>,
+    pub(super) sought: Sought,
     pub(super) sets: &'a HashMap<String, Vec<Element>>,
 }
 
@@ -113,7 +104,8 @@ impl Evaluation<'_> {
             "lookup" => return self.lookup(data),
             "immediate" => return self.immediate(data),
             "nat" => return self.nat(data),
-            "redir" => return Ok(self.done(Action::Take)),
+            "redir" => return Ok(self.decided(Sought::Destinations)),
+            "reject" | "queue" => return Ok(self.decided(Sought::Denials)),
             "target" => return self.xt_target(data),
             other => self.other(other, data)?,
         }
@@ -132,6 +124,14 @@ impl Evaluation<'_> {
     fn done(&mut self, action: Action) -> ControlFlow<Vec<Step>> {
         let regions = std::mem::take(&mut self.regions);
         ControlFlow::Break(vec![Step { regions, action }])
+    }
+
+    /// Whatever else it could be, it does `that`.
+    fn decided(&mut self, that: Sought) -> ControlFlow<Vec<Step>> {
+        match self.sought == that {
+            true => self.done(Action::Take),
+            false => ControlFlow::Break(Vec::new()),
+        }
     }
 
     pub(super) fn narrow(&mut self, condition: &Condition) {
@@ -309,7 +309,7 @@ impl Evaluation<'_> {
     fn xt_target(&mut self, data: &[u8]) -> Outcome {
         const NFTA_TARGET_NAME: u16 = 1;
         let [kind] = pick(data, [NFTA_TARGET_NAME])?;
-        Ok(if xtables::takes(&name(kind.unwrap_or_default())) {
+        Ok(if self.sought.is_target(&name(kind.unwrap_or_default())) {
             self.done(Action::Take)
         } else {
             ControlFlow::Continue(())
@@ -329,7 +329,7 @@ impl Evaluation<'_> {
         if let Some(family) = number(family)?.filter(|family| *family != ANY) {
             self.narrow(&(Field::Family, Intervals::single(family.into())));
         }
-        Ok(self.done(Action::Take))
+        Ok(self.decided(Sought::Destinations))
     }
 
     fn immediate(&mut self, data: &[u8]) -> Outcome {
@@ -343,8 +343,9 @@ impl Evaluation<'_> {
         }
         let [verdict] = pick(data.unwrap_or_default(), [NFTA_DATA_VERDICT])?;
         let verdict = verdict.ok_or(Malformed::Short("an immediate expression"))?;
-        Ok(match entered(verdict)? {
-            Some(chain) => self.done(Action::Enter(chain)),
+        let action = Verdict::parse(verdict)?.and_then(|verdict| verdict.action(self.sought));
+        Ok(match action {
+            Some(action) => self.done(action),
             None => ControlFlow::Break(Vec::new()),
         })
     }
@@ -385,4 +386,40 @@ fn part((field, start): (Field, usize), offset: usize, length: usize) -> Option<
         at,
         length: loaded.min(full),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::properties::attribute;
+    use super::*;
+
+    /// What a rule of one expression does.
+    fn done(sought: Sought, kind: &str, data: &[u8]) -> Vec<Action> {
+        let expression = [attribute(1, kind.as_bytes()), attribute(2, data)].concat();
+        let list = attribute(1, &expression);
+        let steps = steps(sought, &list, Families::V4, &HashMap::new()).unwrap();
+        steps.into_iter().map(|step| step.action).collect()
+    }
+
+    #[test]
+    fn a_rule_does_what_is_sought_or_nothing() {
+        let number = |kind, number: u32| attribute(kind, &number.to_be_bytes());
+        let drop = attribute(2, &attribute(2, &number(1, 0)));
+        let drop = [number(1, NFT_REG_VERDICT), drop].concat();
+        for (kind, data, does) in [
+            ("reject", Vec::new(), Sought::Denials),
+            ("queue", Vec::new(), Sought::Denials),
+            ("immediate", drop, Sought::Denials),
+            ("target", attribute(1, b"REJECT\0"), Sought::Denials),
+            ("target", attribute(1, b"DNAT\0"), Sought::Destinations),
+            ("redir", Vec::new(), Sought::Destinations),
+            ("nat", number(1, NFT_NAT_DNAT), Sought::Destinations),
+        ] {
+            for sought in [Sought::Denials, Sought::Destinations] {
+                let takes = vec![Action::Take];
+                let expected = if sought == does { takes } else { Vec::new() };
+                assert_eq!(done(sought, kind, &data), expected, "{kind} {sought:?}");
+            }
+        }
+    }
 }

@@ -5,12 +5,13 @@ use std::ops::ControlFlow;
 
 use super::super::intervals::Intervals;
 use super::super::region::{Condition, Region};
-use super::super::walk::{Action, Step};
+use super::super::walk::Step;
 use super::super::wire::name;
 use super::attribute::{needed, number, pick};
 use super::expression::{Evaluation, NFT_REG_VERDICT, Outcome, Stop};
 use super::register::key_condition;
 use super::set::Element;
+use super::verdict::Verdict;
 
 /// Of the flags of a lookup: to be in the set is what must not be.
 const NFT_LOOKUP_F_INV: u32 = 1;
@@ -50,15 +51,17 @@ impl Evaluation<'_> {
     }
 
     fn verdicts(&self, from: u32, elements: &[Element]) -> Vec<Step> {
-        let mut by_chain: BTreeMap<&String, Vec<&Element>> = BTreeMap::new();
+        let mut by_verdict: BTreeMap<&Verdict, Vec<&Element>> = BTreeMap::new();
         for element in elements {
-            if let Some(chain) = &element.enters {
-                by_chain.entry(chain).or_default().push(element);
+            if let Some(verdict) = &element.verdict {
+                by_verdict.entry(verdict).or_default().push(element);
             }
         }
-        let steps = by_chain.into_iter().map(|(chain, elements)| Step {
-            regions: self.meeting(&self.alternatives(from, &elements)),
-            action: Action::Enter(chain.clone()),
+        let steps = by_verdict.into_iter().filter_map(|(verdict, elements)| {
+            Some(Step {
+                action: verdict.action(self.sought)?,
+                regions: self.meeting(&self.alternatives(from, &elements)),
+            })
         });
         steps.filter(|step| !step.regions.is_empty()).collect()
     }

@@ -1,8 +1,8 @@
 //! Rules of nf_tables, whoever made them: `nft`, `iptables-nft`, or a program by itself.
 //!
-//! Packets meet destination NAT in base chains of the type `nat` at prerouting and output
-//! (`nf_nat_l3proto_ipv4` and the like register no other hooks for it). Only tables with such a chain are read,
-//! and of their sets those that a rule on the way asks for.
+//! Packets meet destination NAT in base chains of the type `nat` at prerouting and output, and what denies them in
+//! those of any type on their way in. Only tables with such a chain are read, and of their sets those that a rule on
+//! the way asks for.
 
 mod attribute;
 mod chain;
@@ -12,15 +12,18 @@ mod lookup;
 mod register;
 mod rule;
 mod set;
+mod verdict;
 
 #[cfg(test)]
 mod properties;
 
 use std::collections::HashMap;
 
+use super::firewall::FirewallChain;
+use super::sought::Sought;
 use super::walk::{Step, taken};
 use super::{ForeignError, rules_of, unchanged};
-use crate::collision::{Place, Rule};
+use crate::collision::Rule;
 use chain::{Table, base_chain};
 use conversation::{Conversation, Unread};
 use expression::{Stop, steps};
@@ -42,24 +45,36 @@ const SET: u16 = 2;
 /// The rules of the calling thread's namespace. Asking has the kernel load the module nf_tables where it has
 /// it and nobody asked before (`nfnetlink_rcv_msg`), as `nft list` does.
 pub(super) fn rules_here() -> Result<Vec<Rule>, ForeignError> {
-    unchanged(WHAT, || match read() {
-        Ok(rules) => Ok(Some(rules)),
+    here(Sought::Destinations, |reading| reading.rules())
+}
+
+/// The chains that may deny packets in the calling thread's namespace; asking has the same consequence.
+pub(super) fn firewall_here() -> Result<Vec<FirewallChain>, ForeignError> {
+    here(Sought::Denials, |reading| reading.firewall())
+}
+
+/// What is found in a table.
+type InTable<T> = fn(Reading) -> Result<Vec<T>, Unread>;
+
+fn here<T>(sought: Sought, in_table: InTable<T>) -> Result<Vec<T>, ForeignError> {
+    unchanged(WHAT, || match read(sought, in_table) {
+        Ok(found) => Ok(Some(found)),
         Err(Unread::Changed) => Ok(None),
         Err(Unread::Failed(error)) => Err(error),
     })
 }
 
-fn read() -> Result<Vec<Rule>, Unread> {
+fn read<T>(sought: Sought, in_table: InTable<T>) -> Result<Vec<T>, Unread> {
     let Some(mut conversation) = Conversation::open()? else {
         return Ok(Vec::new());
     };
     let mut tables: Vec<Table> = Vec::new();
     let is_there = conversation.dump_if_there(NFT_MSG_GETCHAIN, |family, attributes| {
-        if let Some((table, chain)) = base_chain(family, attributes)? {
+        if let Some((table, root)) = base_chain(sought, family, attributes)? {
             match tables.iter_mut().find(|known| known.is(&table)) {
-                Some(known) => known.roots.push(chain),
+                Some(known) => known.roots.push(root),
                 None => tables.push(Table {
-                    roots: vec![chain],
+                    roots: vec![root],
                     ..table
                 }),
             }
@@ -68,7 +83,7 @@ fn read() -> Result<Vec<Rule>, Unread> {
     })?;
     let mut all = Vec::new();
     for table in tables.iter().filter(|_| is_there) {
-        all.extend(Reading::of(table, &mut conversation)?.rules()?);
+        all.extend(in_table(Reading::of(sought, table, &mut conversation)?)?);
         conversation.confirm()?;
     }
     Ok(all)
@@ -76,6 +91,7 @@ fn read() -> Result<Vec<Rule>, Unread> {
 
 /// A table being read.
 struct Reading<'a> {
+    sought: Sought,
     table: &'a Table,
     conversation: &'a mut Conversation,
     /// The expressions of each chain's rules.
@@ -87,7 +103,11 @@ struct Reading<'a> {
 }
 
 impl<'a> Reading<'a> {
-    fn of(table: &'a Table, conversation: &'a mut Conversation) -> Result<Self, Unread> {
+    fn of(
+        sought: Sought,
+        table: &'a Table,
+        conversation: &'a mut Conversation,
+    ) -> Result<Self, Unread> {
         let mut chains: HashMap<String, Vec<Vec<u8>>> = HashMap::new();
         let limits = [(TABLE, table.name.as_str())];
         conversation.dump(NFT_MSG_GETRULE, table.family, &limits, |_, attributes| {
@@ -99,6 +119,7 @@ impl<'a> Reading<'a> {
             Ok(())
         })?;
         Ok(Self {
+            sought,
             table,
             conversation,
             chains,
@@ -109,24 +130,33 @@ impl<'a> Reading<'a> {
 
     fn rules(mut self) -> Result<Vec<Rule>, Unread> {
         let table = self.table;
-        let taken = taken(&table.roots, |chain| self.steps(chain))?;
+        let roots = table.roots.iter().map(|root| root.chain.as_str());
+        let taken = taken(roots, |chain| self.steps(chain))?;
         let rules = taken.into_iter().flat_map(|taken| {
-            let place = Place::Nftables {
-                family: table.family_name(),
-                table: table.name.clone(),
-                chain: taken.chain,
-            };
+            let place = table.place(taken.chain);
             let regions = taken.regions.into_iter();
             regions.flat_map(move |region| rules_of(&region, &place))
         });
         Ok(rules.collect())
     }
 
+    fn firewall(mut self) -> Result<Vec<FirewallChain>, Unread> {
+        let table = self.table;
+        let mut all = Vec::new();
+        for root in &table.roots {
+            let taken = taken([root.chain.as_str()], |chain| self.steps(chain))?;
+            let place = table.place(root.chain.clone());
+            all.extend(FirewallChain::of(root, place, table.families(), &taken));
+        }
+        Ok(all)
+    }
+
     fn steps(&mut self, chain: &str) -> Result<Vec<Step>, Unread> {
         let mut all = Vec::new();
-        for expressions in self.chains.remove(chain).unwrap_or_default() {
+        let rules = self.chains.remove(chain).unwrap_or_default();
+        for expressions in &rules {
             loop {
-                match steps(&expressions, self.table.families(), &self.sets) {
+                match steps(self.sought, expressions, self.table.families(), &self.sets) {
                     Ok(steps) => break all.extend(steps),
                     Err(Stop::Needs(set)) => self.fetch(set)?,
                     Err(Stop::Malformed(malformed)) => {
@@ -138,6 +168,7 @@ impl<'a> Reading<'a> {
                 }
             }
         }
+        self.chains.insert(chain.to_owned(), rules);
         Ok(all)
     }
 

@@ -5,13 +5,15 @@ use std::collections::HashMap;
 use proptest::prelude::*;
 
 use super::super::region::Families;
+use super::super::sought::Sought;
 use super::chain::base_chain;
 use super::expression::steps;
 use super::set::{Element, Kind};
+use super::verdict::Verdict;
 use super::{rule, set};
 
 /// Names of expressions that are looked into.
-const EXPRESSIONS: [&str; 14] = [
+const EXPRESSIONS: [&str; 16] = [
     "meta",
     "payload",
     "fib",
@@ -26,9 +28,11 @@ const EXPRESSIONS: [&str; 14] = [
     "target",
     "numgen",
     "hash",
+    "reject",
+    "queue",
 ];
 
-fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+pub(super) fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
     let mut bytes = ((value.len() + 4) as u16).to_ne_bytes().to_vec();
     bytes.extend(kind.to_ne_bytes());
     bytes.extend(value);
@@ -66,8 +70,8 @@ fn expressions() -> impl Strategy<Value = Vec<u8>> {
 fn sets() -> impl Strategy<Value = HashMap<String, Vec<Element>>> {
     let key = || prop::collection::vec(0..=u8::MAX, 0..12);
     let element = (prop::option::of((key(), key())), any::<bool>()).prop_map(|(keys, enters)| {
-        let enters = enters.then(|| "chain".to_owned());
-        Element { keys, enters }
+        let verdict = enters.then(|| Verdict::Enter("chain".to_owned()));
+        Element { keys, verdict }
     });
     prop::collection::vec(element, 0..5).prop_map(|all| HashMap::from([("set".to_owned(), all)]))
 }
@@ -75,9 +79,12 @@ fn sets() -> impl Strategy<Value = HashMap<String, Vec<Element>>> {
 proptest! {
     #[test]
     fn random_bytes(bytes in prop::collection::vec(0..=u8::MAX, 0..200)) {
-        let _ = base_chain(2, &bytes);
+        for sought in [Sought::Destinations, Sought::Denials] {
+            let _ = base_chain(sought, 2, &bytes);
+            let _ = base_chain(sought, 5, &bytes);
+            let _ = steps(sought, &bytes, Families::BOTH, &HashMap::new());
+        }
         let _ = rule::parse(&bytes);
-        let _ = steps(&bytes, Families::BOTH, &HashMap::new());
         let _ = set::kind(&bytes);
         let mut elements = Vec::new();
         let _ = set::parse(&bytes, &mut elements);
@@ -87,7 +94,9 @@ proptest! {
     #[test]
     fn random_expressions(expressions in expressions(), sets in sets(), v6: bool) {
         let families = if v6 { Families::V6 } else { Families::V4 };
-        let _ = steps(&expressions, families, &sets);
+        for sought in [Sought::Destinations, Sought::Denials] {
+            let _ = steps(sought, &expressions, families, &sets);
+        }
     }
 
     #[test]

@@ -1,8 +1,8 @@
-//! Sets and maps: their elements as ranges of keys, and the chains that verdict maps lead to.
+//! Sets and maps: their elements as ranges of keys, and the verdicts of those that have one.
 
 use super::super::wire::{Malformed, name};
 use super::attribute::{attributes, number, pick};
-use super::expression::entered;
+use super::verdict::Verdict;
 
 /// `enum nft_set_attributes`.
 const NFTA_SET_NAME: u16 = 2;
@@ -37,8 +37,8 @@ pub(super) enum Kind {
 pub(super) struct Element {
     /// The first and the last key; None for the element that stands for all others.
     pub(super) keys: Option<(Vec<u8>, Vec<u8>)>,
-    /// The chain that its verdict leads to.
-    pub(super) enters: Option<String>,
+    /// What it decides.
+    pub(super) verdict: Option<Verdict>,
 }
 
 impl Element {
@@ -54,7 +54,7 @@ pub(super) struct Raw {
     key: Option<Vec<u8>>,
     key_end: Option<Vec<u8>>,
     ends: bool,
-    enters: Option<String>,
+    verdict: Option<Verdict>,
 }
 
 /// Name and kind of a set that NFT_MSG_NEWSET tells of. Sets of ranges over several fields (`nft_set_pipapo`) have
@@ -99,7 +99,7 @@ fn raw(element: &[u8]) -> Result<Raw, Malformed> {
         key: value(key)?,
         key_end: value(key_end)?,
         ends: number(flags)?.unwrap_or_default() & NFT_SET_ELEM_INTERVAL_END != 0,
-        enters: verdict.map(entered).transpose()?.flatten(),
+        verdict: verdict.map(Verdict::parse).transpose()?.flatten(),
     })
 }
 
@@ -115,11 +115,11 @@ fn single(element: Raw) -> Element {
     let Raw {
         key,
         key_end,
-        enters,
+        verdict,
         ..
     } = element;
     let keys = key.map(|first| (first.clone(), key_end.unwrap_or(first)));
-    Element { keys, enters }
+    Element { keys, verdict }
 }
 
 /// Ranges over one field (`nft_set_rbtree`): an element that ends one has the first key that is no longer in
@@ -131,25 +131,25 @@ fn intervals(elements: Vec<Raw>) -> Vec<Element> {
     // At the same key the range before ends first.
     keyed.sort_by(|one, other| (&one.key, !one.ends).cmp(&(&other.key, !other.ends)));
     let mut found: Vec<Element> = others.into_iter().map(single).collect();
-    let mut open: Option<(Vec<u8>, Option<String>)> = None;
+    let mut open: Option<(Vec<u8>, Option<Verdict>)> = None;
     for element in keyed {
         let Some(key) = element.key else { continue };
-        if let Some((first, enters)) = open.take() {
+        if let Some((first, verdict)) = open.take() {
             let keys = before(&key).filter(|last| *last >= first);
             found.extend(keys.map(|last| Element {
                 keys: Some((first, last)),
-                enters,
+                verdict,
             }));
         }
         if !element.ends {
-            open = Some((key, element.enters));
+            open = Some((key, element.verdict));
         }
     }
-    found.extend(open.map(|(first, enters)| {
+    found.extend(open.map(|(first, verdict)| {
         let last = vec![u8::MAX; first.len()];
         Element {
             keys: Some((first, last)),
-            enters,
+            verdict,
         }
     }));
     found
@@ -177,7 +177,7 @@ mod tests {
             key: Some(number.to_be_bytes().to_vec()),
             key_end: None,
             ends,
-            enters: None,
+            verdict: None,
         }
     }
 
