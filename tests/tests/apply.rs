@@ -524,3 +524,19 @@ fn an_empty_file_changes_nothing_and_that_is_said() {
     assert_eq!(outcome.stderr, "");
     assert_eq!(stand.topology.published(), [""; 0]);
 }
+
+#[test]
+fn a_set_is_warned_of_ports_that_the_kernel_may_choose_once() {
+    let stand = Stand::new();
+    let range = "32768 60999";
+    let host = &stand.topology.host;
+    host.set_sysctl("ipv4/ip_local_port_range", range);
+    host.set_sysctl("ipv4/ip_local_reserved_ports", "45000");
+    let text = TWO.replace("8081", "40000").replace("9090", "40001");
+    let outcome = stand.apply(&text, &[]).expect_ok();
+    let says = "warning: the kernel may give ports 40000-40001 to connections of the host as well \
+                (net.ipv4.ip_local_port_range): their peers cannot reach a container by them; \
+                sysctl -w net.ipv4.ip_local_reserved_ports=40000-40001,45000\n";
+    assert_eq!(outcome.stderr, says);
+    assert_eq!(stand.apply(&text, &[]).expect_ok().stderr, "");
+}

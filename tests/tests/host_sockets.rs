@@ -97,6 +97,48 @@ fn a_host_connection_opened_from_a_published_port_works() {
     }
 }
 
+/// `sysctl -w` puts its value in the place of the one before: two commands would undo each other.
+#[test]
+fn ports_that_the_kernel_may_choose_are_warned_of_once_with_one_command() {
+    let topology = Topology::new(Shape::default());
+    let host = &topology.host;
+    host.set_sysctl("ipv4/ip_local_port_range", "32768 60999");
+    host.set_sysctl("ipv4/ip_local_reserved_ports", "45000-45010");
+    let warned = |which: &str, them: &str, reserved: &str| {
+        format!(
+            "warning: the kernel may give {which} to connections of the host as well \
+             (net.ipv4.ip_local_port_range): their peers cannot reach a container by {them}; \
+             sysctl -w net.ipv4.ip_local_reserved_ports={reserved}\n"
+        )
+    };
+    let specs = ["8080:80", "40000:80", "40002:80/udp", "45010-45011:80-81"];
+    let attached = topology.attach("web", 0, &specs);
+    let reserved = "40000,40002,45000-45011";
+    let three = warned("ports 40000, 40002, 45011", "them", reserved);
+    assert_eq!(attached.stderr, three);
+    host.set_sysctl("ipv4/ip_local_reserved_ports", reserved);
+    let attached = topology.attach("web", 0, &["40001:80", "40002:80"]);
+    let one = warned("port 40001", "it", "40000-40002,45000-45011");
+    assert_eq!(attached.stderr, one);
+
+    let singles: Vec<String> = (0..1_000)
+        .map(|number| format!("{}:80", 50_000 + 2 * number))
+        .collect();
+    let singles: Vec<&str> = singles.iter().map(String::as_str).collect();
+    let attached = topology.attach("db", 1, &singles);
+    let lines: Vec<&str> = attached.stderr.lines().collect();
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    let some = "1000 ports (50000, 50002, 50004, 50006, 50008, 50010, 50012, 50014 and others)";
+    assert!(lines[0].contains(some), "{lines:?}");
+    let (_, command) = lines[0].split_once("; ").expect("a command");
+    host.output("sh", &["-c", command]);
+    let again = [&singles[..], &["40003:83"]].concat();
+    let attached = topology.attach("db", 1, &again);
+    let (_, reserved) = command.split_once('=').expect("a value");
+    let reserved = reserved.replacen("40000,40002,", "40000,40002-40003,", 1);
+    assert_eq!(attached.stderr, warned("port 40003", "it", &reserved));
+}
+
 #[test]
 fn a_host_socket_on_a_published_port_gets_the_answers_of_another_container() {
     let topology = Topology::new(Shape::default());

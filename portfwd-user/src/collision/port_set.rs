@@ -1,5 +1,7 @@
 //! A set of port numbers: one bit each, 8 KiB.
 
+use std::fmt;
+
 use crate::error::shown;
 use crate::spec::PortRange;
 
@@ -20,11 +22,20 @@ impl Default for PortSet {
     }
 }
 
-impl std::fmt::Debug for PortSet {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_set()
-            .entries((0..=u16::MAX).filter(|port| self.contains(*port)))
-            .finish()
+impl fmt::Debug for PortSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.ports()).finish()
+    }
+}
+
+/// As [`PortSet::from_kernel_list`] reads it.
+impl fmt::Display for PortSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (number, range) in self.ranges().into_iter().enumerate() {
+            let separator = if number == 0 { "" } else { "," };
+            write!(f, "{separator}{range}")?;
+        }
+        Ok(())
     }
 }
 
@@ -81,6 +92,26 @@ impl PortSet {
         for (own, theirs) in self.0.iter_mut().zip(other.0.iter()) {
             *own |= theirs;
         }
+    }
+
+    /// Every port, ascending.
+    pub fn ports(&self) -> impl Iterator<Item = u16> {
+        (0..=u16::MAX).filter(|port| self.contains(*port))
+    }
+
+    /// Every port but 0, in as few ranges as can be, ascending.
+    #[must_use]
+    pub fn ranges(&self) -> Vec<PortRange> {
+        let mut ranges: Vec<PortRange> = Vec::new();
+        for port in self.ports() {
+            let before = ranges.last().copied();
+            let adjoins = before.filter(|range| range.last().checked_add(1) == Some(port));
+            if adjoins.is_some() {
+                ranges.pop();
+            }
+            ranges.extend(PortRange::new(adjoins.map_or(port, PortRange::first), port));
+        }
+        ranges
     }
 
     /// Whether any port of `range` is in it.

@@ -90,10 +90,10 @@ pub(super) fn run(cli: &Cli, asked: &Apply) -> Result<(), Error> {
     print(cli, &whole.changes)?;
     // The same set again may be applied every minute.
     let is_masqueraded = |plan: &Plan| whole.changes.masqueraded.contains(&plan.label);
-    let all = set.declared.iter().zip(&whole.plans);
-    for (declared, plan) in all.filter(|(_, plan)| !plan.is_as_it_was() || is_masqueraded(plan)) {
-        attach::warn(&host, &writable, &declared.attach, plan);
-    }
+    let attaches = set.declared.iter().map(|declared| &declared.attach);
+    let all = attaches.zip(&whole.plans);
+    let changed = all.filter(|(_, plan)| !plan.is_as_it_was() || is_masqueraded(plan));
+    attach::warn(&host, &writable, &changed.collect::<Vec<_>>());
     Ok(())
 }
 

@@ -58,7 +58,7 @@ pub(super) fn run(cli: &Cli, attach: &Attach) -> Result<(), Error> {
     if attach.dry_run {
         let running = site.as_ref().map_or(Ok(None), Site::open)?;
         let plan = make_plan(&host, running.as_ref(), attach, &observed)?;
-        ports::warn(&host, &plan)?;
+        ports::warn(&host, &[&plan])?;
         return print(cli, &plan.published);
     }
     // Whatever is wrong with an instance is told by who has its lock.
@@ -86,14 +86,14 @@ pub(super) fn run(cli: &Cli, attach: &Attach) -> Result<(), Error> {
         &Leaving::default(),
         look_again,
     )?;
-    warn(&host, &writable, attach, &plan);
+    warn(&host, &writable, &[(attach, &plan)]);
     drop(writable);
     print(cli, &plan.published)
 }
 
-/// Says what else is to be known of an attach that was done. It stays done, whatever cannot be looked at for that.
-pub(super) fn warn(host: &Netns, writable: &Writable, attach: &Attach, plan: &Plan) {
-    if let Err(error) = look_for_warnings(host, writable, attach, plan) {
+/// Says what else is to be known of attaches that were done. They stay done, whatever cannot be looked at for that.
+pub(super) fn warn(host: &Netns, writable: &Writable, done: &[(&Attach, &Plan)]) {
+    if let Err(error) = look_for_warnings(host, writable, done) {
         talk::warn(&error.to_string());
     }
 }
@@ -101,15 +101,17 @@ pub(super) fn warn(host: &Netns, writable: &Writable, attach: &Attach, plan: &Pl
 fn look_for_warnings(
     host: &Netns,
     writable: &Writable,
-    attach: &Attach,
-    plan: &Plan,
+    done: &[(&Attach, &Plan)],
 ) -> Result<(), Error> {
-    warn_of_foreign_addresses(writable, &attach.specs);
-    ports::warn(host, plan)?;
-    if let Some(connection) = &plan.connection {
-        connect::warn(host, connection, plan)?;
+    warn_of_foreign_addresses(writable, done.iter().flat_map(|(attach, _)| &attach.specs));
+    let plans: Vec<&Plan> = done.iter().map(|(_, plan)| *plan).collect();
+    ports::warn(host, &plans)?;
+    for plan in plans {
+        if let Some(connection) = &plan.connection {
+            connect::warn(host, connection, plan)?;
+        }
     }
-    if attach.masquerade {
+    if done.iter().any(|(attach, _)| attach.masquerade) {
         super::masquerade::warn_of_ports(host)?;
     }
     Ok(())
@@ -219,8 +221,8 @@ pub(super) fn as_known(
 }
 
 /// An address may come later; more often it is a slip.
-fn warn_of_foreign_addresses(writable: &Writable, specs: &[Spec]) {
-    let addresses: BTreeSet<IpAddr> = specs.iter().filter_map(|spec| spec.host).collect();
+fn warn_of_foreign_addresses<'a>(writable: &Writable, specs: impl Iterator<Item = &'a Spec>) {
+    let addresses: BTreeSet<IpAddr> = specs.filter_map(|spec| spec.host).collect();
     for address in addresses {
         let own = address.is_unspecified() || address.is_loopback() || writable.host.owns(address);
         if !own {

@@ -18,8 +18,6 @@ pub struct LocalPorts {
     pub range: PortRange,
     /// `ip_local_reserved_ports`: never chosen.
     pub reserved: PortSet,
-    /// The same as the kernel writes it.
-    reserved_text: String,
 }
 
 impl LocalPorts {
@@ -37,7 +35,6 @@ impl LocalPorts {
         Ok(Self {
             range: ends().ok_or_else(odd).doing(|| format!("read {RANGE}"))?,
             reserved: PortSet::from_kernel_list(reserved).doing(|| format!("read {RESERVED}"))?,
-            reserved_text: reserved.trim().to_owned(),
         })
     }
 
@@ -58,28 +55,24 @@ impl LocalPorts {
         netns.run_in(Self::here)?
     }
 
-    /// The part of `ports` within which the kernel may choose one.
+    /// Those of `ports` that the kernel may choose.
     #[must_use]
-    pub fn shared_with(&self, ports: PortRange) -> Option<PortRange> {
-        let shared = ports.intersection(self.range)?;
-        let is_chosen = |port: u16| !self.reserved.contains(port);
-        (shared.first()..=shared.last())
-            .any(is_chosen)
-            .then_some(shared)
+    pub fn shared_with(&self, ports: &PortSet) -> PortSet {
+        let mut shared = PortSet::new();
+        let is_shared = |port: &u16| ports.contains(*port) && !self.reserved.contains(*port);
+        for port in self.range.ports().filter(is_shared) {
+            shared.insert(port);
+        }
+        shared
     }
 
-    /// The command that keeps the kernel from choosing `ports`.
+    /// The command that keeps the kernel from choosing `ports` and what it is kept from already: the setting has no
+    /// way to add to it.
     #[must_use]
-    pub fn reserve_command(&self, ports: PortRange) -> String {
-        let separator = if self.reserved_text.is_empty() {
-            ""
-        } else {
-            ","
-        };
-        format!(
-            "sysctl -w net.ipv4.ip_local_reserved_ports={}{separator}{ports}",
-            self.reserved_text
-        )
+    pub fn reserve_command(&self, ports: &PortSet) -> String {
+        let mut reserved = self.reserved.clone();
+        reserved.extend(ports);
+        format!("sysctl -w net.ipv4.ip_local_reserved_ports={reserved}")
     }
 }
 
@@ -87,31 +80,39 @@ impl LocalPorts {
 mod tests {
     use super::*;
 
-    fn range(first: u16, last: u16) -> PortRange {
-        PortRange::new(first, last).expect("a range")
+    fn set(list: &str) -> PortSet {
+        PortSet::from_kernel_list(list).expect("a list")
     }
 
     #[test]
     fn a_published_port_is_shared_unless_it_is_reserved() {
         let ports = LocalPorts::from_kernel("32768\t60999\n", "40000,40010-40019\n").unwrap();
-        assert_eq!(ports.shared_with(range(8_080, 8_080)), None);
-        assert_eq!(ports.shared_with(range(40_000, 40_000)), None);
-        assert_eq!(ports.shared_with(range(40_010, 40_019)), None);
-        let beyond = range(40_010, 40_020);
-        assert_eq!(ports.shared_with(beyond), Some(beyond));
-        let shared = ports.shared_with(range(60_000, 62_000));
-        assert_eq!(shared, Some(range(60_000, 60_999)));
+        for (published, shared) in [
+            ("", ""),
+            ("8080", ""),
+            ("40000", ""),
+            ("40010-40019", ""),
+            ("40009-40020", "40009,40020"),
+            ("32767-32768,60000-62000", "32768,60000-60999"),
+        ] {
+            assert_eq!(ports.shared_with(&set(published)).to_string(), shared);
+        }
     }
 
     #[test]
     fn the_command_keeps_what_is_reserved_already() {
         let command = |reserved| {
             let ports = LocalPorts::from_kernel("32768 60999", reserved).unwrap();
-            ports.reserve_command(range(50_000, 50_009))
+            ports.reserve_command(&set("50000-50009,50011"))
         };
-        let set = "sysctl -w net.ipv4.ip_local_reserved_ports=";
-        assert_eq!(command("\n"), format!("{set}50000-50009"));
-        assert_eq!(command("40000\n"), format!("{set}40000,50000-50009"));
+        for (reserved, all) in [
+            ("\n", "50000-50009,50011"),
+            ("40000\n", "40000,50000-50009,50011"),
+            ("50005-50010,65535\n", "50000-50011,65535"),
+        ] {
+            let expected = format!("sysctl -w net.ipv4.ip_local_reserved_ports={all}");
+            assert_eq!(command(reserved), expected);
+        }
     }
 
     #[test]

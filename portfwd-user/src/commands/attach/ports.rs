@@ -24,6 +24,9 @@ use crate::{
     transaction::NewForward,
 };
 
+/// At most so many ranges of ports are spelled out in a warning.
+const LISTED: usize = 8;
+
 /// The host ports that an attach gets.
 pub(super) struct Settled {
     pub(super) resolved: Vec<Resolved>,
@@ -230,32 +233,53 @@ fn named(sockets: &[&sockets::Listener]) -> Result<Vec<Listener>, Error> {
     Ok(named.collect())
 }
 
-/// Says what else the ports of `plan` are in the way of, or share.
-pub(in crate::commands) fn warn(host: &Netns, plan: &Plan) -> Result<(), Error> {
-    for line in &plan.shadowed {
+/// Says what else the ports of `plans` are in the way of, or share.
+pub(in crate::commands) fn warn(host: &Netns, plans: &[&Plan]) -> Result<(), Error> {
+    for line in plans.iter().flat_map(|plan| &plan.shadowed) {
         talk::warn(line);
     }
-    for place in &plan.passed_by {
+    let passed_by: BTreeSet<&String> = plans.iter().flat_map(|plan| &plan.passed_by).collect();
+    for place in passed_by {
         talk::warn(&format!(
             "what is published passes by a rule for every port: {place}"
         ));
     }
-    warn_of_shared_ports(&LocalPorts::of(host)?, plan);
+    warn_of_shared_ports(&LocalPorts::of(host)?, plans);
     Ok(())
 }
 
 /// The reservation holds for those who name a port; whom the kernel gives one, it gives any.
-fn warn_of_shared_ports(local: &LocalPorts, plan: &Plan) {
-    let ports = plan
-        .forwards
-        .iter()
-        .filter_map(|forward| PortRange::from_count(forward.host_port, forward.count));
-    let shared: BTreeSet<PortRange> = ports.filter_map(|ports| local.shared_with(ports)).collect();
-    for ports in shared {
+fn warn_of_shared_ports(local: &LocalPorts, plans: &[&Plan]) {
+    let mut published = PortSet::new();
+    let forwards = plans.iter().flat_map(|plan| &plan.forwards);
+    forwards
+        .filter_map(|forward| PortRange::from_count(forward.host_port, forward.count))
+        .for_each(|ports| published.insert_range(ports));
+    let shared = local.shared_with(&published);
+    let count = shared.ports().count();
+    if count > 0 {
         talk::warn(&format!(
-            "the kernel may give port {ports} to connections of the host as well \
-             (net.ipv4.ip_local_port_range): their peers cannot reach the container by it; {}",
-            local.reserve_command(ports)
+            "the kernel may give {} to connections of the host as well (net.ipv4.ip_local_port_range): their peers \
+             cannot reach a container by {}; {}",
+            named_ports(&shared, count),
+            if count == 1 { "it" } else { "them" },
+            local.reserve_command(&shared)
         ));
+    }
+}
+
+/// Ports in words, of which there may be more than anybody reads.
+fn named_ports(ports: &PortSet, count: usize) -> String {
+    let ranges = ports.ranges();
+    let listed: Vec<String> = ranges
+        .iter()
+        .take(LISTED)
+        .map(ToString::to_string)
+        .collect();
+    let listed = listed.join(", ");
+    match count {
+        1 => format!("port {listed}"),
+        _ if ranges.len() <= LISTED => format!("ports {listed}"),
+        _ => format!("{count} ports ({listed} and others)"),
     }
 }
