@@ -104,21 +104,21 @@ fn ports_that_the_kernel_may_choose_are_warned_of_once_with_one_command() {
     let host = &topology.host;
     host.set_sysctl("ipv4/ip_local_port_range", "32768 60999");
     host.set_sysctl("ipv4/ip_local_reserved_ports", "45000-45010");
-    let warned = |which: &str, them: &str, reserved: &str| {
+    let warned = |which: &str, them: &str, command: &str| {
         format!(
             "warning: the kernel may give {which} to connections of the host as well \
-             (net.ipv4.ip_local_port_range): their peers cannot reach a container by {them}; \
-             sysctl -w net.ipv4.ip_local_reserved_ports={reserved}\n"
+             (net.ipv4.ip_local_port_range): their peers cannot reach a container by {them}; {command}\n"
         )
     };
+    let sysctl = |reserved| format!("sysctl -w net.ipv4.ip_local_reserved_ports={reserved}");
     let specs = ["8080:80", "40000:80", "40002:80/udp", "45010-45011:80-81"];
     let attached = topology.attach("web", 0, &specs);
     let reserved = "40000,40002,45000-45011";
-    let three = warned("ports 40000, 40002, 45011", "them", reserved);
+    let three = warned("ports 40000, 40002, 45011", "them", &sysctl(reserved));
     assert_eq!(attached.stderr, three);
     host.set_sysctl("ipv4/ip_local_reserved_ports", reserved);
     let attached = topology.attach("web", 0, &["40001:80", "40002:80"]);
-    let one = warned("port 40001", "it", "40000-40002,45000-45011");
+    let one = warned("port 40001", "it", &sysctl("40000-40002,45000-45011"));
     assert_eq!(attached.stderr, one);
 
     let singles: Vec<String> = (0..1_000)
@@ -134,9 +134,13 @@ fn ports_that_the_kernel_may_choose_are_warned_of_once_with_one_command() {
     host.output("sh", &["-c", command]);
     let again = [&singles[..], &["40003:83"]].concat();
     let attached = topology.attach("db", 1, &again);
-    let (_, reserved) = command.split_once('=').expect("a value");
-    let reserved = reserved.replacen("40000,40002,", "40000,40002-40003,", 1);
-    assert_eq!(attached.stderr, warned("port 40003", "it", &reserved));
+    let reserved = command.split(' ').find(|word| word.starts_with("40000,"));
+    let reserved = reserved
+        .expect("a list")
+        .replacen("40002,", "40002-40003,", 1);
+    let dd = "dd bs=1M iflag=fullblock of=/proc/sys/net/ipv4/ip_local_reserved_ports";
+    let command = format!("printf %s {reserved} | {dd}");
+    assert_eq!(attached.stderr, warned("port 40003", "it", &command));
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Which ports the kernel gives sockets that name none, and which ones it is told not to.
 
-use std::fs;
-use std::io;
+use std::fs::File;
+use std::io::{self, Read as _};
 
 use super::netns::Netns;
 use crate::collision::PortSet;
@@ -10,6 +10,11 @@ use crate::spec::PortRange;
 
 const RANGE: &str = "/proc/sys/net/ipv4/ip_local_port_range";
 const RESERVED: &str = "/proc/sys/net/ipv4/ip_local_reserved_ports";
+
+/// Longer than any of the settings: every second port is 192 KiB.
+const LONGEST: usize = 256 << 10;
+/// Bytes that the kernel takes of one write: less than a page (`proc_do_large_bitmap`), with the end of the line.
+const WRITTEN: usize = 4094;
 
 /// The ports of a network namespace that the kernel chooses from, for both families.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -43,7 +48,7 @@ impl LocalPorts {
     /// # Errors
     /// When the settings cannot be read.
     pub fn here() -> Result<Self, Error> {
-        let read = |path| fs::read_to_string(path).doing(|| format!("read {path}"));
+        let read = |path| read_at_once(path).doing(|| format!("read {path}"));
         Self::from_kernel(&read(RANGE)?, &read(RESERVED)?)
     }
 
@@ -66,14 +71,26 @@ impl LocalPorts {
         shared
     }
 
-    /// The command that keeps the kernel from choosing `ports` and what it is kept from already: the setting has no
-    /// way to add to it.
+    /// The command that keeps the kernel from choosing `ports` and what it is kept from already: each write to the
+    /// setting is the whole of it. What is longer than [`WRITTEN`] has to be written on, which `sysctl` does not do.
     #[must_use]
     pub fn reserve_command(&self, ports: &PortSet) -> String {
         let mut reserved = self.reserved.clone();
         reserved.extend(ports);
-        format!("sysctl -w net.ipv4.ip_local_reserved_ports={reserved}")
+        let reserved = reserved.to_string();
+        match reserved.len() <= WRITTEN {
+            true => format!("sysctl -w net.ipv4.ip_local_reserved_ports={reserved}"),
+            false => format!("printf %s {reserved} | dd bs=1M iflag=fullblock of={RESERVED}"),
+        }
     }
+}
+
+/// A second read finds nothing more (`proc_do_large_bitmap`), and those of the standard library begin with a few bytes.
+fn read_at_once(path: &str) -> io::Result<String> {
+    let mut text = vec![0; LONGEST];
+    let length = File::open(path)?.read(&mut text)?;
+    text.truncate(length);
+    String::from_utf8(text).map_err(io::Error::other)
 }
 
 #[cfg(test)]
