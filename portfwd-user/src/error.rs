@@ -220,6 +220,12 @@ impl Error {
                 "portfwd list shows what is published; portfwd up does the rest, as every command that changes something"
                     .to_owned(),
             ),
+            // Keys of the file, not options.
+            Self::Declared { cause, .. }
+                if matches!(cause.as_ref(), Self::Missing(Missing::Target(_))) =>
+            {
+                Some("say where it is: netns = \"PATH\", pid = PID or ip = \"ADDR\"".to_owned())
+            }
             Self::Undo { cause, .. } | Self::Declared { cause, .. } => cause.hint(),
             Self::Teardown { .. } => None,
         }

@@ -236,7 +236,17 @@ fn a_set_of_which_something_cannot_be_changes_nothing() {
         (
             add("[[container]]\nname = \"new\"\nnetns = \"{0}\"\npublish = [\"9090:80\"]\n"),
             3,
-            "held by: container \"db\" (tcp)",
+            "line 14: bind for 0.0.0.0:9090 failed: port is already allocated\n\
+             held by: container \"db\" (tcp), which is declared in line 8\n\
+             hint: declare each host port for one container\n",
+        ),
+        (
+            "[[container]]\nname = \"new\"\nnetns = \"{0}\"\npublish = [\"7400-7401:80\"]\n\
+             [[container]]\nname = \"far\"\nnetns = \"{1}\"\npublish = [\"7400-7401:80-81\"]\n"
+                .to_owned(),
+            3,
+            "line 2: bind for 0.0.0.0:7400-7401 failed: all ports are allocated\n\
+             held by: container \"far\" (tcp), which is declared in line 6\n",
         ),
         (
             add("[[container]]\nname = \"new\"\nnetns = \"/none\"\npublish = [\"9091:80\"]\n"),
@@ -246,7 +256,8 @@ fn a_set_of_which_something_cannot_be_changes_nothing() {
         (
             add("[[container]]\nname = \"new\"\npublish = [\"9091:80\"]\n"),
             4,
-            "line 14: no such container: new",
+            "line 14: no such container: new\n\
+             hint: say where it is: netns = \"PATH\", pid = PID or ip = \"ADDR\"\n",
         ),
         (
             add("[[container]]\nname = \"web\"\npublish = [\"9091:80\"]\n"),

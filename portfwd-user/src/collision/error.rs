@@ -17,6 +17,13 @@ const LISTED: usize = 8;
 pub enum Holder {
     /// A container, through portfwd.
     Container(Label),
+    /// A container that is to get it by the same declared set.
+    Declared {
+        /// Its name.
+        label: Label,
+        /// Where it is declared.
+        line: usize,
+    },
     /// A process of the host, as far as it could be told.
     Process {
         /// Its name.
@@ -41,6 +48,10 @@ impl Holder {
     pub fn describe(&self, protocol: Protocol) -> String {
         match self {
             Self::Container(label) => format!("container \"{label}\" ({})", protocol.name()),
+            Self::Declared { label, line } => format!(
+                "container \"{label}\" ({}), which is declared in line {line}",
+                protocol.name()
+            ),
             Self::Process { name, pid } => match (name, pid) {
                 (Some(name), Some(pid)) => format!("process {name} (pid {pid})"),
                 (Some(name), None) => format!("process {name}"),
@@ -54,6 +65,7 @@ impl Holder {
     const fn hint(&self) -> &'static str {
         match self {
             Self::Container(_) => "detach it, or publish another port",
+            Self::Declared { .. } => "declare each host port for one container",
             Self::Process { .. } => "stop it, publish another port, or take this one with --force",
             Self::Rule(_) => {
                 "remove it by the tool that made it, publish another port, or take this one with --force"
@@ -137,6 +149,28 @@ impl CollisionError {
             first,
             others: collisions.collect(),
         })
+    }
+
+    /// The same, where containers of which `line` knows one have what a declared set gives them.
+    #[must_use]
+    pub fn among_declared(mut self, line: impl Fn(&Label) -> Option<usize>) -> Self {
+        let holders: Vec<&mut Holder> = match &mut self {
+            Self::Taken { first, others } => {
+                let all = std::iter::once(first).chain(others);
+                all.map(|collision| &mut collision.holder).collect()
+            }
+            Self::PoolTaken { holders, .. } => holders.iter_mut().collect(),
+            Self::NoneLeft { .. } => Vec::new(),
+        };
+        for holder in holders {
+            if let Holder::Container(label) = holder
+                && let Some(line) = line(label)
+            {
+                let label = label.clone();
+                *holder = Holder::Declared { label, line };
+            }
+        }
+        self
     }
 
     /// Lines for the error: who holds it, and what else is held.

@@ -12,6 +12,7 @@ use crate::{
     datapath::{self, Datapath, Options, Site},
     declaration,
     error::{Doing, Error, Usage},
+    label::Label,
     masquerade,
     observe::{netns::Netns, sockets::Look},
     plan::{self, Leaving, Plan},
@@ -31,6 +32,15 @@ struct DeclaredSet {
 impl DeclaredSet {
     /// The error, at the declaration that it is about.
     fn at(&self, declared: &Declared, cause: Error) -> Error {
+        let line_of = |label: &Label| {
+            let mut all = self.declared.iter();
+            let other = all.find(|other| other.attach.container == *label)?;
+            Some(other.line)
+        };
+        let cause = match cause {
+            Error::Collision(collision) => collision.among_declared(line_of).into(),
+            cause => cause,
+        };
         Error::Declared {
             file: self.file.clone(),
             line: declared.line,
