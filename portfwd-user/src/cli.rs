@@ -7,6 +7,7 @@ mod meaning;
 #[cfg(test)]
 mod tests;
 mod usage;
+mod wrong;
 
 use std::ffi::OsString;
 use std::net::{IpAddr, SocketAddr};

@@ -78,15 +78,16 @@ impl Connection {
     /// From every value of the option; None if there is none.
     ///
     /// # Errors
-    /// When one is malformed, or two are of one family.
-    pub fn of(texts: &[String]) -> Result<Option<Self>, ConnectionError> {
+    /// When one is malformed, or two are of one family; after the position of that one.
+    pub fn of(texts: &[String]) -> Result<Option<Self>, (usize, ConnectionError)> {
         let mut connection = Self(Vec::new());
-        for text in texts {
+        for (position, text) in texts.iter().enumerate() {
             let add = |ends| connection.add(ends);
-            parse(text).and_then(add).map_err(|kind| ConnectionError {
-                text: text.clone(),
-                kind,
-            })?;
+            let wrong = |kind| {
+                let text = text.clone();
+                (position, ConnectionError { text, kind })
+            };
+            parse(text).and_then(add).map_err(wrong)?;
         }
         Ok((!texts.is_empty()).then_some(connection))
     }
@@ -218,12 +219,8 @@ mod tests {
     use super::*;
 
     fn connection(texts: &[&str]) -> Result<Option<Connection>, ConnectionError> {
-        Connection::of(
-            &texts
-                .iter()
-                .map(|text| (*text).to_owned())
-                .collect::<Vec<_>>(),
-        )
+        let texts: Vec<String> = texts.iter().map(|text| (*text).to_owned()).collect();
+        Connection::of(&texts).map_err(|(_, error)| error)
     }
 
     #[test]

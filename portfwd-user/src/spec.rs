@@ -220,13 +220,13 @@ pub fn hosts_overlap(a: Option<IpAddr>, b: Option<IpAddr>) -> bool {
 /// find their own way round the others, so only an equal one is in their way.
 ///
 /// # Errors
-/// Names the first such pair.
-pub fn check_list(specs: &[Spec]) -> Result<(), SpecError> {
+/// Names the first such pair, after the position of the second of them.
+pub fn check_list(specs: &[Spec]) -> Result<(), (usize, SpecError)> {
     let pairs = equal_pairs(specs).chain(overlapping_pairs(specs));
-    let Some((second, first)) = pairs.min() else {
+    let Some((position, first)) = pairs.min() else {
         return Ok(());
     };
-    let (first, second) = (&specs[first], &specs[second]);
+    let (first, second) = (&specs[first], &specs[position]);
     let kind = match shared_port(first, second) {
         Some(port) if first != second => SpecErrorKind::Overlap {
             first: first.to_string(),
@@ -234,7 +234,8 @@ pub fn check_list(specs: &[Spec]) -> Result<(), SpecError> {
         },
         _ => SpecErrorKind::Twice,
     };
-    Err(SpecError::new(Meant::Spec, &second.to_string(), kind))
+    let error = SpecError::new(Meant::Spec, &second.to_string(), kind);
+    Err((position, error))
 }
 
 /// Positions of SPECs that are equal to an earlier one, each before the position of that one.

@@ -272,7 +272,7 @@ fn a_set_of_which_something_cannot_be_changes_nothing() {
         (
             add("[[container]]\nname = \"new\"\npublish = [\"x\"]\n"),
             2,
-            "line 14: SPEC \"x\"",
+            "line 15: SPEC \"x\"",
         ),
         (
             add("[[container]]\nname = \"new\"\npid = 1\nip = \"10.0.0.1\"\npublish = [\"80\"]\n"),

@@ -2,11 +2,13 @@
 
 use std::collections::HashSet;
 use std::net::IpAddr;
+use std::ops::Range;
 use std::path::PathBuf;
 
 use serde::Deserialize;
 use toml::Spanned;
 
+use super::wrong::List;
 use super::{Attach, args, meaning};
 use crate::error::{Error, Usage};
 
@@ -34,13 +36,13 @@ struct Container {
     netns: Option<PathBuf>,
     pid: Option<u32>,
     ip: Option<String>,
-    publish: Vec<String>,
+    publish: Vec<Spanned<String>>,
     #[serde(default)]
-    connect: Vec<String>,
+    connect: Vec<Spanned<String>>,
     #[serde(default)]
-    allow: Vec<String>,
+    allow: Vec<Spanned<String>>,
     #[serde(default)]
-    deny: Vec<String>,
+    deny: Vec<Spanned<String>>,
     #[serde(default)]
     deny_silently: bool,
     #[serde(default)]
@@ -81,43 +83,77 @@ pub fn declared(
             );
             return Err(on(line, usage(twice).into()));
         }
-        let attach = typed(container, host, force).map_err(|cause| on(line, cause))?;
+        let attach = typed(container, host, force).map_err(|(span, cause)| {
+            let line = span.map_or(line, |span| line_of(span.start));
+            on(line, cause)
+        })?;
         all.push(Declared { line, attach });
     }
     Ok(all)
 }
 
-fn typed(container: Container, host: Option<IpAddr>, force: bool) -> Result<Attach, Error> {
+/// An error comes after the place of the entry that it is about, if it is about one.
+fn typed(
+    container: Container,
+    host: Option<IpAddr>,
+    force: bool,
+) -> Result<Attach, (Option<Range<usize>>, Error)> {
     let given = [
         container.netns.is_some(),
         container.pid.is_some(),
         container.ip.is_some(),
     ];
+    let refused = |message: &str| Err((None, usage(message.to_owned()).into()));
     if given.iter().filter(|given| **given).count() > 1 {
-        return Err(usage("netns, pid and ip exclude each other".to_owned()).into());
+        return refused("netns, pid and ip exclude each other");
     }
     if container.publish.is_empty() {
-        return Err(usage("publish names no SPEC".to_owned()).into());
+        return refused("publish names no SPEC");
     }
+    let (publish, publish_spans) = apart(container.publish);
+    let (connect, connect_spans) = apart(container.connect);
+    let (allow, allow_spans) = apart(container.allow);
+    let (deny, deny_spans) = apart(container.deny);
     let attach = args::Attach {
         container: container.name.into_inner(),
-        publish: container.publish,
+        publish,
         target: args::Target {
             netns: container.netns,
             pid: container.pid,
             ip: container.ip,
         },
-        connect: container.connect,
+        connect,
         loopback: container.loopback,
-        allow: container.allow,
-        deny: container.deny,
+        allow,
+        deny,
         deny_silently: container.deny_silently,
         masquerade: container.masquerade,
         force,
         replace: true,
         dry_run: false,
     };
-    meaning::typed_attach(attach, host)
+    meaning::typed_attach(attach, host).map_err(|wrong| {
+        let span = wrong.entry.and_then(|(list, position)| {
+            let spans = match list {
+                List::Publish => &publish_spans,
+                List::Connect => &connect_spans,
+                List::Allow => &allow_spans,
+                List::Deny => &deny_spans,
+            };
+            spans.get(position).cloned()
+        });
+        (span, wrong.cause)
+    })
+}
+
+fn apart(entries: Vec<Spanned<String>>) -> (Vec<String>, Vec<Range<usize>>) {
+    let entries = entries.into_iter();
+    entries
+        .map(|entry| {
+            let span = entry.span();
+            (entry.into_inner(), span)
+        })
+        .unzip()
 }
 
 fn usage(message: String) -> Usage {

@@ -1,7 +1,6 @@
 //! What was typed, or declared, in terms of what it means; or what is wrong with it.
 
 use std::{
-    collections::BTreeSet,
     ffi::OsStr,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
@@ -14,6 +13,7 @@ use portfwd_common::{flow::Lifetimes, net::Protocol};
 use super::{
     Apply, Attach, Cli, Command, DEFAULT_BPFFS, DEFAULT_INSTANCE, Detach, Drain, Environment,
     Explain, Flows, Lifetime, Masquerade, Repoint, Up, args,
+    wrong::{List, Wrong},
 };
 use crate::{
     connection::Connection,
@@ -50,11 +50,13 @@ fn command(command: args::Command, environment: &Environment) -> Result<Command,
     let label = |container: Option<String>| container.map(|name| name.parse()).transpose();
     Ok(match command {
         args::Command::Attach(attach) => {
-            Command::Attach(typed_attach(attach, default_host(environment)?)?)
+            let host = default_host(environment)?;
+            Command::Attach(typed_attach(attach, host).map_err(|wrong| wrong.cause)?)
         }
         args::Command::Detach(detach) => Command::Detach(Detach {
             container: detach.container.parse()?,
-            specs: specs(&detach.publish, default_host(environment)?)?,
+            specs: specs(&detach.publish, default_host(environment)?)
+                .map_err(|(_, error)| error)?,
             ignore_missing: detach.ignore_missing,
         }),
         args::Command::Apply(apply) => Command::Apply(Apply {
@@ -128,16 +130,18 @@ fn typed_flows(flows: args::Flows) -> Result<Flows, Error> {
     })
 }
 
-pub(super) fn typed_attach(attach: args::Attach, host: Option<IpAddr>) -> Result<Attach, Error> {
+pub(super) fn typed_attach(attach: args::Attach, host: Option<IpAddr>) -> Result<Attach, Wrong> {
     let target = typed_target(attach.target)?;
-    let specs = specs(&attach.publish, host)?;
+    let specs = specs(&attach.publish, host)
+        .map_err(|(position, error)| Wrong::at(List::Publish, position, error))?;
     check_sctp(&specs)?;
     if attach.loopback {
         check_loopback(&specs)?;
         check_namespace("--loopback", target.as_ref())?;
     }
     let policy = typed_policy(&attach.allow, &attach.deny, attach.deny_silently)?;
-    let connection = Connection::of(&attach.connect)?;
+    let connection = Connection::of(&attach.connect)
+        .map_err(|(position, error)| Wrong::at(List::Connect, position, error))?;
     if connection.is_some() {
         check_namespace("--connect", target.as_ref())?;
     }
@@ -155,27 +159,33 @@ pub(super) fn typed_attach(attach: args::Attach, host: Option<IpAddr>) -> Result
     })
 }
 
-fn typed_policy(allow: &[String], deny: &[String], silently: bool) -> Result<Policy, Usage> {
-    let clients = |option: &'static str, texts: &[String]| {
-        let clients = texts.iter().map(|text| clients(option, text));
-        clients.collect::<Result<BTreeSet<IpNet>, Usage>>()
+fn typed_policy(allow: &[String], deny: &[String], silently: bool) -> Result<Policy, Wrong> {
+    let clients = |list: List, option: &'static str, texts: &[String]| {
+        let clients = texts.iter().enumerate().map(|(position, text)| {
+            clients(option, text).map_err(|error| Wrong::at(list, position, error))
+        });
+        clients.collect::<Result<Vec<IpNet>, Wrong>>()
     };
+    let allow = clients(List::Allow, "--allow", allow)?;
+    let deny = clients(List::Deny, "--deny", deny)?;
+    if let Some(position) = deny.iter().position(|net| allow.contains(net)) {
+        let both = Usage {
+            message: format!("{} stands with --allow and with --deny", deny[position]),
+            hint: None,
+        };
+        return Err(Wrong::at(List::Deny, position, both));
+    }
     let policy = Policy {
-        allow: clients("--allow", allow)?,
-        deny: clients("--deny", deny)?,
+        allow: allow.into_iter().collect(),
+        deny: deny.into_iter().collect(),
         silently,
     };
-    if let Some(both) = policy.allow.intersection(&policy.deny).next() {
-        return Err(Usage {
-            message: format!("{both} stands with --allow and with --deny"),
-            hint: None,
-        });
-    }
     if silently && policy.is_open() {
         return Err(Usage {
             message: "--deny-silently denies nobody".to_owned(),
             hint: Some("say whom with --allow or --deny".to_owned()),
-        });
+        }
+        .into());
     }
     Ok(policy)
 }
@@ -310,31 +320,42 @@ fn drain_time(text: &str) -> Result<Duration, Usage> {
 
 /// The checksum of SCTP covers its ports (RFC 9260, section 6.8), and whoever changes one has to compute it
 /// over the whole packet: so they stay.
-fn check_sctp(specs: &[Spec]) -> Result<(), Usage> {
-    let changes = |spec: &&Spec| {
+fn check_sctp(specs: &[Spec]) -> Result<(), Wrong> {
+    let changes = |spec: &Spec| {
         spec.protocol == Protocol::Sctp && spec.ports != HostPorts::Fixed(spec.container)
     };
-    match specs.iter().find(changes) {
-        None => Ok(()),
-        Some(spec) => Err(Usage {
-            message: format!("SPEC {spec} would change the port, which SCTP does not allow"),
-            hint: Some(format!("publish {0}:{0}/sctp", spec.container)),
-        }),
-    }
+    let refused = |spec: &Spec| Usage {
+        message: format!("SPEC {spec} would change the port, which SCTP does not allow"),
+        hint: Some(format!("publish {0}:{0}/sctp", spec.container)),
+    };
+    none_of(specs, changes, refused)
 }
 
 /// A listener on a loopback address can be given the connections of TCP.
-fn check_loopback(specs: &[Spec]) -> Result<(), Usage> {
-    match specs.iter().find(|spec| spec.protocol != Protocol::Tcp) {
+fn check_loopback(specs: &[Spec]) -> Result<(), Wrong> {
+    let refused = |spec: &Spec| Usage {
+        message: format!(
+            "SPEC {spec} cannot have --loopback: what a {} service on a loopback address sends has \
+             that address as its source, and cannot leave the container",
+            spec.protocol.name()
+        ),
+        hint: Some("publish it by another attach, without --loopback".to_owned()),
+    };
+    none_of(specs, |spec| spec.protocol != Protocol::Tcp, refused)
+}
+
+fn none_of(
+    specs: &[Spec],
+    is_wrong: impl Fn(&Spec) -> bool,
+    refused: impl Fn(&Spec) -> Usage,
+) -> Result<(), Wrong> {
+    match specs.iter().position(is_wrong) {
         None => Ok(()),
-        Some(spec) => Err(Usage {
-            message: format!(
-                "SPEC {spec} cannot have --loopback: what a {} service on a loopback address sends has \
-                 that address as its source, and cannot leave the container",
-                spec.protocol.name()
-            ),
-            hint: Some("publish it by another attach, without --loopback".to_owned()),
-        }),
+        Some(position) => Err(Wrong::at(
+            List::Publish,
+            position,
+            refused(&specs[position]),
+        )),
     }
 }
 
@@ -356,10 +377,15 @@ fn default_host(environment: &Environment) -> Result<Option<IpAddr>, SpecError> 
         .transpose()
 }
 
-fn specs(texts: &[String], host: Option<IpAddr>) -> Result<Vec<Spec>, SpecError> {
+/// An error comes after the position of what it is about.
+fn specs(texts: &[String], host: Option<IpAddr>) -> Result<Vec<Spec>, (usize, SpecError)> {
     let specs = texts
         .iter()
-        .map(|text| text.parse().map(|spec: Spec| spec.or_host(host)))
+        .enumerate()
+        .map(|(position, text)| match text.parse::<Spec>() {
+            Ok(spec) => Ok(spec.or_host(host)),
+            Err(error) => Err((position, error)),
+        })
         .collect::<Result<Vec<_>, _>>()?;
     check_list(&specs)?;
     Ok(specs)

@@ -656,6 +656,66 @@ fn a_declared_container_is_an_attach_that_replaces() {
 }
 
 #[test]
+fn what_is_wrong_with_an_entry_of_a_declared_list_is_told_at_its_line() {
+    for (line, text, named) in [
+        (
+            5,
+            "publish = [\n\"80\",\n\"8080:x\",\n\"81\"]",
+            "container port \"x\"",
+        ),
+        (
+            6,
+            "publish = [\n\"8080:80\",\n\"81\",\n\"8080:82\"]",
+            "shares host port 8080",
+        ),
+        (
+            5,
+            "publish = [\n\"80:80/sctp\",\n\"81:80/sctp\"]",
+            "SPEC 81:80/sctp would",
+        ),
+        (
+            4,
+            "publish = [\n\"80/udp\"]\nloopback = true\npid = 7",
+            "cannot have --loopback",
+        ),
+        (
+            5,
+            "publish = [\"80\"]\nallow = [\"10.0.0.0/8\",\n\"ten\"]",
+            "--allow \"ten\"",
+        ),
+        (
+            3,
+            "deny = [\"10.0.0.1/8\"]\npublish = [\n\"80\"]",
+            "give 10.0.0.0/8",
+        ),
+        (
+            6,
+            "publish = [\"80\"]\nallow = [\"10.0.0.0/8\"]\ndeny = [\n\"10.0.0.0/8\"]",
+            "10.0.0.0/8 stands with",
+        ),
+        (
+            6,
+            "pid = 7\npublish = [\"80\"]\nconnect = [\n\"10.99.0.1/24\"]",
+            "connection \"10.99.0.1/24\"",
+        ),
+        // About all of it.
+        (
+            2,
+            "publish = [\n\"80\"]\nloopback = true",
+            "--loopback needs",
+        ),
+    ] {
+        let text = format!("[[container]]\nname = \"web\"\n{text}\n");
+        let report = declared("host.toml", &text, None, false)
+            .unwrap_err()
+            .report();
+        let start = format!("error: host.toml, line {line}: ");
+        assert!(report.starts_with(&start), "{text}: {report}");
+        assert!(report.contains(named), "{text}: {report}");
+    }
+}
+
+#[test]
 fn repoint_takes_two_containers_and_what_becomes_of_connections() {
     let repoint = |arguments: &[&str]| {
         let arguments = [&["repoint", "blue", "green"], arguments].concat();

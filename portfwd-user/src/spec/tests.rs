@@ -353,7 +353,7 @@ fn a_spec_selects_what_it_published() {
 fn specs_of_one_command_share_no_host_port() {
     let check = |texts: &[&str]| {
         let specs: Vec<Spec> = texts.iter().map(|text| spec(text)).collect();
-        check_list(&specs).map_err(|error| error.to_string())
+        check_list(&specs).map_err(|(_, error)| error.to_string())
     };
     for list in [
         &["8080:80", "8081:80"][..],
