@@ -27,6 +27,24 @@ fn what_is_published_is_printed_one_line_a_family() {
     assert_eq!(outcome.stderr, "");
 }
 
+#[test]
+fn a_watch_of_the_flows_ends_with_its_instance() {
+    let topology = Topology::new(Shape::default());
+    topology.portfwd(&["up"]).expect_ok();
+    let mut watch = topology.command(&["flows", "--watch"]);
+    watch.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut watch = watch.spawn().expect("start portfwd");
+    let mut lines = BufReader::new(watch.stdout.take().expect("a pipe")).lines();
+    lines.next().expect("a heading").expect("a line");
+    topology.portfwd(&["down"]).expect_ok();
+    until("the watch to end", PATIENCE, || {
+        watch.try_wait().expect("wait")
+    });
+    let output = watch.wait_with_output().expect("what it said");
+    let ended = portfwd::outcome("portfwd flows --watch".to_owned(), &output).expect_ok();
+    assert_eq!(ended.stderr, "the instance is down\n");
+}
+
 // Fails if a filter admits what it should not (`FlowFilter::admits`), or if `flows --watch` goes on when nobody
 // reads it any more (`to_reader` in report.rs).
 #[test]

@@ -37,8 +37,18 @@ const WATCH: Duration = Duration::from_secs(1);
 const CLEAR: &[u8] = b"\x1b[H\x1b[2J";
 
 pub(super) fn run(cli: &Cli, asked: &cli::Flows) -> Result<(), Error> {
+    let mut was_up = false;
     loop {
-        let rows = rows(cli, &asked.filter)?;
+        let found = rows(cli, &asked.filter)?;
+        match &found {
+            Some(_) => was_up = true,
+            None if was_up => {
+                talk::say("the instance is down");
+                return Ok(());
+            }
+            None => require(&state::State::default(), asked.filter.container.as_ref())?,
+        }
+        let rows = found.unwrap_or_default();
         let is_read = report::to_reader(|out| {
             if asked.watch && io::stdout().is_terminal() {
                 out.write_all(CLEAR)?;
@@ -56,38 +66,36 @@ pub(super) fn run(cli: &Cli, asked: &cli::Flows) -> Result<(), Error> {
     }
 }
 
-fn rows(cli: &Cli, filter: &FlowFilter) -> Result<Vec<FlowRow>, Error> {
-    let container = filter.container.as_ref();
+/// None if the instance is not up.
+fn rows(cli: &Cli, filter: &FlowFilter) -> Result<Option<Vec<FlowRow>>, Error> {
+    let Some((_, datapath, state)) = look(cli)? else {
+        return Ok(None);
+    };
+    require(&state, filter.container.as_ref())?;
     let mut rows = Vec::new();
-    match look(cli)? {
-        Some((_, datapath, state)) => {
-            require(&state, container)?;
-            let tables = &datapath.tables;
-            let now = clock::seconds();
-            let committed = transaction::committed(tables);
-            let drains = |owned: &&Owned| owned.record().is_draining(committed, now.into());
-            let draining = state.draining.iter().filter(drains);
-            let all = state.forwards.iter().chain(draining);
-            let owners = all.flat_map(|forward| {
-                let id = |piece: &Piece| (piece.index, piece.record.generation);
-                forward
-                    .pieces
-                    .iter()
-                    .map(move |piece| (id(piece), &forward.owner))
-            });
-            let sight = Sight {
-                owners: owners.collect(),
-                now,
-                lifetimes: tables.journal.get(0).lifetimes,
-                counts_bytes: tables.journal.get(0).flow_bytes != 0,
-            };
-            collect(&tables.flows_v4, &sight, &mut rows)?;
-            collect(&tables.flows_v6, &sight, &mut rows)?;
-            rows.retain(|row| filter.admits(row));
-        }
-        None => require(&state::State::default(), container)?,
-    }
-    Ok(rows)
+    let tables = &datapath.tables;
+    let now = clock::seconds();
+    let committed = transaction::committed(tables);
+    let drains = |owned: &&Owned| owned.record().is_draining(committed, now.into());
+    let draining = state.draining.iter().filter(drains);
+    let all = state.forwards.iter().chain(draining);
+    let owners = all.flat_map(|forward| {
+        let id = |piece: &Piece| (piece.index, piece.record.generation);
+        forward
+            .pieces
+            .iter()
+            .map(move |piece| (id(piece), &forward.owner))
+    });
+    let sight = Sight {
+        owners: owners.collect(),
+        now,
+        lifetimes: tables.journal.get(0).lifetimes,
+        counts_bytes: tables.journal.get(0).flow_bytes != 0,
+    };
+    collect(&tables.flows_v4, &sight, &mut rows)?;
+    collect(&tables.flows_v6, &sight, &mut rows)?;
+    rows.retain(|row| filter.admits(row));
+    Ok(Some(rows))
 }
 
 /// What says whose a flow is, and whether it still lives.

@@ -1,4 +1,4 @@
-//! `portfwd log`: what the programs tell, as it comes, until it is interrupted.
+//! `portfwd log`: what the programs tell, as it comes, until it is interrupted or nothing comes any more.
 
 use std::{
     io::{self, Write as _},
@@ -6,10 +6,13 @@ use std::{
     time::Duration,
 };
 
-use aya::programs::SchedClassifier;
+use aya::{
+    maps::{Array, Map, MapData},
+    programs::SchedClassifier,
+};
 use aya_log::EbpfLogger;
 use log::{Log, Metadata, Record};
-use portfwd_common::programs;
+use portfwd_common::{forward::Journal, maps, programs};
 use tokio::io::{Interest, unix::AsyncFd};
 
 use crate::{
@@ -19,7 +22,7 @@ use crate::{
     talk,
 };
 
-/// How often it is looked whether the instance is still up.
+/// How often it is looked whether the instance is still up, and logs.
 const LOOK: Duration = Duration::from_millis(500);
 
 /// Writes each record to standard output as one line.
@@ -51,6 +54,7 @@ pub(super) fn run(cli: &Cli) -> Result<(), Error> {
     }
     let doing = || "read the log".to_owned();
     let path = datapath.layout.programs().join(programs::TC_DEVICE);
+    let journal = datapath.layout.maps().join(maps::JOURNAL);
     let program = SchedClassifier::from_pin(&path).doing(doing)?;
     let id = program.info().doing(doing)?.id();
     let logger = EbpfLogger::init_from_id_with_logger(id, Lines).doing(doing)?;
@@ -60,11 +64,29 @@ pub(super) fn run(cli: &Cli) -> Result<(), Error> {
         .doing(doing)?;
     // Held no longer: `down` is not to find them in use.
     drop((site, datapath, program));
-    runtime.block_on(follow(logger, &path)).doing(doing)
+    let why = runtime.block_on(follow(logger, &journal)).doing(doing)?;
+    match why {
+        End::Unwanted => {}
+        End::Down => talk::say("the instance is down"),
+        End::Silent => talk::say(&format!(
+            "instance \"{}\" logs nothing any more",
+            cli.instance
+        )),
+    }
+    Ok(())
 }
 
-/// Follows until the instance goes down, which takes the pin of its program away.
-async fn follow(logger: EbpfLogger<Lines>, pin: &Path) -> io::Result<()> {
+/// Why a log is followed no longer.
+enum End {
+    /// It was interrupted, or nobody reads it.
+    Unwanted,
+    Down,
+    /// `up --log-level off`.
+    Silent,
+}
+
+/// Follows until there is nothing to follow by the journal, whose pin goes with the instance.
+async fn follow(logger: EbpfLogger<Lines>, journal: &Path) -> io::Result<End> {
     // SAFETY: the logger owns the descriptor of its ring for as long as it lives, and `AsyncFd` owns the
     // logger.
     let mut ring = unsafe { AsyncFd::register_with_interest(logger, Interest::READABLE) }?;
@@ -76,15 +98,27 @@ async fn follow(logger: EbpfLogger<Lines>, pin: &Path) -> io::Result<()> {
                 ready.get_inner_mut().flush();
                 ready.clear_ready();
                 match io::stdout().flush() {
-                    Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
+                    Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+                        return Ok(End::Unwanted);
+                    }
                     flushed => flushed?,
                 }
             }
-            _ = look.tick() => if !pin.exists() {
-                talk::say("the instance is down");
-                return Ok(());
+            _ = look.tick() => match log_level(journal) {
+                None => return Ok(End::Down),
+                Some(0) => return Ok(End::Silent),
+                Some(_) => {}
             },
-            interrupted = tokio::signal::ctrl_c() => return interrupted,
+            interrupted = tokio::signal::ctrl_c() => return interrupted.map(|()| End::Unwanted),
         }
     }
+}
+
+/// The level in the journal that is pinned at `pin`, if one is. It is not kept open: who brings the instance up again
+/// would find it in use.
+fn log_level(pin: &Path) -> Option<u64> {
+    let data = MapData::from_pin(pin).ok()?;
+    let words: Array<_, [u64; size_of::<Journal>() / 8]> = Map::Array(data).try_into().ok()?;
+    let journal: Journal = bytemuck::cast(words.get(&0, 0).ok()?);
+    Some(journal.log_level)
 }
