@@ -206,6 +206,12 @@ fn what_cannot_be_asked_is_an_error() {
             2,
             "the protocol is none of tcp, udp, sctp",
         ),
+        (
+            &["192.0.2.1:0"],
+            2,
+            "\"192.0.2.1:0\": nothing is sent to port 0",
+        ),
+        (&["[::1]:0/udp"], 2, "nothing is sent to port 0"),
         (&["192.0.2.1:80", "--from", "::1"], 2, "of another family"),
         (
             &["192.0.2.1:80", "--from", "x"],

@@ -255,6 +255,9 @@ fn typed_explain(to: &str, from: Option<String>) -> Result<Explain, Usage> {
         .find(|known| known.name() == protocol)
         .ok_or_else(|| bad("the protocol is none of tcp, udp, sctp"))?;
     let to: SocketAddr = address.parse().map_err(|_| bad("no address with a port"))?;
+    if to.port() == 0 {
+        return Err(bad("nothing is sent to port 0"));
+    }
     let to = SocketAddr::new(to.ip().to_canonical(), to.port());
     let from = from.map(|text| {
         let address = text.parse().map(|address: IpAddr| address.to_canonical());
