@@ -1,5 +1,6 @@
 //! Ports that other tools have taken by rules, where no socket shows it.
 
+use portfwd_tests::portfwd::expect_error;
 use portfwd_tests::topology::{Shape, Topology};
 
 /// Docker's rules for a container that publishes 8080, and CNI's for one that has 49153 and 49154.
@@ -150,4 +151,32 @@ fn a_rule_for_every_port_is_warned_of_and_in_nobodys_way() {
     );
     let udp = topology.attach("web", 0, &["8080:80/udp"]);
     assert!(!udp.stderr.contains("every port"), "{udp:?}");
+}
+
+/// Fails if the protocol of a key with ranges is not understood, which `nft` turns the bytes of (`byteorder` in
+/// expression.rs).
+#[test]
+fn a_key_of_protocol_and_port_takes_each_port_of_its_protocol_alone() {
+    let topology = Topology::new(Shape::default());
+    let keys = "table inet keys {
+        set named { type inet_proto . inet_service; flags interval; elements = { tcp . 8974, udp . 8975 } }
+        chain prerouting {
+            type nat hook prerouting priority dstnat
+            meta l4proto . th dport { tcp . 8970, udp . 8971 } dnat ip to 10.9.9.8
+            meta l4proto . th dport { tcp . 8972, udp . 8973-8973 } dnat ip to 10.9.9.8
+            meta l4proto . th dport @named dnat ip to 10.9.9.8
+            meta l4proto . th dport { tcp . 8976, udp . 8977-8979 } dnat ip to 10.9.9.8
+        }
+    }\n";
+    topology.host.feed("nft", &["-f", "-"], keys);
+    for tcp in [8970, 8972, 8974, 8976] {
+        let udp = tcp + 1;
+        for spec in [format!("{tcp}:80"), format!("{udp}:80/udp")] {
+            let refused = topology.try_attach("web", 0, &[&spec]);
+            let says = "held by: nftables rule: table inet keys, chain prerouting";
+            expect_error(refused, 3, says);
+        }
+        let free = [format!("{tcp}:80/udp"), format!("{udp}:80")];
+        topology.attach("web", 0, &free.each_ref().map(String::as_str));
+    }
 }

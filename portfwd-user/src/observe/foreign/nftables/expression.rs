@@ -100,6 +100,7 @@ impl Evaluation<'_> {
             "bitwise" => self.bitwise(data)?,
             "cmp" => self.cmp(data)?,
             "range" => self.range(data)?,
+            "byteorder" => self.byteorder(data)?,
             "match" => self.xt_match(data)?,
             "lookup" => return self.lookup(data),
             "immediate" => return self.immediate(data),
@@ -350,12 +351,36 @@ impl Evaluation<'_> {
         })
     }
 
+    /// Numbers that are turned are not understood. Less than one of them stays as it is (`nft_byteorder_eval`): for a
+    /// set with ranges `nft` says so of the single byte of `meta l4proto`.
+    fn byteorder(&mut self, data: &[u8]) -> Result<(), Malformed> {
+        const NFTA_BYTEORDER_SREG: u16 = 1;
+        const NFTA_BYTEORDER_DREG: u16 = 2;
+        const NFTA_BYTEORDER_LEN: u16 = 4;
+        const NFTA_BYTEORDER_SIZE: u16 = 5;
+        let kinds = [
+            NFTA_BYTEORDER_SREG,
+            NFTA_BYTEORDER_DREG,
+            NFTA_BYTEORDER_LEN,
+            NFTA_BYTEORDER_SIZE,
+        ];
+        let [from, to, length, size] = pick(data, kinds)?;
+        let is_short = number(length)?
+            .zip(number(size)?)
+            .is_some_and(|(length, size)| length < size);
+        let is_idle = is_short && number(from)? == number(to)?;
+        if let Some(to) = number(to)?.filter(|_| !is_idle) {
+            self.registers.forget(to);
+        }
+        Ok(())
+    }
+
     /// What is not understood asks nothing, but what it loads replaces what was there: in the attribute of
     /// this number is the register.
     fn other(&mut self, kind: &str, data: &[u8]) -> Result<(), Malformed> {
         let register = match kind {
             "ct" | "rt" | "exthdr" | "numgen" | "osf" | "xfrm" => 1,
-            "hash" | "socket" | "tunnel" | "byteorder" => 2,
+            "hash" | "socket" | "tunnel" => 2,
             _ => return Ok(()),
         };
         let [register] = pick(data, [register])?;
