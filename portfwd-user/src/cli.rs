@@ -3,6 +3,7 @@
 
 mod args;
 mod declared;
+mod manual;
 mod meaning;
 #[cfg(test)]
 mod tests;
@@ -19,6 +20,7 @@ pub use clap_complete::Shell;
 
 pub use args::{LogLevel, Switch, XdpMode};
 pub use declared::{Declared, declared};
+pub use manual::manual;
 
 use portfwd_common::net::Protocol;
 
@@ -123,6 +125,8 @@ pub enum Command {
     Doctor,
     /// Print a completion script.
     Completions(Shell),
+    /// Print the page of the manual about a command, or about all.
+    Man(Vec<String>),
 }
 
 /// `portfwd attach`.

@@ -54,6 +54,10 @@ pub fn run(cli: &Cli) -> Result<(), Error> {
             let script = crate::cli::completions(*shell);
             report::to_stdout(|out| std::io::Write::write_all(out, &script))
         }
+        Command::Man(path) => {
+            let page = crate::cli::manual(path)?;
+            report::to_stdout(|out| page.render(out))
+        }
     }
 }
 

@@ -260,6 +260,50 @@ fn version_help_and_completions_go_to_standard_output() {
 }
 
 #[test]
+fn every_command_has_a_page_of_the_manual() {
+    let man = |path: &[&str]| {
+        let mut command = portfwd::command();
+        command.arg("man").args(path);
+        portfwd::finish(command)
+    };
+    let page = |path: &[&str]| man(path).expect_ok().stdout;
+    let all = page(&[]);
+    assert!(
+        all.lines().any(|line| line.starts_with(".TH portfwd 1")),
+        "{all}"
+    );
+    let help = portfwd::finish({
+        let mut command = portfwd::command();
+        command.arg("--help");
+        command
+    });
+    let commands = help
+        .stdout
+        .lines()
+        .skip_while(|line| *line != "Commands:")
+        .skip(1);
+    let commands = commands.map_while(|line| line.split_whitespace().next());
+    let commands: Vec<&str> = commands.filter(|command| *command != "help").collect();
+    assert!(commands.len() > 15, "{commands:?}");
+    for command in commands {
+        let name = format!("portfwd\\-{command}(1)");
+        assert!(all.contains(&name), "{name}: {all}");
+        let page = page(&[command]);
+        let heading = format!(".TH portfwd-{command} 1");
+        assert!(
+            page.lines().any(|line| line.starts_with(&heading)),
+            "{page}"
+        );
+    }
+    let nested = page(&["masquerade", "add"]);
+    assert!(nested.contains(".TH portfwd-masquerade-add 1"), "{nested}");
+    let says = "portfwd has no command \"attack\"\nhint: there are attach, detach, ";
+    expect_error(man(&["attack"]), 2, says);
+    let says = "portfwd gc has no command \"x\"\n";
+    expect_error(man(&["gc", "x"]), 2, says);
+}
+
+#[test]
 fn a_full_disk_is_an_error_and_a_reader_that_went_away_is_none() {
     let full = fs::OpenOptions::new()
         .write(true)

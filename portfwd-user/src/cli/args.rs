@@ -177,6 +177,14 @@ pub(super) enum Command {
         /// The shell that is to read it
         shell: Shell,
     },
+    /// Print a page of the manual
+    #[command(
+        after_help = "Examples:\n  portfwd man > portfwd.1\n  portfwd man masquerade add | man -l -"
+    )]
+    Man {
+        /// The command that it is about [default: all of it]
+        command: Vec<String>,
+    },
 }
 
 #[derive(clap::Args, Debug)]

@@ -106,6 +106,7 @@ fn command(command: args::Command, environment: &Environment) -> Result<Command,
         args::Command::Gc => Command::Gc,
         args::Command::Doctor => Command::Doctor,
         args::Command::Completions { shell } => Command::Completions(shell),
+        args::Command::Man { command } => Command::Man(command),
     })
 }
 

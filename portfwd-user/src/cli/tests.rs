@@ -112,6 +112,7 @@ fn the_other_commands_are_what_they_say() {
         (&["log"], Command::Log),
         (&["doctor"], Command::Doctor),
         (&["completions", "bash"], Command::Completions(Shell::Bash)),
+        (&["man"], Command::Man(Vec::new())),
         (
             &["up"],
             Command::Up(Up {
