@@ -12,7 +12,7 @@ use portfwd_common::{
     forward::{Delivery, Forward},
     host::{SocketKey, SocketOrigin},
     maps,
-    net::Protocol,
+    net::{Ip, Protocol},
 };
 
 use crate::{
@@ -26,13 +26,15 @@ use crate::{
         sockets::{self, Peer},
     },
     pair, policy, state,
-    tables::{Flows, Hash, TableError, Tables, is_gone},
+    tables::{Flows, Hash, TableError, Tables, batch, is_gone},
     transaction,
 };
 
 /// Forwards that flows live of, and those of them that have some.
 struct Census {
     alive: HashSet<drain::Id>,
+    /// Addresses that they lead to.
+    served: HashSet<Ip>,
     used: BTreeSet<drain::Id>,
     now: u32,
     lifetimes: Lifetimes,
@@ -40,16 +42,18 @@ struct Census {
 
 impl Census {
     fn of(tables: &Tables, now: u32) -> Self {
-        let alive = transaction::serving(tables);
-        Self {
-            alive: alive.map(|(index, f)| (index, f.generation)).collect(),
-            ..Self::of_nothing(tables, now)
+        let mut census = Self::of_nothing(tables, now);
+        for (index, forward) in transaction::serving(tables) {
+            census.alive.insert((index, forward.generation));
+            census.served.insert(forward.target);
         }
+        census
     }
     /// Where no forward counts.
     fn of_nothing(tables: &Tables, now: u32) -> Self {
         Self {
             alive: HashSet::new(),
+            served: HashSet::new(),
             used: BTreeSet::new(),
             now,
             lifetimes: tables.journal.get(0).lifetimes,
@@ -202,25 +206,24 @@ where
         source: Box::new(source),
     };
     let doing = || "purge flows".to_owned();
-    let mut is_dead = |flows: &Hash<FlowKey<A>, Flow<A>>, key: &FlowKey<A>| match flows.get(key, 0)
-    {
-        Ok(flow) => Ok(!census.has_flow(&flow)),
-        // An LRU table may drop any entry at any time.
-        Err(MapError::KeyNotFound) => Ok(false),
-        Err(error) => Err(failed(error)).doing(doing),
-    };
     let mut dead = Vec::new();
-    for key in flows.keys() {
-        let key = key.map_err(failed).doing(doing)?;
-        if is_dead(flows, &key)? {
+    for entry in batch::entries(flows) {
+        let (key, flow) = entry.map_err(failed).doing(doing)?;
+        if !census.has_flow(&flow) {
             dead.push(key);
         }
     }
-    let mut purged = 0;
-    for key in dead {
-        // By now the client may have one under the same key through another forward.
-        if !is_dead(flows, &key)? {
-            continue;
+    // By now the client may have one under the same key through another forward, if one leads to that address.
+    let (contested, dead): (Vec<_>, Vec<_>) = dead
+        .into_iter()
+        .partition(|key| census.served.contains(&key.container.ip()));
+    let mut purged = batch::remove(flows, &dead).map_err(failed).doing(doing)?;
+    for key in contested {
+        match flows.get(&key, 0) {
+            Ok(flow) if !census.has_flow(&flow) => {}
+            // An LRU table may drop any entry at any time.
+            Ok(_) | Err(MapError::KeyNotFound) => continue,
+            Err(error) => return Err(failed(error)).doing(doing),
         }
         match flows.remove(&key) {
             Err(error) if !is_gone(&error) => return Err(failed(error)).doing(doing),
@@ -244,10 +247,10 @@ fn end_sockets(tables: &mut Tables, host: &Netns, census: &mut Census) -> Result
     let cookies = dead.iter().map(|(key, _)| key.cookie).collect();
     sockets::destroy(host, &peers, &cookies)?;
     let connected = dead.len();
-    forget_sockets(&mut tables.host_sockets, maps::HOST_SOCKETS, dead)?;
+    forget_sockets(&mut tables.host_sockets, maps::HOST_SOCKETS, &dead)?;
     let dead = dead_sockets(&tables.host_peers, maps::HOST_PEERS, census)?;
     let all = connected + dead.len();
-    forget_sockets(&mut tables.host_peers, maps::HOST_PEERS, dead)?;
+    forget_sockets(&mut tables.host_peers, maps::HOST_PEERS, &dead)?;
     Ok(all)
 }
 
@@ -258,7 +261,7 @@ fn dead_sockets(
     census: &mut Census,
 ) -> Result<Vec<(SocketKey, SocketOrigin)>, Error> {
     let mut dead = Vec::new();
-    for entry in sockets.iter() {
+    for entry in batch::entries(sockets) {
         let (key, origin) = entry
             .map_err(|source| TableError::Map {
                 name,
@@ -275,18 +278,15 @@ fn dead_sockets(
 fn forget_sockets(
     sockets: &mut Hash<SocketKey, SocketOrigin>,
     name: &'static str,
-    dead: Vec<(SocketKey, SocketOrigin)>,
+    dead: &[(SocketKey, SocketOrigin)],
 ) -> Result<(), Error> {
-    for (key, _) in dead {
-        match sockets.remove(&key) {
-            Err(error) if !is_gone(&error) => {
-                let source = Box::new(error);
-                return Err(TableError::Map { name, source })
-                    .doing(|| "forget host sockets".to_owned());
-            }
-            _ => {}
-        }
-    }
+    let keys: Vec<SocketKey> = dead.iter().map(|(key, _)| *key).collect();
+    batch::remove(sockets, &keys)
+        .map_err(|source| TableError::Map {
+            name,
+            source: Box::new(source),
+        })
+        .doing(|| "forget host sockets".to_owned())?;
     Ok(())
 }
 

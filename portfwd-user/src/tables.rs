@@ -1,5 +1,7 @@
 //! The instance's maps, typed.
 
+pub mod batch;
+
 use std::{
     io, iter,
     marker::PhantomData,
@@ -269,11 +271,21 @@ where
         [&mut self.young, &mut self.settled, &mut self.streams]
     }
     /// How many flows there are.
-    pub fn count(&self) -> usize {
-        self.tables()
-            .map(|(_, flows)| flows.keys().count())
-            .iter()
-            .sum()
+    ///
+    /// # Errors
+    /// When a table cannot be read.
+    pub fn count(&self) -> Result<usize, TableError> {
+        let mut all = 0;
+        for (name, flows) in self.tables() {
+            for entry in batch::entries(flows) {
+                entry.map_err(|source| TableError::Map {
+                    name,
+                    source: Box::new(source),
+                })?;
+                all += 1;
+            }
+        }
+        Ok(all)
     }
 }
 

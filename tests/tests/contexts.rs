@@ -168,7 +168,7 @@ fn what_follows_the_publishing_is_told() {
     assert_eq!(stand.topology.published(), published);
 
     let flows = stand.topology.pinned(maps::YOUNG_V4);
-    let purges = |call: &Call| call.is_of_map(bpf::MAP_GET_NEXT_KEY, &flows);
+    let purges = |call: &Call| call.is_of_map(bpf::MAP_LOOKUP_BATCH, &flows);
     let replace = "attach web --replace --netns {0} -p 9090:80";
     let says = "what was asked for is done, but not all that goes with it: cannot purge flows: ";
     for line in [replace, "repoint web db --netns {1}", "detach db"] {
@@ -284,7 +284,7 @@ fn what_is_done_about_processes_and_their_sockets_is_told() {
     let sockets = stand.topology.pinned(maps::HOST_SOCKETS);
     let _open = clients::connect(host, to).expect("connect");
     let outcome = refuse(&stand, "detach web", &|call| {
-        call.is_of_map(bpf::MAP_DELETE_ELEM, &sockets)
+        call.is_of_map(bpf::MAP_DELETE_BATCH, &sockets)
     });
     expect_error(outcome, 1, "cannot forget host sockets: map host_sockets: ");
 }

@@ -17,12 +17,14 @@ const GET: u32 = bpf::MAP_LOOKUP_ELEM;
 const PUT: u32 = bpf::MAP_UPDATE_ELEM;
 const DELETE: u32 = bpf::MAP_DELETE_ELEM;
 const NEXT: u32 = bpf::MAP_GET_NEXT_KEY;
+const READ_ALL: u32 = bpf::MAP_LOOKUP_BATCH;
 
 /// What is run before, the command, what it is refused, of which table, and what it could not do then.
 type Use = (&'static str, &'static str, u32, &'static str, &'static str);
 
 const READ: &[Use] = &[
-    ("up", "flows", NEXT, maps::YOUNG_V4, "read the flows"),
+    ("up", "flows", READ_ALL, maps::YOUNG_V4, "read the flows"),
+    ("up", "status", READ_ALL, maps::FLOWS_V6, "count the flows"),
     ("up", "status", GET, maps::REASONS, "read the reasons"),
     (
         "up",
@@ -56,22 +58,22 @@ const READ: &[Use] = &[
     (
         ATTACH,
         "status",
-        NEXT,
+        READ_ALL,
         maps::MASQUERADED,
         "read masqueraded flows",
     ),
-    (ATTACH, DETACH, NEXT, maps::YOUNG_V4, "purge flows"),
+    (ATTACH, DETACH, READ_ALL, maps::YOUNG_V4, "purge flows"),
     (
         ATTACH,
         DETACH,
-        NEXT,
+        READ_ALL,
         maps::MASQUERADED,
         "purge masqueraded flows",
     ),
     (
         ATTACH,
         DETACH,
-        NEXT,
+        READ_ALL,
         maps::HOST_SOCKETS,
         "read host sockets",
     ),

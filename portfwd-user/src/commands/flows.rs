@@ -10,7 +10,6 @@ use std::{
     time::Duration,
 };
 
-use aya::maps::MapError;
 use portfwd_common::{
     flow::{Flow, FlowKey, Lifetimes, State, is_alive},
     net::{Address, NetPort, Protocol},
@@ -27,7 +26,7 @@ use crate::{
     report::{self, FlowRow},
     state::{self, Owned, Piece},
     sweep,
-    tables::{Flows, TableError},
+    tables::{Flows, TableError, batch},
     talk, transaction,
 };
 
@@ -120,18 +119,15 @@ where
     // One that moves meanwhile is in two tables.
     let mut shown = HashSet::new();
     for (name, flows) in flows.tables() {
-        for entry in flows.iter() {
-            match entry {
-                Ok((key, flow)) if shown.insert(key) => {
-                    rows.extend(row(&key, &flow, sight));
-                }
-                // An LRU table may drop any entry at any time.
-                Ok(_) | Err(MapError::KeyNotFound) => {}
-                Err(source) => {
-                    let source = Box::new(source);
-                    return Err(TableError::Map { name, source })
-                        .doing(|| "read the flows".to_owned());
-                }
+        for entry in batch::entries(flows) {
+            let (key, flow) = entry
+                .map_err(|source| TableError::Map {
+                    name,
+                    source: Box::new(source),
+                })
+                .doing(|| "read the flows".to_owned())?;
+            if shown.insert(key) {
+                rows.extend(row(&key, &flow, sight));
             }
         }
     }

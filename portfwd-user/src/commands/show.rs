@@ -159,7 +159,9 @@ fn describe(
     state: &state::State,
 ) -> Result<report::Datapath, Error> {
     let tables = &datapath.tables;
-    let flows = tables.flows_v4.count() + tables.flows_v6.count();
+    let flows = [tables.flows_v4.count(), tables.flows_v6.count()];
+    let flows: Result<usize, TableError> = flows.into_iter().sum();
+    let flows = flows.doing(|| "count the flows".to_owned())?;
     let shown = state.forwards.iter().filter_map(Owned::published).count();
     Ok(report::Datapath {
         layout: LAYOUT,

@@ -10,7 +10,7 @@ use portfwd_common::masquerade::{Half, Key};
 
 use super::failed;
 use crate::error::{Doing, Error};
-use crate::tables::{Hash, Tables};
+use crate::tables::{Hash, Tables, batch};
 
 /// Forgets every flow, of living owners as well. Returns how many there were.
 ///
@@ -41,7 +41,7 @@ fn purge_table(
 ) -> Result<usize, Error> {
     let doing = || "purge masqueraded flows".to_owned();
     let mut dead = Vec::new();
-    for entry in halves(table) {
+    for entry in batch::entries(table) {
         let (key, half) = entry.map_err(failed(name)).doing(doing)?;
         // A port that is held has no owner, and goes by itself when its time is over.
         if half.owner != 0 && !is_alive(half.owner) {
@@ -86,7 +86,7 @@ pub fn count_flows(tables: &Tables) -> Result<HashMap<(u32, IpAddr), u64>, Error
         (&tables.masqueraded, maps::MASQUERADED),
         (&tables.masqueraded_young, maps::MASQUERADED_YOUNG),
     ] {
-        for entry in halves(table) {
+        for entry in batch::entries(table) {
             let doing = || "read masqueraded flows".to_owned();
             let (key, half) = entry.map_err(failed(name)).doing(doing)?;
             let lives = State::from_number(half.state)
@@ -99,10 +99,4 @@ pub fn count_flows(tables: &Tables) -> Result<HashMap<(u32, IpAddr), u64>, Error
         }
     }
     Ok(counts)
-}
-
-/// Every half; an LRU table may drop any at any time.
-fn halves(table: &Hash<Key, Half>) -> impl Iterator<Item = Result<(Key, Half), MapError>> {
-    let is_there = |entry: &Result<_, MapError>| !matches!(entry, Err(MapError::KeyNotFound));
-    table.iter().filter(is_there)
 }

@@ -65,7 +65,17 @@ impl Call {
     #[must_use]
     pub fn is_of_map(&self, command: u32, map: &OwnedFd) -> bool {
         let ours = format!("/proc/self/fdinfo/{}", map.as_raw_fd());
-        let theirs = || format!("/proc/{}/fdinfo/{}", self.thread, self.attribute(0) as u32);
+        let place = match command {
+            bpf::MAP_LOOKUP_BATCH | bpf::MAP_DELETE_BATCH => bpf::BATCH_MAP,
+            _ => 0,
+        };
+        let theirs = || {
+            format!(
+                "/proc/{}/fdinfo/{}",
+                self.thread,
+                self.attribute(place) as u32
+            )
+        };
         self.is_bpf(command) && map_id(&ours).is_some_and(|id| map_id(&theirs()) == Some(id))
     }
 
@@ -147,8 +157,12 @@ pub mod bpf {
     pub const OBJ_PIN: u32 = 6;
     pub const OBJ_GET: u32 = 7;
     pub const PROG_TEST_RUN: u32 = 10;
+    pub const MAP_LOOKUP_BATCH: u32 = 24;
+    pub const MAP_DELETE_BATCH: u32 = 27;
     pub const LINK_CREATE: u32 = 28;
     pub const LINK_UPDATE: u32 = 29;
+    /// Descriptor of the map, of the commands for many entries.
+    pub const BATCH_MAP: u64 = 36;
     /// Address of a path, of the commands with one.
     pub const PATHNAME: u64 = 0;
     /// Address of a program's instructions.
