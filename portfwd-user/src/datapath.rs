@@ -3,6 +3,8 @@
 mod devices;
 mod programs;
 
+pub use programs::log_level;
+
 use std::{
     mem::offset_of,
     path::Path,

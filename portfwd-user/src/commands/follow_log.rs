@@ -2,23 +2,20 @@
 
 use std::{
     io::{self, Write as _},
-    path::Path,
     time::Duration,
 };
 
-use aya::{
-    maps::{Array, Map, MapData},
-    programs::SchedClassifier,
-};
+use aya::programs::SchedClassifier;
 use aya_log::EbpfLogger;
 use log::{Log, Metadata, Record};
-use portfwd_common::{forward::Journal, maps, programs};
+use portfwd_common::programs;
 use tokio::io::{Interest, unix::AsyncFd};
 
 use crate::{
     cli::{Cli, LogLevel},
-    datapath::Site,
+    datapath::{self, Site},
     error::{Doing, Error, InstanceError},
+    instance::ObjectPins,
     talk,
 };
 
@@ -54,7 +51,7 @@ pub(super) fn run(cli: &Cli) -> Result<(), Error> {
     }
     let doing = || "read the log".to_owned();
     let path = datapath.layout.programs().join(programs::TC_DEVICE);
-    let journal = datapath.layout.maps().join(maps::JOURNAL);
+    let object = datapath.layout.object();
     let program = SchedClassifier::from_pin(&path).doing(doing)?;
     let id = program.info().doing(doing)?.id();
     let logger = EbpfLogger::init_from_id_with_logger(id, Lines).doing(doing)?;
@@ -64,7 +61,7 @@ pub(super) fn run(cli: &Cli) -> Result<(), Error> {
         .doing(doing)?;
     // Held no longer: `down` is not to find them in use.
     drop((site, datapath, program));
-    let why = runtime.block_on(follow(logger, &journal)).doing(doing)?;
+    let why = runtime.block_on(follow(logger, &object))?;
     match why {
         End::Unwanted => {}
         End::Down => talk::say("the instance is down"),
@@ -85,40 +82,39 @@ enum End {
     Silent,
 }
 
-/// Follows until there is nothing to follow by the journal, whose pin goes with the instance.
-async fn follow(logger: EbpfLogger<Lines>, journal: &Path) -> io::Result<End> {
+/// Follows until there is nothing to follow: programs that log, and whose pins go with the instance.
+async fn follow(logger: EbpfLogger<Lines>, object: &ObjectPins) -> Result<End, Error> {
+    let doing = || "read the log".to_owned();
     // SAFETY: the logger owns the descriptor of its ring for as long as it lives, and `AsyncFd` owns the
     // logger.
-    let mut ring = unsafe { AsyncFd::register_with_interest(logger, Interest::READABLE) }?;
+    let mut ring =
+        unsafe { AsyncFd::register_with_interest(logger, Interest::READABLE) }.doing(doing)?;
     let mut look = tokio::time::interval(LOOK);
     loop {
         tokio::select! {
             ready = ring.readable_mut() => {
-                let mut ready = ready?;
+                let mut ready = ready.doing(doing)?;
                 ready.get_inner_mut().flush();
                 ready.clear_ready();
                 match io::stdout().flush() {
                     Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
                         return Ok(End::Unwanted);
                     }
-                    flushed => flushed?,
+                    flushed => flushed.doing(doing)?,
                 }
             }
-            _ = look.tick() => match log_level(journal) {
-                None => return Ok(End::Down),
-                Some(0) => return Ok(End::Silent),
-                Some(_) => {}
-            },
-            interrupted = tokio::signal::ctrl_c() => return interrupted.map(|()| End::Unwanted),
+            _ = look.tick() => {
+                let level = datapath::log_level(object);
+                if !object.exists() {
+                    return Ok(End::Down);
+                }
+                if level? == LogLevel::Off {
+                    return Ok(End::Silent);
+                }
+            }
+            interrupted = tokio::signal::ctrl_c() => {
+                return interrupted.doing(doing).map(|()| End::Unwanted);
+            }
         }
     }
-}
-
-/// The level in the journal that is pinned at `pin`, if one is. It is not kept open: who brings the instance up again
-/// would find it in use.
-fn log_level(pin: &Path) -> Option<u64> {
-    let data = MapData::from_pin(pin).ok()?;
-    let words: Array<_, [u64; size_of::<Journal>() / 8]> = Map::Array(data).try_into().ok()?;
-    let journal: Journal = bytemuck::cast(words.get(&0, 0).ok()?);
-    Some(journal.log_level)
 }

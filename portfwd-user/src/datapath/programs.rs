@@ -52,9 +52,7 @@ impl Datapath {
     /// # Errors
     /// When the instance cannot be read.
     pub fn log_level(&self) -> Result<LogLevel, Error> {
-        let noted = self.layout.object().level()?;
-        let level = noted.and_then(|level| LogLevel::from_str(&level, false).ok());
-        Ok(level.unwrap_or(LogLevel::Off))
+        log_level(&self.layout.object())
     }
 
     /// Loads the programs of this build, for the given level of their log if there is one, unless just these run. The
@@ -138,6 +136,16 @@ impl Writable {
         self.locked.exchange(layout)?;
         self.locked.remove_next(layout)
     }
+}
+
+/// What the programs of an object log.
+///
+/// # Errors
+/// When its pins cannot be listed.
+pub fn log_level(object: &ObjectPins) -> Result<LogLevel, Error> {
+    let noted = object.level()?;
+    let level = noted.and_then(|level| LogLevel::from_str(&level, false).ok());
+    Ok(level.unwrap_or(LogLevel::Off))
 }
 
 /// Pins what belongs to a loaded object alone, and notes which it is.
