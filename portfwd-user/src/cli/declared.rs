@@ -85,7 +85,7 @@ pub fn declared(
         }
         let attach = typed(container, host, force).map_err(|(span, cause)| {
             let line = span.map_or(line, |span| line_of(span.start));
-            on(line, cause)
+            on(line, *cause)
         })?;
         all.push(Declared { line, attach });
     }
@@ -97,13 +97,13 @@ fn typed(
     container: Container,
     host: Option<IpAddr>,
     force: bool,
-) -> Result<Attach, (Option<Range<usize>>, Error)> {
+) -> Result<Attach, (Option<Range<usize>>, Box<Error>)> {
     let given = [
         container.netns.is_some(),
         container.pid.is_some(),
         container.ip.is_some(),
     ];
-    let refused = |message: &str| Err((None, usage(message.to_owned()).into()));
+    let refused = |message: &str| Err((None, Box::new(usage(message.to_owned()).into())));
     if given.iter().filter(|given| **given).count() > 1 {
         return refused("netns, pid and ip exclude each other");
     }

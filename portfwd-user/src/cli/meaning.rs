@@ -51,7 +51,7 @@ fn command(command: args::Command, environment: &Environment) -> Result<Command,
     Ok(match command {
         args::Command::Attach(attach) => {
             let host = default_host(environment)?;
-            Command::Attach(typed_attach(attach, host).map_err(|wrong| wrong.cause)?)
+            Command::Attach(typed_attach(attach, host).map_err(|wrong| *wrong.cause)?)
         }
         args::Command::Detach(detach) => Command::Detach(Detach {
             container: detach.container.parse()?,

@@ -15,14 +15,14 @@ pub(super) enum List {
 pub(super) struct Wrong {
     /// The list, and the position in it.
     pub(super) entry: Option<(List, usize)>,
-    pub(super) cause: Error,
+    pub(super) cause: Box<Error>,
 }
 
 impl Wrong {
     pub(super) fn at(list: List, position: usize, cause: impl Into<Error>) -> Self {
         Self {
             entry: Some((list, position)),
-            cause: cause.into(),
+            cause: Box::new(cause.into()),
         }
     }
 }
@@ -34,7 +34,7 @@ where
     fn from(cause: E) -> Self {
         Self {
             entry: None,
-            cause: cause.into(),
+            cause: Box::new(cause.into()),
         }
     }
 }
