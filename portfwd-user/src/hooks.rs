@@ -13,11 +13,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use aya::programs::{
-    LinkOrder, ProgramError, ProgramInfo, SchedClassifier, TcAttachType, links::FdLink,
-    tc::TcAttachOptions,
-};
+use aya::programs::{ProgramError, ProgramInfo, TcAttachType};
 use nix::libc;
+use pins::Tcx;
 use portfwd_common::programs;
 
 use crate::{
@@ -25,8 +23,8 @@ use crate::{
     error::{Doing, Error},
     instance::{Layout, ObjectPins},
     observe::{
-        links::{Carries, Link},
-        netlink::NetlinkError,
+        links::{self, Carries, Link},
+        netlink::{self, NetlinkError, Session},
         netns::{Netns, NetnsError},
     },
 };
@@ -71,6 +69,12 @@ impl Hook {
             Self::Egress => TcAttachType::Egress,
         }
     }
+    fn tcx(self) -> Tcx {
+        match self {
+            Self::Device | Self::Link => Tcx::Ingress,
+            Self::Egress => Tcx::Egress,
+        }
+    }
     /// Where its link is pinned.
     fn pin(self, layout: &Layout, index: u32) -> PathBuf {
         layout.links().join(format!("{}-{index}", self.prefix()))
@@ -99,45 +103,64 @@ pub fn attach(layout: &Layout, hook: Hook, host: &Netns, device: &Link) -> Resul
         .doing(doing)
 }
 
-fn attach_here(layout: &Layout, hook: Hook, device: &Link) -> Result<(), AttachError> {
-    let mut program = open(layout, hook.program(device))?;
-    // Before all others.
-    let mut order = LinkOrder::first();
-    // The order knows a program by its descriptor, which has to stay open.
-    let link = program_before(layout, hook, device.index)?;
-    if let Some(link) = &link {
-        order = LinkOrder::after_program(link)?;
+/// The same of a device that nobody has asked for.
+///
+/// # Errors
+/// As [`attach`]; that the device has gone since it was looked at is none.
+pub fn attach_if_there(
+    layout: &Layout,
+    hook: Hook,
+    host: &Netns,
+    device: &Link,
+) -> Result<(), Error> {
+    let attached = attach(layout, hook, host, device);
+    unless_gone(host, device, attached, || {
+        detach(layout, hook, host, device.index)
+    })
+}
+
+/// What came of attaching; if the device has gone, and its packets with it, that of clearing away what was begun.
+fn unless_gone(
+    host: &Netns,
+    device: &Link,
+    attached: Result<(), Error>,
+    clear: impl FnOnce() -> Result<(), Error>,
+) -> Result<(), Error> {
+    let Err(error) = attached else {
+        return Ok(());
+    };
+    let found = netlink::converse(host, async |session: &mut Session| {
+        Ok::<_, AttachError>(links::by_index(session, device.index, None).await?)
+    });
+    match found {
+        Ok(None) => clear(),
+        _ => Err(error),
     }
-    let options = TcAttachOptions::TcxOrder(order);
-    match program.attach_with_options(&device.name, hook.direction(), options) {
-        Ok(id) => {
-            let link: FdLink = program.take_link(id)?.try_into()?;
-            link.pin(hook.pin(layout, device.index))?;
-            Ok(())
+}
+
+fn attach_here(layout: &Layout, hook: Hook, device: &Link) -> Result<(), AttachError> {
+    let program = layout.programs().join(hook.program(device));
+    let place = (hook.tcx(), device.index);
+    let before = program_before(layout, hook, device.index)?;
+    match pins::make(
+        &hook.pin(layout, device.index),
+        &program,
+        place,
+        before.as_deref(),
+    ) {
+        // A kernel without TCX.
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+            clsact::attach(layout, hook, device)
         }
-        // A kernel that does not know TCX takes the call for one with bad arguments.
-        Err(error) if errno_of(&error) == Some(libc::EINVAL) => {
-            clsact::attach(&mut program, layout, hook, device)
-        }
-        Err(error) => Err(error.into()),
+        made => Ok(made?),
     }
 }
 
 /// The link's program decides what a container may send, so the device's goes behind it where a
 /// container's link is a device of the host as well.
-fn program_before(
-    layout: &Layout,
-    hook: Hook,
-    index: u32,
-) -> Result<Option<SchedClassifier>, AttachError> {
-    if hook == Hook::Device && pins::holds(&Hook::Link.pin(layout, index), index)? {
-        return Ok(Some(open(layout, programs::TC_LINK)?));
-    }
-    Ok(None)
-}
-
-fn open(layout: &Layout, program: &str) -> Result<SchedClassifier, ProgramError> {
-    SchedClassifier::from_pin(layout.programs().join(program))
+fn program_before(layout: &Layout, hook: Hook, index: u32) -> io::Result<Option<PathBuf>> {
+    let is_behind = hook == Hook::Device && pins::holds(&Hook::Link.pin(layout, index), index)?;
+    Ok(is_behind.then(|| layout.programs().join(programs::TC_LINK)))
 }
 
 /// Whether the program of `hook` is attached to the device with that index.
@@ -239,7 +262,7 @@ enum AttachError {
     Link(#[from] aya::programs::links::LinkError),
     #[error(transparent)]
     Pin(#[from] aya::pin::PinError),
-    #[error(transparent)]
+    #[error("{}", .0)]
     Io(#[from] io::Error),
     #[error(transparent)]
     Netlink(#[from] NetlinkError),

@@ -33,7 +33,7 @@ impl Datapath {
         self.make_ready_for(&served)?;
         self.detach_all_but(&served, Hook::Device, netns)?;
         for device in served {
-            hooks::attach(&self.layout, Hook::Device, netns, device)?;
+            hooks::attach_if_there(&self.layout, Hook::Device, netns, device)?;
         }
         xdp::forget_gone(&self.layout)?;
         if !hooks::attached(&self.layout, Hook::Egress)?.is_empty() {
@@ -130,19 +130,24 @@ impl Datapath {
     /// # Errors
     /// When a device does not exist, or refuses.
     pub fn serve(&mut self, host: &Host, netns: &Netns, options: &Options) -> Result<(), Error> {
-        let devices = match options.devices.is_empty() {
-            true => self.served(host)?,
-            false => named_devices(host, netns, &options.devices)?,
+        let named = !options.devices.is_empty();
+        let devices = match named {
+            true => named_devices(host, netns, &options.devices)?,
+            false => self.served(host)?,
         };
         if let Some(mode) = options.xdp {
             let mut devices = devices.clone();
             // Only where it was asked for by name it is an error that XDP has nothing to read there.
-            devices.retain(|device| !options.devices.is_empty() || has_frames(device));
-            self.serve_xdp(netns, &devices, mode)?;
+            devices.retain(|device| named || has_frames(device));
+            self.serve_xdp(netns, &devices, mode, named)?;
         }
         self.make_ready_for(&devices)?;
+        let attach = match named {
+            true => hooks::attach,
+            false => hooks::attach_if_there,
+        };
         for device in devices {
-            hooks::attach(&self.layout, Hook::Device, netns, device)?;
+            attach(&self.layout, Hook::Device, netns, device)?;
             if !self.serves_all() {
                 make_directory(&self.some_devices().join(escaped(&device.name)))?;
             }
@@ -150,10 +155,16 @@ impl Datapath {
         self.follow_masquerade(host, netns)
     }
 
-    fn serve_xdp(&self, netns: &Netns, devices: &[&Link], mode: XdpMode) -> Result<(), Error> {
+    fn serve_xdp(
+        &self,
+        netns: &Netns,
+        devices: &[&Link],
+        mode: XdpMode,
+        named: bool,
+    ) -> Result<(), Error> {
         let modes = xdp::attached(&self.layout)?.into_iter().collect();
         for (done, device) in devices.iter().enumerate() {
-            let Err(cause) = self.set_xdp(netns, device, mode) else {
+            let Err(cause) = self.set_xdp(netns, device, mode, named) else {
                 continue;
             };
             let failures: Vec<Error> = devices[..done]
@@ -171,8 +182,17 @@ impl Datapath {
         Ok(())
     }
 
-    fn set_xdp(&self, netns: &Netns, device: &Link, mode: XdpMode) -> Result<(), Error> {
-        let attach = |mode| xdp::attach(&self.layout, netns, device, mode);
+    fn set_xdp(
+        &self,
+        netns: &Netns,
+        device: &Link,
+        mode: XdpMode,
+        named: bool,
+    ) -> Result<(), Error> {
+        let attach = |mode| match named {
+            true => xdp::attach(&self.layout, netns, device, mode),
+            false => xdp::attach_if_there(&self.layout, netns, device, mode),
+        };
         match mode {
             XdpMode::Off => xdp::detach(&self.layout, device.index),
             XdpMode::Native => attach(xdp::Mode::Native),
@@ -191,7 +211,7 @@ impl Datapath {
         modes: &HashMap<u32, xdp::Mode>,
     ) -> Result<(), Error> {
         match modes.get(&device.index) {
-            Some(mode) => xdp::attach(&self.layout, netns, device, *mode),
+            Some(mode) => xdp::attach_if_there(&self.layout, netns, device, *mode),
             None => xdp::detach(&self.layout, device.index),
         }
     }
@@ -203,7 +223,7 @@ impl Datapath {
     pub fn attach_egress(&self, host: &Host, netns: &Netns) -> Result<(), Error> {
         self.make_ready_for(&host.devices.iter().collect::<Vec<_>>())?;
         for device in &host.devices {
-            hooks::attach(&self.layout, Hook::Egress, netns, device)?;
+            hooks::attach_if_there(&self.layout, Hook::Egress, netns, device)?;
         }
         Ok(())
     }

@@ -6,16 +6,20 @@
 //! `qdisc-INDEX`. A mark is made before what it stands for and removed after it, so that no crash leaves
 //! something unmarked.
 
-use std::{fs, io, path::PathBuf};
-
-use aya::programs::{
-    ProgramInfo, SchedClassifier, TcAttachType,
-    tc::{NlOptions, SchedClassifierLink, TcAttachOptions},
+use std::{
+    fs, io,
+    os::fd::{AsFd, AsRawFd},
+    path::PathBuf,
 };
+
+use aya::programs::{ProgramError, ProgramInfo, SchedClassifier, TcAttachType};
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::{
     RouteNetlinkMessage,
-    tc::{TcAttribute, TcFilterBpfOption, TcHandle, TcHeader, TcMessage, TcOption},
+    tc::{
+        TcAttribute, TcBpfFlags, TcFilterBpf, TcFilterBpfOption, TcHandle, TcHeader, TcMessage,
+        TcOption,
+    },
 };
 use nix::{
     errno::Errno,
@@ -28,7 +32,7 @@ use crate::{
     error::{Doing, Error},
     instance::{Layout, ObjectPins},
     observe::{
-        links::{self, Link},
+        links::Link,
         netlink::{self, NetlinkError, Session},
         netns::{Netns, NetnsError},
     },
@@ -100,14 +104,10 @@ impl Filter {
 }
 
 /// Attaches in the calling thread's namespace, unless the kernel lists the filter already.
-pub(super) fn attach(
-    program: &mut SchedClassifier,
-    layout: &Layout,
-    hook: Hook,
-    device: &Link,
-) -> Result<(), AttachError> {
+pub(super) fn attach(layout: &Layout, hook: Hook, device: &Link) -> Result<(), AttachError> {
+    let (name, index) = (hook.program(device), device.index);
+    let program = SchedClassifier::from_pin(layout.programs().join(name))?;
     let own = program.info()?.id();
-    let index = device.index;
     let filters =
         netlink::converse_here(async |session| filters(session, index, hook.direction()).await)?;
     if filters.iter().any(|filter| filter.program == Some(own)) {
@@ -116,15 +116,40 @@ pub(super) fn attach(
     ensure_qdisc(layout, hook, index)?;
     make_mark(filter_mark(layout, hook, index))?;
     let links = program_ids(layout, Hook::Link)?;
-    let options = NlOptions {
-        priority: free_priority(hook, &filters, &links),
-        ..NlOptions::default()
-    };
-    let options = TcAttachOptions::Netlink(options);
-    let id = program.attach_with_options(&device.name, hook.direction(), options)?;
-    // Dropping the link would detach the filter.
-    std::mem::forget(program.take_link(id)?);
+    let mut place = TcMessage::with_index(index.cast_signed()).header;
+    place.parent = parent(hook.direction());
+    let priority = free_priority(hook, &filters, &links);
+    place.info = u32::from(priority) << 16 | u32::from(ALL_PROTOCOLS.to_be());
+    let message = filter_at(place, name, &program)?;
+    netlink::converse_here(async |session: &mut Session| {
+        let flags = NLM_F_CREATE | NLM_F_EXCL;
+        session.order("add a filter", message, flags).await
+    })?;
     Ok(())
+}
+
+/// `ETH_P_ALL` of linux/if_ether.h.
+const ALL_PROTOCOLS: u16 = 3;
+
+/// What makes a filter, or changes the one in that place, which then runs the program and does what that says.
+fn filter_at(
+    place: TcHeader,
+    name: &str,
+    program: &SchedClassifier,
+) -> Result<RouteNetlinkMessage, ProgramError> {
+    let descriptor = program.fd()?.as_fd().as_raw_fd();
+    let options = [
+        TcFilterBpfOption::ProgFd(descriptor.unsigned_abs()),
+        TcFilterBpfOption::ProgName(name.to_owned()),
+        TcFilterBpfOption::Flags(TcBpfFlags::DirectAction),
+    ];
+    let mut message = TcMessage::default();
+    message.header = place;
+    message.attributes = vec![
+        TcAttribute::Kind(TcFilterBpf::KIND.to_owned()),
+        TcAttribute::Options(options.map(TcOption::Bpf).to_vec()),
+    ];
+    Ok(RouteNetlinkMessage::NewTrafficFilter(message))
 }
 
 /// Whether the kernel lists our filter: a mark stays when a device goes.
@@ -181,37 +206,20 @@ pub(super) fn swap(
     }) else {
         return Ok(());
     };
-    let (device, filters) = netlink::converse(host, async |session: &mut Session| {
-        let device = links::by_index(session, index, None).await?;
-        let filters = filters(session, index, hook.direction()).await?;
-        Ok::<_, AttachError>((device, filters))
-    })?;
-    let Some(device) = device else {
-        return Ok(());
-    };
-    for filter in filters {
-        let Some(name) = filter.program.and_then(|id| running.get(&id)) else {
-            continue;
-        };
-        let mut program = SchedClassifier::from_pin(to.programs().join(name))?;
-        let place = (filter.priority(), filter.header.handle);
-        host.run_in(|| replace(&mut program, &device.name, hook, place))??;
-    }
-    Ok(())
-}
-
-fn replace(
-    program: &mut SchedClassifier,
-    device: &str,
-    hook: Hook,
-    (priority, handle): (u16, TcHandle),
-) -> Result<(), AttachError> {
-    let handle = aya::programs::tc::TcHandle::new(handle.major, handle.minor);
-    let filter = SchedClassifierLink::attached(device, hook.direction(), priority, handle, None)?;
-    let id = program.attach_to_link(filter)?;
-    // Dropping the link would detach the filter.
-    std::mem::forget(program.take_link(id)?);
-    Ok(())
+    netlink::converse(host, async |session: &mut Session| {
+        for filter in filters(session, index, hook.direction()).await? {
+            let Some(name) = filter.program.and_then(|id| running.get(&id)) else {
+                continue;
+            };
+            let program = SchedClassifier::from_pin(to.programs().join(name))?;
+            let message = filter_at(filter.header, name, &program)?;
+            match session.order("change a filter", message, 0).await {
+                Err(error) if is_gone(&error) => {}
+                changed => changed?,
+            }
+        }
+        Ok(())
+    })
 }
 
 fn ensure_qdisc(layout: &Layout, hook: Hook, index: u32) -> Result<(), AttachError> {
@@ -339,16 +347,8 @@ async fn filters(
     index: u32,
     direction: TcAttachType,
 ) -> Result<Vec<Filter>, NetlinkError> {
-    let minor = match direction {
-        TcAttachType::Egress => TcHandle::MIN_EGRESS,
-        _ => TcHandle::MIN_INGRESS,
-    };
-    let parent = TcHandle {
-        major: HANDLE.major,
-        minor,
-    };
     let mut message = TcMessage::with_index(index.cast_signed());
-    message.header.parent = parent;
+    message.header.parent = parent(direction);
     let request = RouteNetlinkMessage::GetTrafficFilter(message);
     let answers = session
         .dump(&format!("list the filters of device {index}"), &request)
@@ -360,6 +360,18 @@ async fn filters(
             _ => None,
         })
         .collect())
+}
+
+/// The hook of a direction, as what filters are below.
+fn parent(direction: TcAttachType) -> TcHandle {
+    let minor = match direction {
+        TcAttachType::Egress => TcHandle::MIN_EGRESS,
+        _ => TcHandle::MIN_INGRESS,
+    };
+    TcHandle {
+        major: HANDLE.major,
+        minor,
+    }
 }
 
 /// The kind of the qdisc that has the place of a `clsact` on the device.
@@ -423,17 +435,15 @@ fn qdisc(index: u32) -> TcMessage {
     message
 }
 
-/// The device has gone and has taken everything along, or somebody else has removed it.
+/// Whether the filter, or the device with it, was not there.
+fn is_gone(error: &NetlinkError) -> bool {
+    matches!(error.errno(), Some(Errno::ENODEV | Errno::ENOENT))
+}
+
+/// The device has gone and has taken everything along, or somebody else has removed it: that may have been the qdisc.
 fn gone_is_fine(result: Result<(), NetlinkError>) -> Result<(), ClsactError> {
     match result {
-        Err(error)
-            if matches!(
-                error.errno(),
-                Some(Errno::ENODEV | Errno::ENOENT | Errno::EINVAL)
-            ) =>
-        {
-            Ok(())
-        }
+        Err(error) if is_gone(&error) || error.errno() == Some(Errno::EINVAL) => Ok(()),
         result => Ok(result?),
     }
 }

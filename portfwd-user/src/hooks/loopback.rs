@@ -2,16 +2,12 @@
 //! namespace (a pod) share it: a device takes the same program once. So its pin has the namespace's
 //! cookie in its name, and the device's index, which repeats from namespace to namespace.
 
-use std::{
-    collections::BTreeSet,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeSet, path::PathBuf};
 
-use aya::programs::{LinkOrder, TcAttachType, links::FdLink, tc::TcAttachOptions};
 use nix::libc;
 use portfwd_common::programs;
 
-use super::{AttachError, errno_of, fitting, names, open, pins, remove};
+use super::{fitting, names, pins, remove};
 use crate::{
     error::{Doing, Error, Lacking},
     instance::Layout,
@@ -41,24 +37,15 @@ pub fn attach(layout: &Layout, cookie: u64, container: &Netns, device: &Link) ->
     if pins::holds(&pin, device.index).doing(doing)? {
         return Ok(());
     }
+    let program = layout.programs().join(fitting(PROGRAMS, device));
+    let place = (pins::Tcx::Ingress, device.index);
     let attached = container
-        .run_in(|| attach_here(layout, &pin, device))
+        .run_in(|| pins::make(&pin, &program, place, None))
         .doing(doing)?;
     match attached {
-        Err(AttachError::Program(error)) if errno_of(&error) == Some(libc::EINVAL) => {
-            Err(without_tcx().into())
-        }
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Err(without_tcx().into()),
         attached => attached.doing(doing),
     }
-}
-
-fn attach_here(layout: &Layout, pin: &Path, device: &Link) -> Result<(), AttachError> {
-    let mut program = open(layout, fitting(PROGRAMS, device))?;
-    let options = TcAttachOptions::TcxOrder(LinkOrder::first());
-    let id = program.attach_with_options(&device.name, TcAttachType::Ingress, options)?;
-    let link: FdLink = program.take_link(id)?.try_into()?;
-    link.pin(pin)?;
-    Ok(())
 }
 
 /// A filter of a `clsact` qdisc would outlive the instance: nobody can remove it from a container's

@@ -10,19 +10,46 @@ use std::{
     path::Path,
 };
 
+use aya_obj::generated::{BPF_F_AFTER, BPF_F_BEFORE};
 use nix::{errno::Errno, libc};
 
-/// `BPF_OBJ_GET` of linux/bpf.h.
+/// `BPF_OBJ_PIN` of linux/bpf.h.
+const OBJECT_PIN: libc::c_int = 6;
+/// `BPF_OBJ_GET`.
 const OBJECT_GET: libc::c_int = 7;
 /// `BPF_OBJ_GET_INFO_BY_FD`.
 const OBJECT_INFO: libc::c_int = 15;
-
+/// `BPF_LINK_CREATE`.
+const LINK_CREATE: libc::c_int = 28;
 /// `BPF_LINK_UPDATE`.
 const LINK_UPDATE: libc::c_int = 29;
 /// `BPF_LINK_DETACH`.
 const LINK_DETACH: libc::c_int = 34;
 
-/// The start of `union bpf_attr`, for all of these commands.
+/// A TCX hook, as `enum bpf_attach_type` has it.
+#[derive(Clone, Copy)]
+#[repr(u32)]
+pub(super) enum Tcx {
+    /// `BPF_TCX_INGRESS`.
+    Ingress = 46,
+    /// `BPF_TCX_EGRESS`.
+    Egress = 47,
+}
+
+/// The start of `union bpf_attr` for `BPF_LINK_CREATE`, with what it has for TCX.
+#[repr(C)]
+struct Creation {
+    program: u32,
+    device: u32,
+    hook: u32,
+    flags: u32,
+    /// Descriptor of the program that the flags place this one by.
+    other: u32,
+    padding: u32,
+    revision: u64,
+}
+
+/// The start of `union bpf_attr`, for all other commands.
 #[repr(C)]
 struct Request {
     /// Of the path, or the descriptor, and the length of the answer or another descriptor.
@@ -43,6 +70,46 @@ struct LinkInfo {
     /// 0 once the device has gone.
     device: u32,
     rest: [u32; 3],
+}
+
+/// Attaches the program pinned at `program` to a hook of the device with that index, before all others or right behind the
+/// one pinned at `before`, and pins the link at `path`. A name could be another device's by then.
+///
+/// # Errors
+/// When the kernel refuses; a kernel that does not know TCX takes the call for one with bad arguments.
+pub(super) fn make(
+    path: &Path,
+    program: &Path,
+    (hook, index): (Tcx, u32),
+    before: Option<&Path>,
+) -> io::Result<()> {
+    let program = open(program)?;
+    let other = before.map(open).transpose()?;
+    let mut creation = Creation {
+        program: number(&program),
+        device: index,
+        hook: hook as u32,
+        flags: if other.is_some() {
+            BPF_F_AFTER
+        } else {
+            BPF_F_BEFORE
+        },
+        other: other.as_ref().map_or(0, number),
+        padding: 0,
+        revision: 0,
+    };
+    // SAFETY: the command takes descriptors and no address.
+    let link = unsafe { bpf(LINK_CREATE, &mut creation) }?;
+    // SAFETY: the kernel has just made the descriptor for us.
+    let link = unsafe { OwnedFd::from_raw_fd(link) };
+    let name = CString::new(path.as_os_str().as_bytes())?;
+    let mut request = Request {
+        first: name.as_ptr() as u64,
+        answer: u64::from(number(&link)),
+        zero: 0,
+    };
+    // SAFETY: `name` is a terminated string that outlives the call.
+    unsafe { bpf(OBJECT_PIN, &mut request) }.map(drop)
 }
 
 /// Whether the link pinned at `path` is attached to the device with that index.
@@ -82,7 +149,7 @@ pub(super) fn holds(path: &Path, index: u32) -> io::Result<bool> {
 pub(super) fn remove(path: &Path) -> io::Result<()> {
     let link = open(path)?;
     let mut request = Request {
-        first: u64::from(link.as_raw_fd().unsigned_abs()),
+        first: u64::from(number(&link)),
         answer: 0,
         zero: 0,
     };
@@ -108,9 +175,8 @@ pub(super) fn remove(path: &Path) -> io::Result<()> {
 /// When there is no such pin, or the kernel refuses.
 pub(super) fn swap(path: &Path, program: &Path) -> io::Result<()> {
     let (link, program) = (open(path)?, open(program)?);
-    let number = |file: &OwnedFd| u64::from(file.as_raw_fd().unsigned_abs());
     let mut request = Request {
-        first: number(&link) | number(&program) << 32,
+        first: u64::from(number(&link)) | u64::from(number(&program)) << 32,
         answer: 0,
         zero: 0,
     };
@@ -148,13 +214,18 @@ fn info_of(path: &Path) -> io::Result<LinkInfo> {
     let mut info = LinkInfo::default();
     let length = size_of::<LinkInfo>() as u64;
     let mut request = Request {
-        first: u64::from(link.as_raw_fd().unsigned_abs()) | length << 32,
+        first: u64::from(number(&link)) | length << 32,
         answer: (&raw mut info) as u64,
         zero: 0,
     };
     // SAFETY: the kernel writes at most `length` bytes to `info`, which is plain numbers.
     unsafe { bpf(OBJECT_INFO, &mut request) }?;
     Ok(info)
+}
+
+/// Descriptors are never negative.
+fn number(file: &OwnedFd) -> u32 {
+    file.as_raw_fd().unsigned_abs()
 }
 
 fn open(path: &Path) -> io::Result<OwnedFd> {
@@ -171,15 +242,15 @@ fn open(path: &Path) -> io::Result<OwnedFd> {
 }
 
 /// # Safety
-/// The addresses in `request` must be what the command takes them for.
-unsafe fn bpf(command: libc::c_int, request: &mut Request) -> io::Result<libc::c_int> {
+/// `request` must be the start of a `union bpf_attr`, and its addresses what the command takes them for.
+unsafe fn bpf<T>(command: libc::c_int, request: &mut T) -> io::Result<libc::c_int> {
     // SAFETY: the request is as long as is said; its addresses are the caller's promise.
     let result = unsafe {
         libc::syscall(
             libc::SYS_bpf,
             command,
             std::ptr::from_mut(request),
-            size_of::<Request>(),
+            size_of::<T>(),
         )
     };
     // Descriptors and 0 fit.

@@ -10,7 +10,7 @@ use netlink_packet_route::{
 use nix::libc;
 use portfwd_common::programs;
 
-use super::{AttachError, errno_of, index_after, names, pins, remove};
+use super::{AttachError, errno_of, index_after, names, pins, remove, unless_gone};
 use crate::{
     error::{Doing, Error},
     instance::Layout,
@@ -86,6 +86,20 @@ pub fn attach(layout: &Layout, host: &Netns, device: &Link, mode: Mode) -> Resul
     attached.doing(doing)
 }
 
+/// The same of a device that nobody has asked for.
+///
+/// # Errors
+/// As [`attach`]; that the device has gone since it was looked at is none.
+pub fn attach_if_there(
+    layout: &Layout,
+    host: &Netns,
+    device: &Link,
+    mode: Mode,
+) -> Result<(), Error> {
+    let attached = attach(layout, host, device, mode);
+    unless_gone(host, device, attached, || detach(layout, device.index))
+}
+
 /// Detaches the XDP program from the device with that index; nothing to do is no error.
 ///
 /// # Errors
@@ -106,7 +120,7 @@ fn attach_here(layout: &Layout, device: &Link, mode: Mode) -> Result<(), AttachE
         Mode::Native => XdpMode::Driver,
         Mode::Generic => XdpMode::Skb,
     };
-    let attached = program.attach(&device.name, flags);
+    let attached = program.attach_to_if_index(device.index, flags);
     let id = attached.map_err(|error| match errno_of(&error) {
         Some(libc::EBUSY | libc::EEXIST) => occupant(device.index).into(),
         _ => AttachError::from(error),

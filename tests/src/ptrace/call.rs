@@ -2,12 +2,17 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::os::fd::{AsRawFd as _, OwnedFd};
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::path::Path;
 
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::ptrace;
 use nix::unistd::Pid;
+
+/// `BPF_TCX_INGRESS` and `BPF_TCX_EGRESS`, and `BPF_XDP`, of `enum bpf_attach_type`.
+const TCX: [u32; 2] = [46, 47];
+const XDP: u32 = 37;
 
 /// A system call that a traced thread is about to make.
 #[derive(Debug, Clone, Copy)]
@@ -43,10 +48,27 @@ impl Call {
     /// Whether it attaches a program to a TCX hook, which older kernels take for a call with bad arguments.
     #[must_use]
     pub fn attaches_tcx(&self) -> bool {
-        /// BPF_TCX_INGRESS and BPF_TCX_EGRESS.
-        const TCX: [u32; 2] = [46, 47];
-        let kind = |call: &Self| call.memory(call.arguments[1] + bpf::ATTACH_TYPE);
-        self.is_bpf(bpf::LINK_CREATE) && TCX.contains(&u32::from_ne_bytes(kind(self)))
+        self.makes_link_of(&TCX)
+    }
+
+    /// Whether it attaches a program to a TCX hook or the XDP hook of the device with that index.
+    #[must_use]
+    pub fn attaches_to(&self, index: u32) -> bool {
+        let target = || self.memory(self.arguments[1] + bpf::TARGET);
+        (self.makes_link_of(&TCX) || self.makes_link_of(&[XDP]))
+            && u32::from_ne_bytes(target()) == index
+    }
+
+    /// Whether the thread is in the network namespace that this file stands for.
+    #[must_use]
+    pub fn is_in(&self, namespace: &Path) -> bool {
+        let inode = |path: &Path| fs::metadata(path).map(|facts| facts.ino()).ok();
+        inode(Path::new(&format!("/proc/{}/ns/net", self.thread))) == inode(namespace)
+    }
+
+    fn makes_link_of(&self, kinds: &[u32]) -> bool {
+        let kind = || self.memory(self.arguments[1] + bpf::ATTACH_TYPE);
+        self.is_bpf(bpf::LINK_CREATE) && kinds.contains(&u32::from_ne_bytes(kind()))
     }
 
     /// A field of the attributes of bpf(2).
@@ -169,7 +191,8 @@ pub mod bpf {
     pub const INSTRUCTIONS: u64 = 8;
     /// A program's name itself.
     pub const PROG_NAME: u64 = 48;
-    /// What a link is attached to.
+    /// The device or descriptor that a link is attached to, and as what.
+    pub const TARGET: u64 = 4;
     pub const ATTACH_TYPE: u64 = 8;
 }
 
