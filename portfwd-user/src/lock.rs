@@ -1,10 +1,14 @@
 //! Exclusive locks on directories. A lock lives in an open descriptor (flock(2)), so that it dies with
 //! its holder, however that ends, and leaves nothing in the file system.
+//!
+//! Who waits does so in the kernel's queue (`__locks_insert_block`): those who came first have their turn first. Only who
+//! comes at the very moment at which the lock is free, before the first of them runs, goes ahead.
 
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -15,21 +19,17 @@ use nix::libc;
 use crate::error::shown_path;
 use crate::observe::processes;
 
-/// Pauses between attempts: from the shortest, doubled each time, to the longest.
-const SHORTEST_PAUSE: Duration = Duration::from_micros(200);
-const LONGEST_PAUSE: Duration = Duration::from_millis(8);
-
 /// Why a lock was not obtained.
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
-    /// Somebody else kept it for longer than the caller wanted to wait.
-    #[error("{} is locked{} and stayed so for {} s", path.display(), by(holder.as_ref()), waited.as_secs())]
+    /// Others had it, one or many in turn, for longer than the caller wanted to wait.
+    #[error("{} has been busy for {:.0} s{}", path.display(), waited.as_secs_f64(), with(holder.as_ref()))]
     Busy {
         /// The directory.
         path: PathBuf,
         /// How long it was waited.
         waited: Duration,
-        /// Who holds it, if that can be seen.
+        /// Who holds it at the end, if that can be seen.
         holder: Option<processes::Process>,
     },
     /// The directory cannot be opened or locked.
@@ -42,9 +42,9 @@ pub enum LockError {
     },
 }
 
-fn by(holder: Option<&processes::Process>) -> String {
+fn with(holder: Option<&processes::Process>) -> String {
     holder
-        .map(|process| format!(" by {process}"))
+        .map(|process| format!(", now with {process}"))
         .unwrap_or_default()
 }
 
@@ -57,11 +57,11 @@ impl LockError {
                 holder: Some(process),
                 ..
             } => Some(format!(
-                "wait until it has ended, or kill {}: the next command repairs what it leaves",
+                "try again; if {} has it still, kill that: the next command repairs what it leaves",
                 process.pid
             )),
             Self::Busy { path, .. } => Some(format!(
-                "fuser -v {} names who, where every process is seen; wait until that has ended",
+                "try again; fuser -v {} names who has it, where every process is seen",
                 shown_path(path)
             )),
             Self::Failed { .. } => None,
@@ -88,34 +88,31 @@ impl DirectoryLock {
             path: path.to_owned(),
             source,
         };
-        let mut directory = match open_directory(path) {
+        let start = Instant::now();
+        let directory = match open_directory(path) {
             Ok(directory) => directory,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(failed(error)),
         };
-        let start = Instant::now();
-        let mut pause = SHORTEST_PAUSE;
-        // flock(2) can only be limited in time by a signal; asking again is cheap and has no side effects.
-        loop {
-            match Flock::lock(directory, FlockArg::LockExclusiveNonblock) {
-                Ok(directory) => {
-                    let lock = Self { directory };
-                    return Ok(lock.still_leads_to(path).then_some(lock));
+        let directory = match Flock::lock(directory, FlockArg::LockExclusiveNonblock) {
+            Ok(directory) => directory,
+            Err((directory, Errno::EWOULDBLOCK)) => {
+                let facts = directory.metadata().map_err(failed)?;
+                match wait_for(directory, wait).map_err(failed)? {
+                    Some(directory) => directory,
+                    None => {
+                        return Err(LockError::Busy {
+                            path: path.to_owned(),
+                            waited: start.elapsed(),
+                            holder: holder(&facts),
+                        });
+                    }
                 }
-                Err((file, Errno::EWOULDBLOCK)) => directory = file,
-                Err((file, Errno::EINTR)) => directory = file,
-                Err((_, errno)) => return Err(failed(errno.into())),
             }
-            if start.elapsed() >= wait {
-                return Err(LockError::Busy {
-                    path: path.to_owned(),
-                    waited: wait,
-                    holder: holder(&directory),
-                });
-            }
-            thread::sleep(pause);
-            pause = (pause * 2).min(LONGEST_PAUSE);
-        }
+            Err((_, errno)) => return Err(failed(errno.into())),
+        };
+        let lock = Self { directory };
+        Ok(lock.still_leads_to(path).then_some(lock))
     }
 
     fn still_leads_to(&self, path: &Path) -> bool {
@@ -127,6 +124,26 @@ impl DirectoryLock {
     }
 }
 
+/// Waits in the queue for as long; None if it was in vain. flock(2) itself can only be limited in time by a signal, so
+/// another thread waits in it, and gives the lock back at once when it gets it too late.
+fn wait_for(directory: File, wait: Duration) -> io::Result<Option<Flock<File>>> {
+    let (sender, receiver) = mpsc::sync_channel(1);
+    let in_queue = move || {
+        let mut directory = directory;
+        let locked = loop {
+            match Flock::lock(directory, FlockArg::LockExclusive) {
+                Err((same, Errno::EINTR)) => directory = same,
+                Err((_, errno)) => break Err(io::Error::from(errno)),
+                Ok(locked) => break Ok(locked),
+            }
+        };
+        // Nobody may be waiting any more.
+        let _ = sender.send(locked);
+    };
+    thread::Builder::new().name("lock".into()).spawn(in_queue)?;
+    receiver.recv_timeout(wait).ok().transpose()
+}
+
 /// Opens a directory, and nothing else.
 pub(crate) fn open_directory(path: &Path) -> io::Result<File> {
     File::options()
@@ -136,17 +153,20 @@ pub(crate) fn open_directory(path: &Path) -> io::Result<File> {
 }
 
 /// The process that has the lock, by `/proc/locks`: `1: FLOCK ADVISORY WRITE PID MAJOR:MINOR:INODE 0 EOF`.
-fn holder(directory: &File) -> Option<processes::Process> {
-    let metadata = directory.metadata().ok()?;
-    let device = metadata.dev();
-    let (major, minor) = (nix::sys::stat::major(device), nix::sys::stat::minor(device));
-    let wanted = format!("{major:02x}:{minor:02x}:{}", metadata.ino());
+fn holder(directory: &fs::Metadata) -> Option<processes::Process> {
     let locks = fs::read_to_string("/proc/locks").ok()?;
-    let pid = find_holder(&locks, &wanted)?;
+    let pid = find_holder(&locks, &shown(directory))?;
     Some(processes::Process {
         pid,
         name: processes::name_of(pid)?,
     })
+}
+
+/// `MAJOR:MINOR:INODE` of a file.
+fn shown(file: &fs::Metadata) -> String {
+    let device = file.dev();
+    let (major, minor) = (nix::sys::stat::major(device), nix::sys::stat::minor(device));
+    format!("{major:02x}:{minor:02x}:{}", file.ino())
 }
 
 fn find_holder(locks: &str, wanted: &str) -> Option<u32> {
@@ -161,9 +181,12 @@ fn find_holder(locks: &str, wanted: &str) -> Option<u32> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+
     use super::*;
 
     const SOON: Duration = Duration::from_millis(30);
+    const LONG: Duration = Duration::from_secs(10);
 
     #[test]
     fn the_second_one_waits_and_then_learns_who_has_the_lock() {
@@ -175,12 +198,46 @@ mod tests {
             text.contains(&format!("(pid {})", std::process::id())),
             "{text}"
         );
+        // The second one's place in the queue is still there, and is no hindrance.
         drop(first);
         assert!(
-            DirectoryLock::acquire(place.path(), SOON)
+            DirectoryLock::acquire(place.path(), LONG)
                 .unwrap()
                 .is_some()
         );
+    }
+
+    /// How many wait for the lock in the kernel.
+    fn queue(path: &Path) -> usize {
+        let file = shown(&fs::metadata(path).unwrap());
+        let locks = fs::read_to_string("/proc/locks").unwrap();
+        let is_waiting = |line: &&str| line.contains("-> FLOCK") && line.contains(&file);
+        locks.lines().filter(is_waiting).count()
+    }
+
+    // Fails if those who wait ask again and again, each in pauses of its own.
+    #[test]
+    fn those_who_wait_have_their_turn_in_the_order_in_which_they_came() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path();
+        let first = DirectoryLock::acquire(path, SOON).unwrap().unwrap();
+        let turns = Mutex::new(Vec::new());
+        thread::scope(|scope| {
+            for number in 0..16 {
+                let turns = &turns;
+                scope.spawn(move || {
+                    let _lock = DirectoryLock::acquire(path, LONG).unwrap().unwrap();
+                    turns.lock().unwrap().push(number);
+                });
+                let deadline = Instant::now() + LONG;
+                while queue(path) <= number {
+                    assert!(Instant::now() < deadline, "{number} is not in the queue");
+                    thread::yield_now();
+                }
+            }
+            drop(first);
+        });
+        assert!(turns.into_inner().unwrap().into_iter().eq(0..16));
     }
 
     #[test]
@@ -190,8 +247,7 @@ mod tests {
         fs::create_dir(&path).unwrap();
         let first = DirectoryLock::acquire(&path, SOON).unwrap().unwrap();
         thread::scope(|scope| {
-            let second =
-                scope.spawn(|| DirectoryLock::acquire(&path, Duration::from_secs(10)).unwrap());
+            let second = scope.spawn(|| DirectoryLock::acquire(&path, LONG).unwrap());
             // The other thread has opened the old directory once it appears among our descriptors twice.
             let opened = || {
                 fs::read_dir("/proc/self/fd")
@@ -203,7 +259,7 @@ mod tests {
                     })
                     .count()
             };
-            let deadline = Instant::now() + Duration::from_secs(10);
+            let deadline = Instant::now() + LONG;
             while opened() < 2 {
                 assert!(Instant::now() < deadline);
                 thread::yield_now();

@@ -347,12 +347,17 @@ fn a_lock_that_somebody_keeps_is_named_with_its_holder() {
         (seen.join().expect("no panic"), unseen)
     });
     let pid = std::process::id();
-    let says = format!("(pid {pid}) and stayed so for ");
-    expect_error(seen.clone(), 1, &says);
-    let hint = format!("hint: wait until it has ended, or kill {pid}: ");
-    expect_error(seen, 1, &hint);
     let path = topology.pins().display().to_string();
-    let says = format!("{path} is locked and stayed so for ");
-    expect_error(unseen.clone(), 1, &says);
-    expect_error(unseen, 1, &format!("hint: fuser -v {path} "));
+    let says = format!("{path} has been busy for 30 s, now with process ");
+    expect_error(seen.clone(), 1, &says);
+    expect_error(seen.clone(), 1, &format!(" (pid {pid})\n"));
+    let hint = format!("hint: try again; if {pid} has it still, kill that: ");
+    expect_error(seen, 1, &hint);
+    expect_error(
+        unseen.clone(),
+        1,
+        &format!("{path} has been busy for 30 s\n"),
+    );
+    let hint = format!("hint: try again; fuser -v {path} ");
+    expect_error(unseen, 1, &hint);
 }

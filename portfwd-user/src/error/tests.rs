@@ -257,8 +257,8 @@ fn every_error() -> Vec<(Error, u8, &'static str)> {
             }
             .into(),
             1,
-            "error: /sys/fs/bpf/portfwd is locked by process portfwd (pid 812) and stayed so for 30 s\n\
-             hint: wait until it has ended, or kill 812: the next command repairs what it leaves\n",
+            "error: /sys/fs/bpf/portfwd has been busy for 30 s, now with process portfwd (pid 812)\n\
+             hint: try again; if 812 has it still, kill that: the next command repairs what it leaves\n",
         ),
         (
             LockError::Busy {
@@ -268,8 +268,8 @@ fn every_error() -> Vec<(Error, u8, &'static str)> {
             }
             .into(),
             1,
-            "error: /sys/fs/bpf/portfwd is locked and stayed so for 30 s\n\
-             hint: fuser -v /sys/fs/bpf/portfwd names who, where every process is seen; wait until that has ended\n",
+            "error: /sys/fs/bpf/portfwd has been busy for 30 s\n\
+             hint: try again; fuser -v /sys/fs/bpf/portfwd names who has it, where every process is seen\n",
         ),
         (
             Err::<(), _>(TableError::Full {
