@@ -213,7 +213,8 @@ where
             dead.push(key);
         }
     }
-    // By now the client may have one under the same key through another forward, if one leads to that address.
+    // By now the client may have one under the same key through another forward, if one leads to that address: such
+    // a flow is looked at once more.
     let (contested, dead): (Vec<_>, Vec<_>) = dead
         .into_iter()
         .partition(|key| census.served.contains(&key.container.ip()));
