@@ -4,7 +4,7 @@
 //! Who waits does so in the kernel's queue (`__locks_insert_block`): those who came first have their turn first. Only who
 //! comes at the very moment at which the lock is free, before the first of them runs, goes ahead.
 
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -12,8 +12,6 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
 use nix::libc;
 
 use crate::error::shown_path;
@@ -73,7 +71,7 @@ impl LockError {
 #[derive(Debug)]
 #[must_use]
 pub struct DirectoryLock {
-    directory: Flock<File>,
+    directory: File,
 }
 
 impl DirectoryLock {
@@ -94,9 +92,10 @@ impl DirectoryLock {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(failed(error)),
         };
-        let directory = match Flock::lock(directory, FlockArg::LockExclusiveNonblock) {
-            Ok(directory) => directory,
-            Err((directory, Errno::EWOULDBLOCK)) => {
+        // Closing a file that nobody else has open gives its lock back.
+        let directory = match directory.try_lock() {
+            Ok(()) => directory,
+            Err(TryLockError::WouldBlock) => {
                 let facts = directory.metadata().map_err(failed)?;
                 match wait_for(directory, wait).map_err(failed)? {
                     Some(directory) => directory,
@@ -109,7 +108,7 @@ impl DirectoryLock {
                     }
                 }
             }
-            Err((_, errno)) => return Err(failed(errno.into())),
+            Err(TryLockError::Error(error)) => return Err(failed(error)),
         };
         let lock = Self { directory };
         Ok(lock.still_leads_to(path).then_some(lock))
@@ -126,19 +125,17 @@ impl DirectoryLock {
 
 /// Waits in the queue for as long; None if it was in vain. flock(2) itself can only be limited in time by a signal, so
 /// another thread waits in it, and gives the lock back at once when it gets it too late.
-fn wait_for(directory: File, wait: Duration) -> io::Result<Option<Flock<File>>> {
+fn wait_for(directory: File, wait: Duration) -> io::Result<Option<File>> {
     let (sender, receiver) = mpsc::sync_channel(1);
     let in_queue = move || {
-        let mut directory = directory;
         let locked = loop {
-            match Flock::lock(directory, FlockArg::LockExclusive) {
-                Err((same, Errno::EINTR)) => directory = same,
-                Err((_, errno)) => break Err(io::Error::from(errno)),
-                Ok(locked) => break Ok(locked),
+            match directory.lock() {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                locked => break locked,
             }
         };
         // Nobody may be waiting any more.
-        let _ = sender.send(locked);
+        let _ = sender.send(locked.map(|()| directory));
     };
     thread::Builder::new().name("lock".into()).spawn(in_queue)?;
     receiver.recv_timeout(wait).ok().transpose()
