@@ -4,6 +4,7 @@
 #![warn(clippy::print_stderr)]
 
 pub mod apply;
+mod bpf;
 pub mod bpffs;
 pub mod cli;
 pub mod clock;

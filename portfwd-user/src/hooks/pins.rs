@@ -4,27 +4,16 @@ use std::{
     ffi::CString,
     fs, io,
     os::{
-        fd::{AsRawFd, FromRawFd, OwnedFd},
+        fd::{FromRawFd, OwnedFd},
         unix::ffi::OsStrExt,
     },
     path::Path,
 };
 
-use aya_obj::generated::{BPF_F_AFTER, BPF_F_BEFORE};
-use nix::{errno::Errno, libc};
+use aya_obj::generated::{BPF_F_AFTER, BPF_F_BEFORE, bpf_cmd};
+use nix::errno::Errno;
 
-/// `BPF_OBJ_PIN` of linux/bpf.h.
-const OBJECT_PIN: libc::c_int = 6;
-/// `BPF_OBJ_GET`.
-const OBJECT_GET: libc::c_int = 7;
-/// `BPF_OBJ_GET_INFO_BY_FD`.
-const OBJECT_INFO: libc::c_int = 15;
-/// `BPF_LINK_CREATE`.
-const LINK_CREATE: libc::c_int = 28;
-/// `BPF_LINK_UPDATE`.
-const LINK_UPDATE: libc::c_int = 29;
-/// `BPF_LINK_DETACH`.
-const LINK_DETACH: libc::c_int = 34;
+use crate::bpf::{bpf, descriptor};
 
 /// A TCX hook, as `enum bpf_attach_type` has it.
 #[derive(Clone, Copy)]
@@ -86,7 +75,7 @@ pub(super) fn make(
     let program = open(program)?;
     let other = before.map(open).transpose()?;
     let mut creation = Creation {
-        program: number(&program),
+        program: descriptor(&program),
         device: index,
         hook: hook as u32,
         flags: if other.is_some() {
@@ -94,22 +83,23 @@ pub(super) fn make(
         } else {
             BPF_F_BEFORE
         },
-        other: other.as_ref().map_or(0, number),
+        other: other.as_ref().map_or(0, descriptor),
         padding: 0,
         revision: 0,
     };
     // SAFETY: the command takes descriptors and no address.
-    let link = unsafe { bpf(LINK_CREATE, &mut creation) }?;
+    let link = unsafe { bpf(bpf_cmd::BPF_LINK_CREATE, &mut creation) }?;
     // SAFETY: the kernel has just made the descriptor for us.
     let link = unsafe { OwnedFd::from_raw_fd(link) };
     let name = CString::new(path.as_os_str().as_bytes())?;
     let mut request = Request {
         first: name.as_ptr() as u64,
-        answer: u64::from(number(&link)),
+        answer: u64::from(descriptor(&link)),
         zero: 0,
     };
     // SAFETY: `name` is a terminated string that outlives the call.
-    unsafe { bpf(OBJECT_PIN, &mut request) }.map(drop)
+    unsafe { bpf(bpf_cmd::BPF_OBJ_PIN, &mut request) }?;
+    Ok(())
 }
 
 /// Whether the link pinned at `path` is attached to the device with that index.
@@ -149,21 +139,17 @@ pub(super) fn holds(path: &Path, index: u32) -> io::Result<bool> {
 pub(super) fn remove(path: &Path) -> io::Result<()> {
     let link = open(path)?;
     let mut request = Request {
-        first: u64::from(number(&link)),
+        first: u64::from(descriptor(&link)),
         answer: 0,
         zero: 0,
     };
     // SAFETY: the command takes a descriptor and no address.
-    match unsafe { bpf(LINK_DETACH, &mut request) } {
+    match unsafe { bpf(bpf_cmd::BPF_LINK_DETACH, &mut request) } {
         Ok(_) => {}
         // It was detached before, its device has gone, or its kind does not know how: then the pin is
         // all that holds it.
-        Err(error)
-            if matches!(
-                error.raw_os_error(),
-                Some(libc::ENOLINK | libc::EINVAL | libc::EOPNOTSUPP)
-            ) => {}
-        Err(error) => return Err(error),
+        Err(Errno::ENOLINK | Errno::EINVAL | Errno::EOPNOTSUPP) => {}
+        Err(errno) => return Err(errno.into()),
     }
     fs::remove_file(path)
 }
@@ -176,14 +162,14 @@ pub(super) fn remove(path: &Path) -> io::Result<()> {
 pub(super) fn swap(path: &Path, program: &Path) -> io::Result<()> {
     let (link, program) = (open(path)?, open(program)?);
     let mut request = Request {
-        first: u64::from(number(&link)) | u64::from(number(&program)) << 32,
+        first: u64::from(descriptor(&link)) | u64::from(descriptor(&program)) << 32,
         answer: 0,
         zero: 0,
     };
     // SAFETY: the command takes descriptors and no address.
-    match unsafe { bpf(LINK_UPDATE, &mut request) } {
-        Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => Ok(()),
-        updated => updated.map(|_| ()),
+    match unsafe { bpf(bpf_cmd::BPF_LINK_UPDATE, &mut request) } {
+        Ok(_) | Err(Errno::ENOLINK) => Ok(()),
+        Err(errno) => Err(errno.into()),
     }
 }
 
@@ -214,18 +200,13 @@ fn info_of(path: &Path) -> io::Result<LinkInfo> {
     let mut info = LinkInfo::default();
     let length = size_of::<LinkInfo>() as u64;
     let mut request = Request {
-        first: u64::from(number(&link)) | length << 32,
+        first: u64::from(descriptor(&link)) | length << 32,
         answer: (&raw mut info) as u64,
         zero: 0,
     };
     // SAFETY: the kernel writes at most `length` bytes to `info`, which is plain numbers.
-    unsafe { bpf(OBJECT_INFO, &mut request) }?;
+    unsafe { bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut request) }?;
     Ok(info)
-}
-
-/// Descriptors are never negative.
-fn number(file: &OwnedFd) -> u32 {
-    file.as_raw_fd().unsigned_abs()
 }
 
 fn open(path: &Path) -> io::Result<OwnedFd> {
@@ -236,23 +217,7 @@ fn open(path: &Path) -> io::Result<OwnedFd> {
         zero: 0,
     };
     // SAFETY: `name` is a terminated string that outlives the call.
-    let descriptor = unsafe { bpf(OBJECT_GET, &mut request) }?;
+    let descriptor = unsafe { bpf(bpf_cmd::BPF_OBJ_GET, &mut request) }?;
     // SAFETY: the kernel has just made the descriptor for us.
     Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
-}
-
-/// # Safety
-/// `request` must be the start of a `union bpf_attr`, and its addresses what the command takes them for.
-unsafe fn bpf<T>(command: libc::c_int, request: &mut T) -> io::Result<libc::c_int> {
-    // SAFETY: the request is as long as is said; its addresses are the caller's promise.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            command,
-            std::ptr::from_mut(request),
-            size_of::<T>(),
-        )
-    };
-    // Descriptors and 0 fit.
-    Ok(Errno::result(result)? as libc::c_int)
 }

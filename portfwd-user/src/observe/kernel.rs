@@ -4,14 +4,11 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::path::Path;
 
+use aya_obj::generated::bpf_cmd;
 use nix::errno::Errno;
 use nix::libc;
 
-// Commands of bpf(2).
-const PROG_LOAD: libc::c_int = 5;
-const PROG_TEST_RUN: libc::c_int = 10;
-const OBJ_GET_INFO_BY_FD: libc::c_int = 15;
-const PROG_QUERY: libc::c_int = 16;
+use crate::bpf::{bpf, descriptor};
 
 /// `BPF_PROG_TYPE_SCHED_CLS`.
 const SCHED_CLS: u32 = 3;
@@ -52,7 +49,7 @@ pub fn compiles_programs() -> io::Result<bool> {
     attributes[0] = pair(descriptor(&program), size_of_val(&info) as u32);
     attributes[1] = info.as_mut_ptr() as u64;
     // SAFETY: the kernel writes at most the length that is passed to `info`, which is plain numbers.
-    unsafe { bpf(OBJ_GET_INFO_BY_FD, &mut attributes) }?;
+    unsafe { bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attributes) }?;
     Ok(info[4] != 0)
 }
 
@@ -64,11 +61,11 @@ pub fn has_tcx() -> io::Result<bool> {
     let mut attributes = Attributes::default();
     attributes[0] = pair(LOOPBACK, TCX_INGRESS);
     // SAFETY: no address is passed.
-    match unsafe { bpf(PROG_QUERY, &mut attributes) } {
+    match unsafe { bpf(bpf_cmd::BPF_PROG_QUERY, &mut attributes) } {
         Ok(_) => Ok(true),
         // A kernel that does not know the hook takes the call for one with bad arguments.
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(false),
-        Err(error) => Err(error),
+        Err(Errno::EINVAL) => Ok(false),
+        Err(errno) => Err(errno.into()),
     }
 }
 
@@ -84,7 +81,7 @@ pub fn knows_route_source() -> io::Result<bool> {
     attributes[1] = pair(frame.len() as u32, 0);
     attributes[2] = frame.as_ptr() as u64;
     // SAFETY: the kernel reads as much of `frame` as is said, and writes to the attributes alone.
-    unsafe { bpf(PROG_TEST_RUN, &mut attributes) }?;
+    unsafe { bpf(bpf_cmd::BPF_PROG_TEST_RUN, &mut attributes) }?;
     let [_, answer]: [u32; 2] = bytemuck::cast(attributes[0]);
     // Flags are looked at before the device, which does not exist.
     Ok(answer.cast_signed() != -libc::EINVAL)
@@ -110,7 +107,7 @@ pub fn test_run(program: BorrowedFd<'_>, frame: &[u8], device: u32) -> io::Resul
     attributes[5] = pair(size_of_val(&context) as u32, 0);
     attributes[6] = context.as_ptr() as u64;
     // SAFETY: the kernel reads as much of `frame` and `context` as is said, and writes as much of `after`.
-    unsafe { bpf(PROG_TEST_RUN, &mut attributes) }?;
+    unsafe { bpf(bpf_cmd::BPF_PROG_TEST_RUN, &mut attributes) }?;
     let [_, verdict]: [u32; 2] = bytemuck::cast(attributes[0]);
     let [_, length]: [u32; 2] = bytemuck::cast(attributes[1]);
     after.truncate(length as usize);
@@ -151,27 +148,7 @@ fn load(code: &[[u8; 8]]) -> io::Result<OwnedFd> {
     attributes[1] = code.as_ptr() as u64;
     attributes[2] = c"GPL".as_ptr() as u64;
     // SAFETY: the kernel reads as many instructions as are said, and a string with an end.
-    let program = unsafe { bpf(PROG_LOAD, &mut attributes) }?;
+    let program = unsafe { bpf(bpf_cmd::BPF_PROG_LOAD, &mut attributes) }?;
     // SAFETY: the kernel has just made the descriptor for us.
     Ok(unsafe { OwnedFd::from_raw_fd(program) })
-}
-
-fn descriptor(of: &OwnedFd) -> u32 {
-    of.as_raw_fd().unsigned_abs()
-}
-
-/// # Safety
-/// The addresses in `attributes` must be what the command takes them for.
-unsafe fn bpf(command: libc::c_int, attributes: &mut Attributes) -> io::Result<libc::c_int> {
-    // SAFETY: the attributes are as long as is said; their addresses are the caller's promise.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            command,
-            attributes.as_mut_ptr(),
-            size_of::<Attributes>(),
-        )
-    };
-    // Descriptors and 0 fit.
-    Ok(Errno::result(result)? as libc::c_int)
 }

@@ -4,28 +4,24 @@
 //! `BPF_MAP_TYPE_HASH` and `BPF_MAP_TYPE_LRU_HASH`, which [`Hash`] is alone; values of per-CPU tables are laid out in
 //! another way.
 
-use std::{
-    io,
-    os::fd::{AsFd as _, AsRawFd as _},
-    ptr,
-};
+use std::{io, os::fd::AsFd as _, ptr};
 
 use aya::{
     Pod,
     maps::{IterableMap as _, MapError},
     sys::SyscallError,
 };
-use nix::{errno::Errno, libc};
+use aya_obj::generated::bpf_cmd;
+use nix::errno::Errno;
 
 use super::Hash;
+use crate::bpf::{bpf, descriptor};
 
 #[cfg(test)]
 mod tests;
 
-/// `BPF_MAP_LOOKUP_BATCH` of linux/bpf.h.
-const LOOKUP: (libc::c_int, &str) = (24, "bpf_map_lookup_batch");
-/// `BPF_MAP_DELETE_BATCH`.
-const DELETE: (libc::c_int, &str) = (27, "bpf_map_delete_batch");
+const LOOKUP: (bpf_cmd, &str) = (bpf_cmd::BPF_MAP_LOOKUP_BATCH, "bpf_map_lookup_batch");
+const DELETE: (bpf_cmd, &str) = (bpf_cmd::BPF_MAP_DELETE_BATCH, "bpf_map_delete_batch");
 
 /// Entries of a call: of the largest, flows over IPv6, they take 640 KiB.
 const AT_ONCE: usize = 4096;
@@ -72,7 +68,7 @@ pub fn remove<K: Pod, V: Pod>(table: &mut Hash<K, V>, mut keys: &[K]) -> Result<
         // SAFETY: as many keys as are said lie there, and they are as long as the table's, which aya has compared.
         let done = unsafe { bpf(DELETE.0, &mut request) };
         let gone = match done {
-            Ok(()) => 0,
+            Ok(_) => 0,
             // The kernel stops at the first that is not there (`generic_map_delete_batch`).
             Err(Errno::ENOENT) => 1,
             Err(errno) => return Err(failed(DELETE.1, errno)),
@@ -134,7 +130,7 @@ impl<'t, K: Pod, V: Pod> Entries<'t, K, V> {
             // SAFETY: there is room for as many keys and values as are said, as long as the table's, which aya has
             // compared; the places are a hash table's, of 4 bytes.
             match unsafe { bpf(LOOKUP.0, &mut request) } {
-                Ok(()) => break request.count,
+                Ok(_) => break request.count,
                 // The end, with the last entries (`__htab_map_lookup_and_delete_batch`).
                 Err(Errno::ENOENT) => {
                     self.is_last = true;
@@ -178,7 +174,7 @@ impl<K: Pod, V: Pod> Iterator for Entries<'_, K, V> {
 impl Request {
     fn of<K: Pod, V: Pod>(table: &Hash<K, V>) -> Self {
         Self {
-            map: table.map().fd().as_fd().as_raw_fd().unsigned_abs(),
+            map: descriptor(&table.map().fd().as_fd()),
             ..Self::default()
         }
     }
@@ -187,19 +183,4 @@ impl Request {
 fn failed(call: &'static str, errno: Errno) -> MapError {
     let io_error = io::Error::from(errno);
     SyscallError { call, io_error }.into()
-}
-
-/// # Safety
-/// What the addresses in `request` lead to must have the room that the command takes them to have.
-unsafe fn bpf(command: libc::c_int, request: &mut Request) -> Result<(), Errno> {
-    // SAFETY: the request is as long as is said; its addresses are the caller's promise.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            command,
-            ptr::from_mut(request),
-            size_of::<Request>(),
-        )
-    };
-    Errno::result(result).map(drop)
 }

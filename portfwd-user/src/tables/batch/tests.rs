@@ -3,7 +3,6 @@
 use std::{collections::HashSet, os::fd::FromRawFd as _};
 
 use aya::maps::{Map, MapData};
-use nix::libc::SYS_bpf;
 
 use super::*;
 
@@ -14,18 +13,9 @@ const LRU_HASH: u32 = 9;
 
 /// A table of that type with `count` entries, each key with its double.
 fn table(kind: u32, capacity: u32, count: u32) -> Hash<u32, u64> {
-    const MAP_CREATE: libc::c_int = 0;
-    let attributes = [kind, 4, 8, capacity, 0];
-    // SAFETY: the attributes are readable for the size that is passed.
-    let made = unsafe {
-        libc::syscall(
-            SYS_bpf,
-            MAP_CREATE,
-            attributes.as_ptr(),
-            size_of_val(&attributes),
-        )
-    };
-    let made = Errno::result(made).expect("a table") as i32;
+    let mut attributes = [kind, 4, 8, capacity, 0];
+    // SAFETY: no address is passed.
+    let made = unsafe { bpf(bpf_cmd::BPF_MAP_CREATE, &mut attributes) }.expect("a table");
     // SAFETY: the kernel has just made the descriptor for us.
     let map = unsafe { std::os::fd::OwnedFd::from_raw_fd(made) };
     let data = MapData::from_fd(map).expect("facts of the table");
